@@ -1,0 +1,156 @@
+"""Settings: dataclass defaults, then a YAML file, then `a.b=c` overrides (layer 0).
+
+A key that no dataclass has, or a value of the wrong type, is an error that names the file, the key
+and the nearest right one. Published `config.json` files are read by the same rules for types.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ipx2p.errors import InputError, suggestion
+from ipx2p.files import atomic_write
+
+Config = TypeVar("Config")
+
+
+def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Build the dataclass `kind` from its defaults, the YAML file and the overrides.
+
+    Args:
+        kind: a dataclass; nested ones are groups, written `group.key` in overrides.
+        path: the YAML file.
+        overrides: `group.key=value` strings; values are read as YAML.
+    Raises: InputError for a missing or broken file, an unknown key, a wrong type, a missing value.
+    """
+    settings = OmegaConf.structured(kind)
+    settings = _merge(settings, _read_yaml(Path(path)), where=str(path))
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator or not key:
+            raise InputError(f"{override!r} is not an override, expected key=value")
+        try:
+            values = OmegaConf.from_dotlist([override])
+        except yaml.YAMLError as error:
+            raise InputError(f"{override!r}: the value is not YAML: {_one_line(error)}") from error
+        settings = _merge(settings, values, where="command line")
+    missing = OmegaConf.missing_keys(settings)
+    if missing:
+        raise InputError(f"{path}: {', '.join(sorted(missing))} must be set and is not")
+    return OmegaConf.to_object(settings)
+
+
+def read_published(
+    kind: type[Config],
+    raw: Mapping[str, Any],
+    where: str,
+    *,
+    supported: Mapping[str, Any],
+    harmless: Set[str],
+) -> Config:
+    """Build the dataclass `kind` from a published `config.json`, or refuse what it asks for.
+
+    Args:
+        raw: the parsed file; a field that it lacks takes the default of `kind`.
+        where: the file, for messages.
+        supported: other fields with the one value that is honoured.
+        harmless: other fields whose value does not matter here.
+    Raises: InputError that names the field: a wrong type, a value that is not supported, or an
+        unknown field that is on (not null, not false). Keys that begin with "_" are notes.
+    """
+    fields = {field.name for field in dataclasses.fields(kind)}
+    for name, value in raw.items():
+        if name in fields or name in harmless or name.startswith("_"):
+            continue
+        if name in supported and value != supported[name]:
+            raise InputError(f"{where}: {name} is {value!r}, only {supported[name]!r} is supported")
+        if name not in supported and value is not None and value is not False:
+            raise InputError(
+                f"{where}: {name} = {value!r} is not known here and cannot be honoured"
+            )
+    known = OmegaConf.create({name: value for name, value in raw.items() if name in fields})
+    return OmegaConf.to_object(_merge(OmegaConf.structured(kind), known, where))
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Write a config dataclass, every value resolved, as YAML that `load_config` reads back."""
+    with atomic_write(path) as temporary:
+        OmegaConf.save(OmegaConf.structured(config), temporary)
+
+
+def config_differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """The dotted keys in which two config dataclasses differ, with both values."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    keys = [*before, *(key for key in after if key not in before)]
+    return [
+        (key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)
+    ]
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        values = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise InputError(f"config file {path} does not exist") from None
+    except IsADirectoryError:
+        raise InputError(f"config file {path} is a folder, expected a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read config file {path}: {_one_line(error)}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {_one_line(error)}") from error
+    if not isinstance(values, DictConfig):
+        raise InputError(f"{path} holds a list, expected groups of `key: value`")
+    return values
+
+
+def _merge(settings: DictConfig, values: DictConfig, where: str) -> DictConfig:
+    _check_keys(OmegaConf.get_type(settings), OmegaConf.to_container(values), where)
+    try:
+        return OmegaConf.merge(settings, values)
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise InputError(f"{where}: {key}{_one_line(str(error).splitlines()[0])}") from error
+
+
+def _check_keys(kind: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if name not in fields:
+            near = suggestion(str(name), list(fields), prefix)
+            raise InputError(f"{where}: unknown key {key}; {near}")
+        group = _inner_type(fields[name])
+        if dataclasses.is_dataclass(group) and isinstance(value, Mapping):
+            _check_keys(group, value, where, f"{key}.")
+        elif dataclasses.is_dataclass(group) and value is not None:
+            names = ", ".join(field.name for field in dataclasses.fields(group))
+            raise InputError(f"{where}: {key} is {value!r}, expected a group with keys {names}")
+        elif typing.get_origin(group) is list and not isinstance(value, list):
+            raise InputError(f"{where}: {key} is {value!r}, expected a list such as [{value}]")
+
+
+def _inner_type(annotation: Any) -> Any:
+    """The type T in an annotation `T | None`, or the annotation itself."""
+    options = [option for option in typing.get_args(annotation) if option is not type(None)]
+    is_optional = isinstance(annotation, types.UnionType) and len(options) == 1
+    return options[0] if is_optional else annotation
+
+
+def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flatten(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

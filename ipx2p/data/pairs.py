@@ -1,0 +1,237 @@
+"""Pairs of pictures with an instruction: the manifest, and the geometry both share (layer 2).
+
+A manifest is JSON lines, one pair each, paths relative to the file, one instruction or a list:
+{"source": "a.png", "target": "b.png", "instruction": "derain the image", "task": "derain"}
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ipx2p.data.degrade import DegradeConfig, check_task, degrade
+from ipx2p.data.instructions import INSTRUCTIONS
+from ipx2p.errors import InputError
+from ipx2p.images import load_image, pixels01_from_image, resize
+
+PICTURES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One square cut of a picture: a box in its pixels (left, top, right, bottom), then a flip."""
+
+    box: tuple[float, float, float, float]
+    flip: bool
+    resolution: int
+
+    def apply(self, image: Image.Image) -> Tensor:
+        """The cut, resized to resolution x resolution, as (3, H, W) in [0, 1]."""
+        cut = resize(image, (self.resolution, self.resolution), box=self.box)
+        pixels01 = pixels01_from_image(cut)
+        return pixels01.flip(-1) if self.flip else pixels01
+
+
+def random_geometry(
+    size: tuple[int, int],
+    resolution: int,
+    generator: torch.Generator,
+    *,
+    max_zoom: float = 1.0,
+    flip: bool = True,
+) -> Geometry:
+    """A random square of a picture: aspect kept, up to `max_zoom` smaller than its short side."""
+    width, height = size
+    draws = torch.rand(4, generator=generator).tolist()
+    side = min(width, height) / (1 + (max_zoom - 1) * draws[0])
+    left, top = draws[1] * (width - side), draws[2] * (height - side)
+    return Geometry((left, top, left + side, top + side), flip and draws[3] < 0.5, resolution)
+
+
+def centre_geometry(size: tuple[int, int], resolution: int) -> Geometry:
+    """The largest square in the middle of a picture, for validation."""
+    width, height = size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return Geometry((left, top, left + side, top + side), False, resolution)
+
+
+@dataclass(frozen=True)
+class EditPair:
+    """One training example: two pictures, (3, H, W) in [0, 1], and what to say."""
+
+    source_pixels01: Tensor
+    target_pixels01: Tensor
+    instruction: str
+    task: str
+
+
+Cut = Callable[[tuple[int, int]], Geometry]  # size of a picture -> what to take of it
+
+
+class Pairs(Protocol):
+    """A numbered set of pairs."""
+
+    def __len__(self) -> int: ...
+
+    def task(self, item: int) -> str:
+        """The task of the pair of this number, without looking at its pictures."""
+
+    def get(self, item: int, cut: Cut, generator: torch.Generator) -> EditPair:
+        """The pair of this number, cut by `cut`; all that is random comes from the generator.
+
+        Raises: InputError for a picture that cannot be read, naming the file and its origin.
+        """
+
+
+class ManifestPairs:
+    """The pairs of a manifest. InputError names the file and line of whatever is wrong in it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.records = read_manifest(self.path)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def task(self, item: int) -> str:
+        """See `Pairs.task`."""
+        return self.records[item].task
+
+    def get(self, item: int, cut: Cut, generator: torch.Generator) -> EditPair:
+        """See `Pairs.get`. Of several instructions one is drawn."""
+        record = self.records[item]
+        where = f"{self.path} line {record.line}"
+        try:
+            source, target = load_image(record.source), load_image(record.target)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        if source.size != target.size:
+            raise InputError(
+                f"{where}: {record.source} is {source.width} x {source.height}, {record.target} is "
+                f"{target.width} x {target.height}: a pair must have one size"
+            )
+        geometry = cut(source.size)
+        choice = int(torch.randint(len(record.instructions), (), generator=generator))
+        return EditPair(
+            geometry.apply(source),
+            geometry.apply(target),
+            record.instructions[choice],
+            record.task,
+        )
+
+
+class DegradedPhotos:
+    """Photographs as targets, degraded on the fly as sources: every photo with every task.
+
+    Args:
+        photos: picture files.
+        tasks: what the edit has to undo, keys of `DEGRADATIONS`.
+        config: how severe the degradations are.
+    """
+
+    def __init__(self, photos: Sequence[Path], tasks: Sequence[str], config: DegradeConfig) -> None:
+        for task in tasks:
+            check_task(task, "data.tasks")
+        self.photos = [*photos]
+        self.tasks = [*tasks]
+        self.config = config
+        self._cache = PictureCache()
+
+    def __len__(self) -> int:
+        return len(self.photos) * len(self.tasks)
+
+    def task(self, item: int) -> str:
+        """See `Pairs.task`."""
+        return self.tasks[item % len(self.tasks)]
+
+    def get(self, item: int, cut: Cut, generator: torch.Generator) -> EditPair:
+        """See `Pairs.get`."""
+        photo, task = divmod(item, len(self.tasks))
+        image = self._cache.load(self.photos[photo])
+        target = cut(image.size).apply(image)
+        source = degrade(target, self.tasks[task], generator, self.config)
+        return EditPair(source, target, INSTRUCTIONS[self.tasks[task]], self.tasks[task])
+
+
+class PictureCache:
+    """Loads pictures and keeps the first ones that fit into a budget of decoded bytes."""
+
+    def __init__(self, budget: int = 256 * 2**20) -> None:
+        self.free = budget
+        self.images: dict[Path, Image.Image] = {}
+
+    def load(self, path: Path) -> Image.Image:
+        """The picture at `path`, see `load_image`."""
+        if path in self.images:
+            return self.images[path]
+        image = load_image(path)
+        num_bytes = 3 * image.width * image.height
+        if num_bytes <= self.free:
+            self.free -= num_bytes
+            self.images[path] = image
+        return image
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a manifest."""
+
+    source: Path
+    target: Path
+    instructions: tuple[str, ...]
+    task: str
+    line: int
+
+
+def read_manifest(path: Path) -> list[Record]:
+    """Read a manifest whole. InputError names the file, the line, and what is wrong in it."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise InputError(f"manifest {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read manifest {path}: {error}") from error
+    records = [_record(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not records:
+        raise InputError(f"manifest {path} lists no pairs")
+    return records
+
+
+def find_photos(folder: Path) -> list[Path]:
+    """The picture files in a folder and its subfolders, in order of their names.
+
+    Raises: InputError when there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder of photographs")
+    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    if not photos:
+        raise InputError(f"{folder} holds no pictures, expected {', '.join(sorted(PICTURES))}")
+    return photos
+
+
+def _record(path: Path, number: int, line: str) -> Record:
+    where = f"{path} line {number}"
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{where} holds a {type(values).__name__}, expected an object")
+    for name in ("source", "target", "task"):
+        if not isinstance(values.get(name), str) or not values[name]:
+            raise InputError(f"{where}: {name!r} is {values.get(name)!r}, expected a string")
+    instruction = values.get("instruction")
+    instructions = instruction if isinstance(instruction, list) else [instruction]
+    if not instructions or not all(isinstance(i, str) and i.strip() for i in instructions):
+        raise InputError(
+            f"{where}: 'instruction' is {instruction!r}, expected a sentence or a list of sentences"
+        )
+    source, target = (path.parent / values[name] for name in ("source", "target"))
+    return Record(source, target, tuple(instructions), values["task"], number)

@@ -1,0 +1,40 @@
+"""Where and in what precision to compute (layer 0)."""
+
+import torch
+
+from ipx2p.errors import InputError, suggestion
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of this name; `auto` is CUDA where there is one, else the CPU.
+
+    Raises: InputError for a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except Exception as error:  # each backend raises its own way when it is absent
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"device {name!r} is not available: {reason}; use auto, cpu, or cuda on a machine "
+            "that has one"
+        ) from error
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of this name; `auto` is bfloat16 on CUDA, float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise InputError(f"unknown dtype {name!r}; {suggestion(name, ['auto', *DTYPES])}")
+    return DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`torch.bfloat16` -> "bfloat16"."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,42 @@
+"""From a network to the one contract of sampling, D(x, sigma, step) -> denoised (layer 1).
+
+`x` and the result are float32 in units of the clean latents, x = x0 + sigma n
+(arXiv:2206.00364, sec. 3): network, guidance and sampler change apart.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ipx2p.diffusion.schedule import Schedule, Step
+
+Denoiser = Callable[[Tensor, float, Step], Tensor]
+
+
+def denoise(
+    network: Callable[..., Tensor],
+    schedule: Schedule,
+    x: Tensor,
+    sigma: float,
+    *,
+    text: Tensor,
+    source_latents: Tensor,
+) -> Tensor:
+    """One evaluation of the network, turned into an estimate of x0.
+
+    The scale 1 / sqrt(1 + sigma^2) brings x to the unit variance that the network was trained on;
+    the source latents are a condition, not noise, and are never scaled.
+
+    Args:
+        network: `UNet.forward` or the like.
+        x: noisy latents at noise level sigma, (B, 4, h, w), float32.
+        text: states of the instruction, (B, 77, D), in the dtype the network computes in.
+        source_latents: unscaled, zeros for no picture, (B, 4, h, w).
+    Returns: denoised latents, (B, 4, h, w), float32.
+    """
+    timesteps = torch.full((len(x),), schedule.timestep(sigma), device=x.device)
+    scaled = (x / math.sqrt(1 + sigma**2)).to(text.dtype)
+    prediction = network(scaled, timesteps, text, source_latents.to(text.dtype))
+    return schedule.denoised(prediction.float(), x, sigma)

@@ -1,0 +1,87 @@
+"""The training objective: random draws, conditioning dropout, loss per sample (layer 1).
+
+Noise prediction in latent space with two conditions (InstructPix2Pix, arXiv:2211.09800, sec. 3.2).
+Every draw belongs to a training sample: keyed by the run's seed and the sample's global index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ipx2p.errors import InputError
+from ipx2p.seeds import generator
+
+
+@dataclass
+class DropoutConfig:
+    """Shares of samples whose conditions are hidden, so that guidance has its branches."""
+
+    text: float = 0.05  # the instruction alone
+    image: float = 0.05  # the source alone
+    both: float = 0.05
+
+    def check(self, where: str) -> None:
+        """Raise InputError for shares that cannot be."""
+        shares = (self.text, self.image, self.both)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise InputError(f"{where}: shares {shares} must be 0 or more and sum to at most 1")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random draws of a batch of B samples."""
+
+    timesteps: Tensor  # (B,), int64, 0..999
+    noise: Tensor  # (B, 4, h, w), what is added to the target
+    posterior_noise: Tensor  # (B, 4, h, w), picks the target's latents from their posterior
+    dropout: Tensor  # (B,), uniform in [0, 1)
+
+    def to(self, device: torch.device) -> "Draws":
+        """The same draws on a device; a copy to the GPU does not make it wait."""
+        tensors = vars(self).values()
+        if device.type == "cuda":
+            tensors = [t.pin_memory() for t in tensors]
+        return Draws(*(t.to(device, non_blocking=True) for t in tensors))
+
+
+def draw(
+    seed: int, indices: Sequence[int], latent_shape: Sequence[int], num_train_timesteps: int
+) -> Draws:
+    """Draw for the samples with these global indices, on the CPU.
+
+    Args:
+        latent_shape: (4, h, w) of one sample.
+    """
+    rows = []
+    for index in indices:
+        draws = generator(seed, "objective", index)
+        timestep = torch.randint(num_train_timesteps, (), generator=draws)
+        noises = torch.randn(2, *latent_shape, generator=draws)
+        rows.append((timestep, noises[0], noises[1], torch.rand((), generator=draws)))
+    return Draws(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def drop_conditions(
+    text: Tensor, source_latents: Tensor, null_text: Tensor, uniform: Tensor, dropout: DropoutConfig
+) -> tuple[Tensor, Tensor]:
+    """Hide the instruction, the source or both from some samples, one draw per sample.
+
+    Args:
+        text: (B, 77, D). null_text: (1, 77, D). source_latents: (B, 4, h, w).
+        uniform: one number in [0, 1) per sample, (B,).
+    Returns: text and source latents with the null text and zeros in the hidden places.
+    """
+    until_text = dropout.text
+    until_both = until_text + dropout.both
+    until_image = until_both + dropout.image
+    hide_text = uniform < until_both
+    hide_source = (uniform >= until_text) & (uniform < until_image)
+    text = torch.where(hide_text[:, None, None], null_text.to(text.dtype), text)
+    return text, source_latents.masked_fill(hide_source[:, None, None, None], 0.0)
+
+
+def loss_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each sample, float32, (B,)."""
+    return (prediction.float() - target.float()).square().flatten(1).mean(1)

@@ -1,0 +1,304 @@
+"""Noise levels: the training schedule and the plan of a sampling run (layer 1).
+
+The training schedule is variance preserving, x_t = alpha x0 + s n with alpha^2 + s^2 = 1 (DDPM,
+arXiv:2006.11239). Sampling works in units of the clean latents, x = x0 + sigma n with
+sigma = s / alpha (arXiv:2206.00364). Everything here is float64; tensors are converted on use.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ipx2p.config import read_published
+from ipx2p.errors import InputError, suggestion
+from ipx2p.files import read_json, write_json
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")  # eps, v, x0 in the published words
+BETA_SCHEDULES = ("scaled_linear", "linear")
+SPACINGS = ("linspace", "leading", "trailing", "karras")
+
+TERMINAL_ALPHA_BAR = 2.0**-24  # zero-terminal SNR, floored so that sigma stays finite (4096)
+KARRAS_RHO = 7.0
+
+# Fields of a published scheduler_config.json that would change the schedule itself; what a missing
+# field means there, where it is not what it means here.
+PUBLISHED_DEFAULTS = {
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "steps_offset": 0,
+}
+SUPPORTED = {"trained_betas": None, "predict_epsilon": True}
+# Fields that choose a sampler or its options; here these are arguments of an edit.
+HARMLESS = {
+    "algorithm_type", "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio",
+    "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped",
+    "lower_order_final", "sample_max_value", "set_alpha_to_one", "skip_prk_steps", "solver_order",
+    "solver_type", "thresholding", "time_shift_type", "timestep_spacing", "timestep_type",
+    "use_karras_sigmas", "variance_type",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SamplerTraits:
+    """What the plan of a sampler has to know about it; as in the published scheduler of its name.
+
+    full_variance: starts at noise of variance sigma^2 + 1, not sigma^2.
+    whole_timesteps: visits whole timesteps with the linspace spacing.
+    ends_at_first_sigma: ends at the noise of timestep 0, not at sigma 0.
+    ancestral: each step ends in fresh noise.
+    leaves_out_last: spacings laid out with one point more, the last of which is not visited: it is
+        where the sampler ends. (For DDIM with linspace and karras this is our own choice: a last
+        step from timestep 0 to timestep 0 would do nothing.)
+    """
+
+    full_variance: bool = False
+    whole_timesteps: bool = False
+    ends_at_first_sigma: bool = False
+    ancestral: bool = False
+    leaves_out_last: tuple[str, ...] = ()
+
+
+SAMPLER_TRAITS = {
+    "ddpm": SamplerTraits(full_variance=True, whole_timesteps=True, ancestral=True),
+    "ddim": SamplerTraits(
+        full_variance=True,
+        whole_timesteps=True,
+        ends_at_first_sigma=True,
+        leaves_out_last=("linspace", "karras"),
+    ),
+    "euler": SamplerTraits(),
+    "euler_ancestral": SamplerTraits(ancestral=True),
+    "heun": SamplerTraits(),
+    "dpmpp_2m": SamplerTraits(
+        full_variance=True, whole_timesteps=True, leaves_out_last=("linspace", "leading")
+    ),
+}
+
+
+@dataclass
+class ScheduleConfig:
+    """The training schedule. Defaults: Stable Diffusion's. Fields as in scheduler_config.json."""
+
+    num_train_timesteps: int = 1000
+    beta_schedule: str = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction_type: str = "epsilon"
+    rescale_betas_zero_snr: bool = False
+    steps_offset: int = 1  # of the leading spacing
+
+    @classmethod
+    def read(cls, path: Path) -> "ScheduleConfig":
+        """Read a published scheduler_config.json; InputError names what cannot be honoured."""
+        raw = PUBLISHED_DEFAULTS | read_json(path)
+        config = read_published(cls, raw, str(path), supported=SUPPORTED, harmless=HARMLESS)
+        config.check(str(path))
+        return config
+
+    def write(self, path: Path) -> None:
+        """Write a scheduler_config.json that diffusers reads."""
+        published = {"_class_name": "EulerDiscreteScheduler", **asdict(self)}
+        # The last timestep, which the rescaling needs, is not visited by the leading spacing.
+        published["timestep_spacing"] = "trailing" if self.rescale_betas_zero_snr else "linspace"
+        write_json(published, path)
+
+    def check(self, where: str) -> None:
+        """Raise InputError for a schedule that cannot be, naming the field."""
+        for name, known in (
+            ("prediction_type", PREDICTION_TYPES),
+            ("beta_schedule", BETA_SCHEDULES),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise InputError(f"{where}: {name} is {value!r}; {suggestion(str(value), known)}")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise InputError(
+                f"{where}: beta_start {self.beta_start} and beta_end {self.beta_end} must lie "
+                "between 0 and 1, in this order"
+            )
+        if self.num_train_timesteps < 2:
+            raise InputError(
+                f"{where}: num_train_timesteps is {self.num_train_timesteps}, expected 2 or more"
+            )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a sampler.
+
+    index, count: position in the run. sigma: noise level at its start; sigma_next: where it goes;
+    sigma_down: where the deterministic part goes when a sampler adds fresh noise (else sigma_next).
+    """
+
+    index: int
+    count: int
+    sigma: float
+    sigma_next: float
+    sigma_down: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sampler walks: `sigmas` (count + 1, falling; the last is where it ends).
+
+    `timesteps` are for people to look at; the network is told `Schedule.timestep(sigma)`.
+    """
+
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]  # of the first `count` sigmas
+    start_factor: float  # unit noise times this is where x starts
+    ancestral: bool  # steps end in fresh noise
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def __iter__(self) -> Iterator[Step]:
+        """The steps in order."""
+        for index in range(len(self)):
+            sigma, sigma_next = self.sigmas[index], self.sigmas[index + 1]
+            # Fresh noise of variance sigma_next^2 - sigma_down^2 makes up for the rest.
+            sigma_down = sigma_next**2 / sigma if self.ancestral else sigma_next
+            yield Step(index, len(self), sigma, sigma_next, sigma_down)
+
+    @property
+    def end_factor(self) -> float:
+        """x times this is the latents: 1 unless the plan ends before sigma 0."""
+        return 1 / math.sqrt(1 + self.sigmas[-1] ** 2)
+
+
+class Schedule:
+    """The training schedule: sigma of a timestep and back, adding noise, changing predictions."""
+
+    def __init__(self, config: ScheduleConfig | None = None) -> None:
+        self.config = config or ScheduleConfig()
+        self.config.check("ScheduleConfig")
+        self.alphas_cumprod = _alphas_cumprod(self.config)
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def log_sigmas(self) -> Tensor:
+        """Logarithms of the sigmas of all training timesteps, rising, float64."""
+        return 0.5 * ((1 - self.alphas_cumprod).log() - self.alphas_cumprod.log())
+
+    @property
+    def last_timestep(self) -> int:
+        return self.config.num_train_timesteps - 1
+
+    def sigma(self, timestep: float) -> float:
+        """Noise level at a timestep, 0..999; between two of them log-linear, as in k-diffusion."""
+        low = min(int(timestep), self.last_timestep - 1)
+        weight = timestep - low
+        between = (1 - weight) * self.log_sigmas[low] + weight * self.log_sigmas[low + 1]
+        return between.exp().item()
+
+    def timestep(self, sigma: float) -> float:
+        """Timestep of a noise level: the inverse of `sigma`, clamped to 0..999, fractional."""
+        log_sigma = math.log(sigma)
+        low = int(torch.searchsorted(self.log_sigmas, log_sigma, right=True)) - 1
+        low = min(max(low, 0), self.last_timestep - 1)
+        below, above = self.log_sigmas[low].item(), self.log_sigmas[low + 1].item()
+        return min(max(low + (log_sigma - below) / (above - below), 0.0), float(self.last_timestep))
+
+    def plan(self, sampler: str, spacing: str, num_steps: int) -> Plan:
+        """The noise levels that a sampler visits; its traits decide where it starts and ends.
+
+        The leading spacing starts at the full variance with any sampler, as published. Karras
+        sigmas keep their fractional timesteps, also where published code rounds them.
+
+        Raises: InputError for an unknown sampler or spacing, or steps outside 1..1000.
+        """
+        for kind, name, known in (
+            ("sampler", sampler, [*SAMPLER_TRAITS]),
+            ("spacing", spacing, SPACINGS),
+        ):
+            if name not in known:
+                raise InputError(f"unknown {kind} {name!r}; {suggestion(name, known)}")
+        total = self.config.num_train_timesteps
+        if not 1 <= num_steps <= total:
+            raise InputError(f"{num_steps} steps asked for, expected 1 to {total}")
+        traits = SAMPLER_TRAITS[sampler]
+        timesteps = self._timesteps(traits, spacing, num_steps)
+        sigmas = [self.sigma(timestep) for timestep in timesteps]
+        full_variance = spacing == "leading" or traits.full_variance
+        return Plan(
+            sigmas=(*sigmas, self.sigma(0) if traits.ends_at_first_sigma else 0.0),
+            timesteps=tuple(timesteps),
+            start_factor=math.sqrt(1 + sigmas[0] ** 2) if full_variance else sigmas[0],
+            ancestral=traits.ancestral,
+        )
+
+    def _timesteps(self, traits: SamplerTraits, spacing: str, num_steps: int) -> list[float]:
+        total, last = self.config.num_train_timesteps, self.last_timestep
+        if num_steps == 1:
+            return [float(last)]
+        points = num_steps + (spacing in traits.leaves_out_last)
+        falling = range(points - 1, -1, -1)
+        if spacing == "leading":
+            stride = max(total // points, 1)
+            timesteps = [stride * i + self.config.steps_offset for i in falling]
+        elif spacing == "trailing":
+            timesteps = [round(total * (i + 1) / points) - 1 for i in falling]
+        elif spacing == "karras":
+            # arXiv:2206.00364, eq. 5
+            high, low = (self.sigma(t) ** (1 / KARRAS_RHO) for t in (last, 0))
+            roots = [low + (high - low) * i / (points - 1) for i in falling]
+            timesteps = [self.timestep(root**KARRAS_RHO) for root in roots]
+        else:
+            timesteps = [last * i / (points - 1) for i in falling]
+            if traits.whole_timesteps:
+                timesteps = [round(timestep) for timestep in timesteps]
+        return [float(min(max(timestep, 0), last)) for timestep in timesteps[:num_steps]]
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = alpha x0 + s n at whole timesteps (B,); float32, at unit variance."""
+        alpha, s = self._alpha_and_s(timesteps, latents.device)
+        return alpha * latents.float() + s * noise.float()
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the network is trained to predict: eps, v = alpha n - s x0, or x0; float32."""
+        if self.config.prediction_type == "epsilon":
+            return noise.float()
+        if self.config.prediction_type == "sample":
+            return latents.float()
+        # Progressive distillation, arXiv:2202.00512, app. D
+        alpha, s = self._alpha_and_s(timesteps, latents.device)
+        return alpha * noise.float() - s * latents.float()
+
+    def denoised(self, prediction: Tensor, x: Tensor, sigma: float) -> Tensor:
+        """The estimate of x0 from a prediction at x = x0 + sigma n, all in float32."""
+        if self.config.prediction_type == "epsilon":
+            return x - sigma * prediction
+        if self.config.prediction_type == "sample":
+            return prediction
+        # v = alpha n - s x0, with alpha = 1 / sqrt(1 + sigma^2) and s = sigma alpha
+        return x / (1 + sigma**2) - prediction * (sigma / math.sqrt(1 + sigma**2))
+
+    def _alpha_and_s(self, timesteps: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._tables:  # once per device: a training step must not wait for copies
+            alpha, s = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
+            self._tables[device] = alpha.float().to(device), s.float().to(device)
+        return tuple(table[timesteps].view(-1, 1, 1, 1) for table in self._tables[device])
+
+
+def _alphas_cumprod(config: ScheduleConfig) -> Tensor:
+    """alpha-bar of every timestep (DDPM, arXiv:2006.11239, eq. 4), falling, float64."""
+    count, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
+    if config.beta_schedule == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64).square()
+    else:
+        betas = torch.linspace(start, end, count, dtype=torch.float64)
+    alphas_cumprod = (1 - betas).cumprod(0)
+    if config.rescale_betas_zero_snr:
+        # Shift and stretch alpha so that the last one is 0, the first as it was
+        # (arXiv:2305.08891, alg. 1); alpha-bar 0 would be an infinite sigma.
+        alpha = alphas_cumprod.sqrt()
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+        alphas_cumprod = alpha.square()
+        alphas_cumprod[-1] = TERMINAL_ALPHA_BAR
+    return alphas_cumprod

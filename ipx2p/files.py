@@ -1,0 +1,96 @@
+"""Files that are whole or not there: atomic writes and JSON (layer 0, standard library only)."""
+
+import errno
+import json
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ipx2p.errors import InputError
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to; at the end it replaces `path`.
+
+    It is flushed to disk first, so `path` is at any time the earlier file or the whole new one. If
+    the block or the disk fails, the temporary file is removed. Folders are made as needed.
+
+    Raises: InputError that says why `path` cannot be written.
+    """
+    path = Path(path)
+    if "\0" in str(path):
+        raise InputError(f"cannot write {str(path)!r}: a null byte is in the name")
+    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # as the umask says; some writers restrict it
+        yield temporary
+        temporary.chmod(mode)
+        flush_to_disk(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {_reason(error)}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # not every file system flushes folders
+        flush_to_disk(path.parent)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make the folder and try it out, so that hours of work do not end in nowhere.
+
+    Raises: InputError when files cannot be written there.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {_reason(error)}") from error
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return when the file, or the folder's list of names, is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read one JSON object. InputError names the file, and the line where it is not JSON."""
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path} holds a JSON {type(data).__name__}, expected an object")
+    return data
+
+
+def write_json(data: dict[str, Any], path: str | Path) -> None:
+    """Write one JSON object, indented, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.errno is None:
+        return " ".join(str(error).split())
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"{error.strerror}: {'free some space' if full else 'choose another place'}"

@@ -1,0 +1,140 @@
+"""Blocks that the U-Net and the VAE share (layer 1, torch only).
+
+Attribute names are the published state-dict keys (diffusers folder layout), so weights need no map.
+Shapes: B pictures, C channels, H x W pixels of a feature map, N tokens of width D.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
+    """Sinusoids of the timesteps, cosines first (DDPM, arXiv:2006.11239; order as in LDM).
+
+    Args:
+        timesteps: training indices 0..999, (B,); may be fractional.
+        dim: width of the embedding, even.
+    Returns: (B, dim), float32 whatever comes in: bfloat16 turns timestep 951 into 952.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, device=timesteps.device, dtype=torch.float32) / half
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised 3x3 convolutions around a skip; a time embedding is added between them."""
+
+    def __init__(
+        self, channels: int, out_channels: int, *, time_dim: int | None, groups: int, eps: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels, eps)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        if time_dim is not None:
+            self.time_emb_proj = nn.Linear(time_dim, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if channels != out_channels:
+            self.conv_shortcut = nn.Conv2d(channels, out_channels, 1)
+        else:
+            self.conv_shortcut = nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) and a time embedding (B, time_dim) -> (B, out_channels, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        if time is not None:
+            h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.conv_shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens to themselves or to a context (arXiv:1706.03762)."""
+
+    def __init__(
+        self, dim: int, *, heads: int, context_dim: int | None = None, qkv_bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        context_dim = dim if context_dim is None else context_dim
+        self.to_q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.to_k = nn.Linear(context_dim, dim, bias=qkv_bias)
+        self.to_v = nn.Linear(context_dim, dim, bias=qkv_bias)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim))
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, D), context (B, M, context_dim) -> (B, N, D)."""
+        context = tokens if context is None else context
+        q = self.split_heads(self.to_q(tokens))
+        k = self.split_heads(self.to_k(context))
+        v = self.split_heads(self.to_v(context))
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def split_heads(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, heads, N, D / heads)."""
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Downsample(nn.Module):
+    """Halve a feature map by a strided 3x3 convolution.
+
+    The U-Net pads one pixel on every side; the VAE (`pad_all=False`) only right and bottom.
+    """
+
+    def __init__(self, channels: int, *, pad_all: bool) -> None:
+        super().__init__()
+        self.pad_all = pad_all
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if pad_all else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)); without `pad_all` rounded down."""
+        return self.conv(x if self.pad_all else F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Enlarge a feature map by nearest neighbours, then smooth it by a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, C, H, W) -> (B, C, *size)."""
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers, four times as wide in between, with a gated GELU (arXiv:2002.05202)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # Index 1 is a dropout in the published layout; it has no weights.
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> the same shape."""
+        return self.net(tokens)
+
+
+class GEGLU(nn.Module):
+    """Half of the projection, gated by the GELU of the other half."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, dim) -> (B, N, width)."""
+        value, gate = self.proj(tokens).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module with its parameters at zero, so that a residual branch starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module

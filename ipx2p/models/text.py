@@ -1,0 +1,162 @@
+"""Instructions to text states: the CLIP tokenizer and text encoder (layer 1).
+
+The encoder is transformers' `CLIPTextModel` (CLIP, arXiv:2103.00020), the one network that is not
+written by hand here. Its published weights carry the prefix `text_model.`, which transformers 4.57
+keeps and 5.x dropped: they are read with and without it, and written with it.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
+
+from ipx2p.errors import InputError
+from ipx2p.files import atomic_write, read_json, write_json
+from ipx2p.tensors import TEXT_STEMS, find_weights, load_strict, read_tensors, save_tensors
+
+PREFIX = "text_model."
+POSITION_IDS = "embeddings.position_ids"  # a buffer in old files, 0..76; no weight
+
+
+class TextEncoder(nn.Module):
+    """Tokenizer and encoder in one: sentences in, states (B, 77, D) out.
+
+    Args:
+        model: transformers' CLIP text model.
+        config: the published config.json of the model, written back by `save` as it came.
+        tokenizer: its tokenizer.
+        tokenizer_files: name -> content of the tokenizer's files, written back likewise.
+    """
+
+    def __init__(
+        self,
+        model: CLIPTextModel,
+        config: dict,
+        tokenizer: CLIPTokenizerFast,
+        tokenizer_files: Mapping[str, bytes],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.tokenizer = tokenizer
+        self.tokenizer_files = tokenizer_files
+
+    @property
+    def length(self) -> int:
+        """Tokens of every instruction, padding included (77)."""
+        return self.model.config.max_position_embeddings
+
+    @property
+    def width(self) -> int:
+        """D, the width of a state."""
+        return self.model.config.hidden_size
+
+    def tokenize(self, sentences: Sequence[str]) -> Tensor:
+        """Token ids, padded, (B, 77). A longer sentence is cut; a warning shows what was cut."""
+        room = self.length - 2  # begin and end of text
+        for sentence in sentences:
+            offsets = self.tokenizer(
+                sentence, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )["offset_mapping"]
+            if len(offsets) > room:
+                warnings.warn(
+                    f"the instruction has {len(offsets) + 2} tokens, {self.length} fit; "
+                    f"this end of it is cut: {sentence[offsets[room][0] :]!r}",
+                    stacklevel=2,
+                )
+        batch = self.tokenizer(
+            list(sentences),
+            padding="max_length",
+            truncation=True,
+            max_length=self.length,
+            return_tensors="pt",
+        )
+        return batch["input_ids"]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids (B, 77) -> states after the last norm, (B, 77, D)."""
+        return self.model(input_ids=ids).last_hidden_state
+
+    @torch.no_grad()
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        """Sentences -> states (B, 77, D) on the encoder's device, in its dtype.
+
+        The empty string gives the null text of classifier-free guidance.
+        """
+        device = next(self.parameters()).device
+        return self(self.tokenize(sentences).to(device))
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: torch.dtype | None = torch.float32) -> "TextEncoder":
+        """From a weights folder that holds `text_encoder/` and `tokenizer/`; on the CPU.
+
+        Args:
+            dtype: of the weights; None keeps what the file has.
+
+        Raises: InputError for a missing or damaged file, or another kind of text encoder.
+        """
+        folder = Path(folder)
+        config_path = folder / "text_encoder" / "config.json"
+        config = read_json(config_path)
+        if config.get("model_type") != "clip_text_model":
+            raise InputError(
+                f"{config_path}: model_type is {config.get('model_type')!r}, expected "
+                "'clip_text_model'"
+            )
+        model = build(config)
+        path = find_weights(folder / "text_encoder", TEXT_STEMS)
+        load_strict(model, fit_prefix(read_tensors(path), model), str(path))
+        tokenizer, files = load_tokenizer(folder / "tokenizer")
+        return cls(model.to(dtype=dtype).eval(), config, tokenizer, files)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `text_encoder/` and `tokenizer/` as diffusers and transformers read them."""
+        folder = Path(folder)
+        write_json(self.config, folder / "text_encoder" / "config.json")
+        tensors = {f"{PREFIX}{bare(key)}": t for key, t in self.model.state_dict().items()}
+        save_tensors(tensors, folder / "text_encoder" / "model.safetensors")
+        for name, content in self.tokenizer_files.items():
+            with atomic_write(folder / "tokenizer" / name) as temporary:
+                temporary.write_bytes(content)
+
+
+def build(config: dict) -> CLIPTextModel:
+    """The model of a published config.json, its weights still without values (meta device)."""
+    with torch.device("meta"):
+        model = CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
+    # A buffer that no file brings, so it must get its values here.
+    positions = torch.arange(model.config.max_position_embeddings)[None]
+    for module in model.modules():
+        if "position_ids" in module._buffers:
+            module.position_ids = positions
+    return model
+
+
+def load_tokenizer(folder: Path) -> tuple[CLIPTokenizerFast, dict[str, bytes]]:
+    """The tokenizer of a folder, `tokenizer.json` or `vocab.json` + `merges.txt`, and its files."""
+    paths = sorted(path for path in folder.glob("*.*") if path.suffix in (".json", ".txt"))
+    files = {path.name: path.read_bytes() for path in paths}
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files.keys():
+        raise InputError(
+            f"{folder} holds no tokenizer: expected tokenizer.json, or vocab.json and merges.txt, "
+            f"found {', '.join(files) or 'nothing'}"
+        )
+    try:
+        return CLIPTokenizerFast.from_pretrained(folder, local_files_only=True), files
+    except Exception as error:  # the library raises whatever its parsers raise
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder} holds no readable CLIP tokenizer: {reason}") from error
+
+
+def bare(key: str) -> str:
+    """The key of a text encoder's tensor without the published prefix."""
+    return key.removeprefix(PREFIX)
+
+
+def fit_prefix(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors under the keys of this version of the model, position ids left out."""
+    prefix = PREFIX if any(key.startswith(PREFIX) for key in model.state_dict()) else ""
+    return {f"{prefix}{bare(key)}": t for key, t in tensors.items() if bare(key) != POSITION_IDS}

@@ -1,0 +1,345 @@
+"""The U-Net of Stable Diffusion, conditioned on a source picture (layer 1).
+
+A contracting path, a middle and an expanding path with skip connections (arXiv:1505.04597), each
+level made of residual blocks and, where the level has attention, transformers that look at the
+instruction (latent diffusion, arXiv:2112.10752). An edit model sees the source picture as four more
+input channels (InstructPix2Pix, arXiv:2211.09800, sec. 3.2).
+
+State-dict keys are those of the published `unet/` folders. Shapes: B samples, C feature channels,
+h x w latent pixels (1/8 of the picture), any size: an up-sampling goes to the size of its skip.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ipx2p.config import read_published
+from ipx2p.errors import InputError
+from ipx2p.files import read_json, write_json
+from ipx2p.models.blocks import (
+    Downsample,
+    ResnetBlock,
+    Upsample,
+    timestep_embedding,
+    zeroed,
+)
+from ipx2p.models.folder import CONFIG, load_network, save_network
+from ipx2p.models.transformer import Transformer
+
+LATENT_CHANNELS = 4
+ATTENTION_BLOCK, PLAIN_BLOCK = "CrossAttnDownBlock2D", "DownBlock2D"
+UP_BLOCK_OF = {ATTENTION_BLOCK: "CrossAttnUpBlock2D", PLAIN_BLOCK: "UpBlock2D"}
+
+# Fields of a published config.json with the one value that this network honours.
+SUPPORTED = {
+    "act_fn": "silu",
+    "attention_type": "default",
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "downsample_padding": 1,
+    "dropout": 0.0,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "resnet_out_scale_factor": 1.0,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
+}
+# Read nowhere: attention accumulates in float32 either way; heads of an embedding that is off.
+HARMLESS = {"upcast_attention", "addition_embed_type_num_heads"}
+# What a missing field means there, where it is not what it means here.
+PUBLISHED_DEFAULTS = {"in_channels": 4, "cross_attention_dim": 1280, "sample_size": None}
+
+
+@dataclass
+class UNetConfig:
+    """Sizes of a U-Net. Defaults: the edit model of Stable Diffusion 1.x (860 M parameters).
+
+    The fields are those of the published config.json, but for the heads: there `attention_head_dim`
+    holds, whatever it says, the number of heads, one for all levels or one for each.
+    """
+
+    in_channels: int = 8  # 4 for text-to-image, 8 with a source picture
+    out_channels: int = LATENT_CHANNELS
+    block_out_channels: list[int] = field(default_factory=lambda: [320, 640, 1280, 1280])
+    down_block_types: list[str] = field(
+        default_factory=lambda: [ATTENTION_BLOCK, ATTENTION_BLOCK, ATTENTION_BLOCK, PLAIN_BLOCK]
+    )
+    num_attention_heads: list[int] = field(default_factory=lambda: [8, 8, 8, 8])
+    layers_per_block: int = 2
+    transformer_layers_per_block: int = 1
+    cross_attention_dim: int = 768
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    use_linear_projection: bool = False
+    sample_size: int | None = 64  # latent pixels of the training pictures, a note
+
+    @classmethod
+    def read(cls, path: Path) -> "UNetConfig":
+        """Read a published config.json; InputError names a field that cannot be honoured."""
+        raw = PUBLISHED_DEFAULTS | read_json(path)
+        heads = raw.pop("attention_head_dim", 8)
+        heads = raw.get("num_attention_heads") or heads
+        if isinstance(heads, int):
+            heads = [heads] * len(raw.get("block_out_channels") or cls().block_out_channels)
+        raw["num_attention_heads"] = heads
+        up_block_types = raw.pop("up_block_types", None)
+        config = read_published(cls, raw, str(path), supported=SUPPORTED, harmless=HARMLESS)
+        config.check(str(path))
+        if up_block_types not in (None, config.up_block_types):
+            raise InputError(
+                f"{path}: up_block_types {up_block_types} do not mirror down_block_types: expected "
+                f"{config.up_block_types}"
+            )
+        return config
+
+    @property
+    def levels(self) -> int:
+        return len(self.block_out_channels)
+
+    @property
+    def time_dim(self) -> int:
+        return 4 * self.block_out_channels[0]
+
+    @property
+    def up_block_types(self) -> list[str]:
+        return [UP_BLOCK_OF[name] for name in reversed(self.down_block_types)]
+
+    def write(self, path: Path) -> None:
+        """Write the config.json that diffusers reads."""
+        heads = self.num_attention_heads
+        published: dict[str, Any] = {"_class_name": "UNet2DConditionModel", **asdict(self)}
+        del published["num_attention_heads"]
+        published["attention_head_dim"] = heads[0] if len(set(heads)) == 1 else heads
+        published["up_block_types"] = self.up_block_types
+        write_json(published, path)
+
+    def check(self, where: str) -> None:
+        """Raise InputError for sizes that this network cannot have, naming the field."""
+
+        def refuse(name: str, expected: str) -> None:
+            raise InputError(f"{where}: {name} is {getattr(self, name)!r}, expected {expected}")
+
+        for name in (
+            *("layers_per_block", "transformer_layers_per_block", "cross_attention_dim"),
+            "norm_num_groups",
+        ):
+            if getattr(self, name) < 1:
+                refuse(name, "a positive number")
+        if self.in_channels not in (LATENT_CHANNELS, 2 * LATENT_CHANNELS):
+            refuse("in_channels", "4 (text-to-image) or 8 (edit model), not another kind of model")
+        if self.out_channels != LATENT_CHANNELS:
+            refuse("out_channels", f"{LATENT_CHANNELS}")
+        for width in self.block_out_channels:
+            if width < 1 or width % self.norm_num_groups:
+                refuse("block_out_channels", f"multiples of norm_num_groups {self.norm_num_groups}")
+        if [name for name in self.down_block_types if name not in UP_BLOCK_OF]:
+            refuse("down_block_types", f"a list of {' or '.join(UP_BLOCK_OF)}")
+        for name in ("down_block_types", "num_attention_heads"):
+            if len(getattr(self, name)) != self.levels:
+                refuse(name, f"{self.levels} entries, one for each level of block_out_channels")
+        for width, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
+            if heads < 1 or width % heads:
+                refuse("num_attention_heads", f"divisors of the widths {self.block_out_channels}")
+
+
+class TimeEmbedding(nn.Module):
+    """A two-layer network on the timestep's sinusoids."""
+
+    def __init__(self, dim: int, time_dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(dim, time_dim)
+        self.linear_2 = nn.Linear(time_dim, time_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim) -> (B, time_dim)."""
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+def make_resnet(config: UNetConfig, width_in: int, width: int) -> ResnetBlock:
+    """The residual block of every level; its last convolution starts at zero, as in LDM."""
+    block = ResnetBlock(
+        width_in,
+        width,
+        time_dim=config.time_dim,
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+    )
+    zeroed(block.conv2)
+    return block
+
+
+def make_transformer(config: UNetConfig, level: int) -> Transformer:
+    """The transformer that follows a residual block of `level`."""
+    return Transformer(
+        config.block_out_channels[level],
+        heads=config.num_attention_heads[level],
+        context_dim=config.cross_attention_dim,
+        depth=config.transformer_layers_per_block,
+        groups=config.norm_num_groups,
+        linear=config.use_linear_projection,
+    )
+
+
+class DownBlock(nn.Module):
+    """One level of the contracting path; hands out the skip connections that it makes."""
+
+    def __init__(self, config: UNetConfig, level: int, width_before: int, *, last: bool) -> None:
+        super().__init__()
+        width = config.block_out_channels[level]
+        self.resnets = nn.ModuleList()
+        self.attentions = nn.ModuleList()
+        for index in range(config.layers_per_block):
+            self.resnets.append(make_resnet(config, width if index else width_before, width))
+            if config.down_block_types[level] == ATTENTION_BLOCK:
+                self.attentions.append(make_transformer(config, level))
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(width, pad_all=True)])
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, C, h, w) -> (B, C', h / 2, w / 2), and the feature maps kept on the way."""
+        skips = []
+        for index, block in enumerate(self.resnets):
+            x = block(x, time)
+            if self.attentions:
+                x = self.attentions[index](x, text)
+            skips.append(x)
+        for downsample in self.downsamplers:
+            x = downsample(x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nn.Module):
+    """The bottom of the U: residual block, transformer, residual block."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        width = config.block_out_channels[-1]
+        self.resnets = nn.ModuleList(make_resnet(config, width, width) for _ in range(2))
+        self.attentions = nn.ModuleList([make_transformer(config, level=-1)])
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same shape."""
+        x = self.resnets[0](x, time)
+        x = self.attentions[0](x, text)
+        return self.resnets[1](x, time)
+
+
+class UpBlock(nn.Module):
+    """One level of the expanding path: each residual block takes the newest skip connection."""
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        level: int,
+        width_below: int,
+        skip_widths: list[int],
+        *,
+        last: bool,
+    ) -> None:
+        super().__init__()
+        width = config.block_out_channels[level]
+        self.resnets = nn.ModuleList()
+        self.attentions = nn.ModuleList()
+        for index, skip_width in enumerate(skip_widths):
+            width_in = (width if index else width_below) + skip_width
+            self.resnets.append(make_resnet(config, width_in, width))
+            if config.down_block_types[level] == ATTENTION_BLOCK:
+                self.attentions.append(make_transformer(config, level))
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(width)])
+
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C', 2h, 2w), to be exact the size of the next skip connection."""
+        for index, block in enumerate(self.resnets):
+            x = block(torch.cat([x, skips.pop()], dim=1), time)
+            if self.attentions:
+                x = self.attentions[index](x, text)
+        for upsample in self.upsamplers:
+            x = upsample(x, size=skips[-1].shape[-2:])
+        return x
+
+
+class UNet(nn.Module):
+    """Predicts noise (or v) from noisy latents, the timestep, the instruction and the source."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        config.check("UNetConfig")
+        self.config = config
+        widths = config.block_out_channels
+        last = config.levels - 1
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimeEmbedding(widths[0], config.time_dim)
+
+        self.down_blocks = nn.ModuleList()
+        skip_widths = [widths[0]]
+        for level, width in enumerate(widths):
+            width_before = skip_widths[-1]
+            self.down_blocks.append(DownBlock(config, level, width_before, last=level == last))
+            skip_widths += [width] * (config.layers_per_block + (level != last))
+
+        self.mid_block = MidBlock(config)
+
+        self.up_blocks = nn.ModuleList()
+        width_below = widths[-1]
+        for level in reversed(range(config.levels)):
+            skips = [skip_widths.pop() for _ in range(config.layers_per_block + 1)]
+            self.up_blocks.append(UpBlock(config, level, width_below, skips, last=level == 0))
+            width_below = widths[level]
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
+        self.conv_out = zeroed(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
+
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, text: Tensor, source_latents: Tensor | None
+    ) -> Tensor:
+        """Predict for one noise level per sample.
+
+        Args:
+            latents: noisy scaled latents, (B, 4, h, w), already at unit variance.
+            timesteps: training indices 0..999, float, (B,); may be fractional.
+            text: states of the instruction, (B, 77, D).
+            source_latents: unscaled posterior mode of the source, (B, 4, h, w); zeros stand for no
+                picture; None only for a 4-channel text-to-image model.
+        Returns: the prediction (eps, v or x0, as trained), (B, 4, h, w).
+        Raises: InputError for a missing source, or one that the network cannot take.
+        """
+        x = latents if source_latents is None else torch.cat([latents, source_latents], dim=1)
+        if x.shape[1] != self.config.in_channels:
+            raise InputError(
+                f"the U-Net has {self.config.in_channels} input channels and was given "
+                f"{x.shape[1]}: an edit model needs source_latents, text-to-image takes none"
+            )
+        time = timestep_embedding(timesteps, self.config.block_out_channels[0])
+        time = self.time_embedding(time.to(x.dtype))
+        x = self.conv_in(x)
+
+        skips = [x]
+        for block in self.down_blocks:
+            x, block_skips = block(x, time, text)
+            skips += block_skips
+        x = self.mid_block(x, time, text)
+        for block in self.up_blocks:
+            x = block(x, skips, time, text)
+
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: torch.dtype | None = torch.float32) -> "UNet":
+        """A network from a published `unet/` folder, on the CPU, ready for inference.
+
+        Args:
+            dtype: of the weights; None keeps what the file has.
+        Raises: InputError for a missing or damaged file, or a config that cannot be honoured.
+        """
+        config = UNetConfig.read(Path(folder) / CONFIG)
+        return load_network(lambda: cls(config), Path(folder), dtype)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and the weights in their own dtype, as diffusers reads them."""
+        save_network(self, self.config, Path(folder))

@@ -1,0 +1,324 @@
+"""The autoencoder of Stable Diffusion: pictures to latents and back (layer 1).
+
+A convolutional variational autoencoder (latent diffusion, arXiv:2112.10752, sec. 3.1). This is the
+only file that knows the latent scale: `source_latents` are unscaled, `latents` are scaled.
+
+State-dict keys are those of the published `vae/` folders. Shapes: B pictures of H x W pixels,
+latents of h x w, H = h * downscale (8 for Stable Diffusion).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ipx2p.config import read_published
+from ipx2p.errors import InputError
+from ipx2p.files import read_json, write_json
+from ipx2p.models.blocks import Attention, Downsample, ResnetBlock, Upsample
+from ipx2p.models.folder import CONFIG, load_network, save_network
+
+NORM_EPS = 1e-6  # everywhere in the autoencoder; the U-Net's residual blocks have 1e-5
+DOWN_BLOCK, UP_BLOCK = "DownEncoderBlock2D", "UpDecoderBlock2D"
+
+# Fields of a published config.json with the one value that this network honours.
+SUPPORTED = {
+    "act_fn": "silu",
+    "in_channels": 3,
+    "mid_block_add_attention": True,
+    "out_channels": 3,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
+# Read nowhere: sizes of the training pictures, and a note on float16 for other libraries.
+HARMLESS = {"sample_size", "force_upcast"}
+# What a missing field means there, where it is not what it means here.
+PUBLISHED_DEFAULTS = {"block_out_channels": [64], "layers_per_block": 1}
+# Weights published before 2023-05 name the attention layers so.
+OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass
+class VAEConfig:
+    """Sizes of an autoencoder. Defaults: Stable Diffusion's (84 M parameters)."""
+
+    block_out_channels: list[int] = field(default_factory=lambda: [128, 256, 512, 512])
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215  # brings latents to unit variance
+
+    @classmethod
+    def read(cls, path: Path) -> "VAEConfig":
+        """Read a published config.json; InputError names a field that cannot be honoured."""
+        raw = PUBLISHED_DEFAULTS | read_json(path)
+        levels = len(raw["block_out_channels"] or [])
+        supported = SUPPORTED | block_types(levels)
+        config = read_published(cls, raw, str(path), supported=supported, harmless=HARMLESS)
+        config.check(str(path))
+        return config
+
+    @property
+    def downscale(self) -> int:
+        """Pixels of the picture along one latent pixel."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def write(self, path: Path) -> None:
+        """Write the config.json that diffusers reads."""
+        published: dict[str, Any] = {"_class_name": "AutoencoderKL", **asdict(self)}
+        write_json(published | block_types(len(self.block_out_channels)) | SUPPORTED, path)
+
+    def check(self, where: str) -> None:
+        """Raise InputError for sizes that this network cannot have, naming the field."""
+
+        def refuse(name: str, expected: str) -> None:
+            raise InputError(f"{where}: {name} is {getattr(self, name)!r}, expected {expected}")
+
+        for name in ("layers_per_block", "norm_num_groups"):
+            if getattr(self, name) < 1:
+                refuse(name, "a positive number")
+        if self.latent_channels != 4:
+            refuse("latent_channels", "4")
+        if not self.scaling_factor > 0:
+            refuse("scaling_factor", "a positive number")
+        if not self.block_out_channels:
+            refuse("block_out_channels", "one width for each level")
+        for width in self.block_out_channels:
+            if width < 1 or width % self.norm_num_groups:
+                refuse("block_out_channels", f"multiples of norm_num_groups {self.norm_num_groups}")
+
+
+def block_types(levels: int) -> dict[str, list[str]]:
+    """The published names of the blocks, the same at every level."""
+    return {"down_block_types": [DOWN_BLOCK] * levels, "up_block_types": [UP_BLOCK] * levels}
+
+
+class Posterior:
+    """The encoder's Gaussian over latents, unscaled.
+
+    Attributes: mean, logvar, (B, 4, h, w).
+    """
+
+    def __init__(self, moments: Tensor) -> None:
+        mean, logvar = moments.chunk(2, dim=1)
+        self.mean = mean
+        self.logvar = logvar.clamp(-30.0, 20.0)
+
+    def mode(self) -> Tensor:
+        """The most likely latents: what an edit model is shown of the source picture."""
+        return self.mean
+
+    def sample(
+        self, generator: torch.Generator | None = None, *, noise: Tensor | None = None
+    ) -> Tensor:
+        """Draw latents: from a generator on any device, or from given unit noise."""
+        if (generator is None) == (noise is None):
+            raise InputError("give a generator or noise to sample from: nothing is drawn globally")
+        if noise is None:
+            noise = torch.randn(self.mean.shape, generator=generator, device=generator.device)
+        return self.mean + (0.5 * self.logvar).exp() * noise.to(self.mean)
+
+    def kl(self) -> Tensor:
+        """Divergence from the unit Gaussian in nats, summed over the latents, (B,)."""
+        terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar
+        return 0.5 * terms.sum(dim=(1, 2, 3))
+
+
+def make_resnet(width_in: int, width: int, groups: int) -> ResnetBlock:
+    """The residual block of every level: no time embedding."""
+    return ResnetBlock(width_in, width, time_dim=None, groups=groups, eps=NORM_EPS)
+
+
+def make_resnets(widths: list[int], groups: int) -> nn.ModuleList:
+    """Residual blocks in a row, from width to width."""
+    return nn.ModuleList(make_resnet(a, b, groups) for a, b in pairwise(widths))
+
+
+class SelfAttention(Attention):
+    """One head over all pixels of a feature map, added back to it."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__(width, heads=1, qkv_bias=True)
+        self.group_norm = nn.GroupNorm(groups, width, NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, N, C)
+        tokens = super().forward(tokens)
+        return x + tokens.transpose(1, 2).unflatten(2, x.shape[-2:])  # (B, N, C) -> (B, C, H, W)
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.resnets = make_resnets([width] * 3, groups)
+        self.attentions = nn.ModuleList([SelfAttention(width, groups)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        x = self.resnets[0](x)
+        x = self.attentions[0](x)
+        return self.resnets[1](x)
+
+
+class DownLevel(nn.Module):
+    """A level of the encoder: residual blocks, then half the resolution unless it is the last."""
+
+    def __init__(self, widths: list[int], groups: int, *, last: bool) -> None:
+        super().__init__()
+        self.resnets = make_resnets(widths, groups)
+        down = [] if last else [Downsample(widths[-1], pad_all=False)]
+        self.downsamplers = nn.ModuleList(down)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H / 2, W / 2), or H x W at the last level."""
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class UpLevel(nn.Module):
+    """A level of the decoder: residual blocks, then twice the resolution unless it is the last."""
+
+    def __init__(self, widths: list[int], groups: int, *, last: bool) -> None:
+        super().__init__()
+        self.resnets = make_resnets(widths, groups)
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(widths[-1])])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', 2H, 2W), or H x W at the last level."""
+        for layer in self.resnets:
+            x = layer(x)
+        for upsample in self.upsamplers:
+            x = upsample(x, size=(2 * x.shape[-2], 2 * x.shape[-1]))
+        return x
+
+
+class Encoder(nn.Module):
+    """Pictures to the moments of their latents."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for level, width in enumerate(widths):
+            path = [widths[max(level - 1, 0)]] + [width] * config.layers_per_block
+            self.down_blocks.append(DownLevel(path, groups, last=level == len(widths) - 1))
+        self.mid_block = MidBlock(widths[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], NORM_EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 8, h, w)."""
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.mid_block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """Unscaled latents to pictures."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0], groups)
+        self.up_blocks = nn.ModuleList()
+        for level, width in enumerate(widths):
+            # One residual block more than the encoder has.
+            path = [widths[max(level - 1, 0)]] + [width] * (config.layers_per_block + 1)
+            self.up_blocks.append(UpLevel(path, groups, last=level == len(widths) - 1))
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], NORM_EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 4, h, w) -> (B, 3, H, W)."""
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def modern_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the old names of the attention layers replaced by the present ones."""
+
+    def rename(key: str) -> str:
+        prefix, marker, rest = key.partition(".attentions.0.")
+        layer, dot, leaf = rest.rpartition(".")
+        return f"{prefix}{marker}{OLD_ATTENTION_NAMES.get(layer, layer)}{dot}{leaf}"
+
+    return {rename(key) if ".attentions.0." in key else key: t for key, t in tensors.items()}
+
+
+class VAE(nn.Module):
+    """Encoder, decoder and the scale of the latents between them."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        config.check("VAEConfig")
+        self.config = config
+        channels = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1)
+
+    def encode(self, pixels: Tensor) -> Posterior:
+        """Pixels in [-1, 1], (B, 3, H, W), sides divisible by the downscale -> unscaled posterior.
+
+        Raises: InputError for sides that are not divisible.
+        """
+        height, width = pixels.shape[-2:]
+        multiple = self.config.downscale
+        if height % multiple or width % multiple:
+            raise InputError(
+                f"a picture of {width} x {height} cannot be encoded: resize its sides to "
+                f"multiples of {multiple}"
+            )
+        return Posterior(self.quant_conv(self.encoder(pixels)))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, 4, h, w) -> pixels around [-1, 1], (B, 3, H, W), not clamped."""
+        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
+        """A round trip through sampled latents, for training: decoded pixels and the posterior."""
+        posterior = self.encode(pixels)
+        return self.decode(self.scale(posterior.sample(noise=noise))), posterior
+
+    def scale(self, unscaled: Tensor) -> Tensor:
+        """Unscaled latents, as the posterior gives them -> the scaled ones that are denoised."""
+        return unscaled * self.config.scaling_factor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.quant_conv.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.quant_conv.weight.device
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: torch.dtype | None = torch.float32) -> "VAE":
+        """A network from a published `vae/` folder, on the CPU, ready for inference.
+
+        Args:
+            dtype: of the weights; None keeps what the file has.
+        Raises: InputError for a missing or damaged file, or a config that cannot be honoured.
+        """
+        config = VAEConfig.read(Path(folder) / CONFIG)
+        return load_network(lambda: cls(config), Path(folder), dtype, rename=modern_names)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and the weights in their own dtype, as diffusers reads them."""
+        save_network(self, self.config, Path(folder))

@@ -1,0 +1,23 @@
+"""Randomness that belongs to samples and steps, never to processes (layer 0).
+
+Every random draw of a run comes from a generator keyed by (seed, purpose, index). The index is the
+global number of a training sample, or the step of an edit; the rank never enters. So the same
+samples are drawn whatever the number of processes, and a resumed run continues them.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
+    """A CPU generator for one purpose and index of a seed; equal keys give equal streams."""
+    key = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key, "little"))
+
+
+def unit_noise(shape: Sequence[int], seed: int, purpose: str, index: int = 0) -> Tensor:
+    """Standard normal noise of one key, float32, on the CPU (so that no device changes it)."""
+    return torch.randn(tuple(shape), generator=generator(seed, purpose, index))

@@ -1,0 +1,188 @@
+"""What a training run is made of: the settings of `train.py` (layer 4).
+
+Each group's defaults are written here or beside the code that they belong to. YAML files hold the
+same names; `group.key=value` on the command line overrides them.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from ipx2p.config import load_config
+from ipx2p.data.degrade import DegradeConfig, check_task
+from ipx2p.diffusion.objective import DropoutConfig
+from ipx2p.diffusion.schedule import PREDICTION_TYPES
+from ipx2p.editor import EditSettings
+from ipx2p.errors import InputError, suggestion
+from ipx2p.models.unet import UNetConfig
+from ipx2p.models.vae import VAEConfig
+
+OBJECTIVES = ("edit", "autoencoder")
+LEARNING_RATE_SCHEDULES = ("constant", "cosine")
+
+
+@dataclass
+class RunConfig:
+    """Where a run lives and what its randomness hangs on."""
+
+    name: str = MISSING
+    dir: str = "runs"
+    seed: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.dir) / self.name
+
+
+@dataclass
+class ModelConfig:
+    """Where the networks come from."""
+
+    weights: str = MISSING  # a weights folder or hub id
+    unet: UNetConfig | None = None  # sizes of a fresh U-Net, instead of the folder's
+    vae: VAEConfig | None = None  # sizes of a fresh autoencoder, instead of the folder's
+
+
+@dataclass
+class DataConfig:
+    """Where the pictures come from: a manifest of pairs, or photographs to degrade on the fly."""
+
+    manifest: str | None = None
+    validation_manifest: str | None = None
+    photos: str | None = None
+    held_out: list[str] = field(default_factory=list)  # names of photos that only validation sees
+    tasks: list[str] = field(default_factory=lambda: ["denoise", "enhance"])
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    resolution: int = 256
+    max_zoom: float = 1.125  # cuts are up to this much smaller than the picture's short side
+    flip: bool = True
+    workers: int = 4
+
+
+@dataclass
+class ObjectiveConfig:
+    """What is learned."""
+
+    kind: str = "edit"  # or "autoencoder", which trains the VAE
+    prediction_type: str | None = None  # None: as the weights' scheduler says
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    kl_weight: float = 1e-6  # of the autoencoder's posterior, against its pixel loss
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its learning rate."""
+
+    learning_rate: float = 1e-4
+    schedule: str = "constant"  # or "cosine", down to 0 at the last step
+    warmup_steps: int = 0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+
+
+@dataclass
+class StepsConfig:
+    """How long, how much at a time, and what is kept. A step is an optimizer step."""
+
+    steps: int = MISSING
+    batch_size: int = 32
+    ema_decay: float = 0.9999
+    device: str = "auto"
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+
+@dataclass
+class ValidationConfig:
+    """What is edited to see how the training does."""
+
+    every: int = 500
+    pairs_per_task: int = 8
+    batch_size: int = 8
+    edit: EditSettings = field(default_factory=EditSettings)
+
+
+@dataclass
+class TrainConfig:
+    """All settings of a training run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: StepsConfig = field(default_factory=StepsConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: list[str]) -> "TrainConfig":
+        """Read a YAML file and overrides, and check them; InputError names file and key."""
+        config = load_config(cls, path, overrides)
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise InputError for settings that cannot be or do not go together."""
+        _check_data(self.data)
+        for key, value, known in (
+            ("objective.kind", self.objective.kind, OBJECTIVES),
+            ("optimizer.schedule", self.optimizer.schedule, LEARNING_RATE_SCHEDULES),
+            ("objective.prediction_type", self.objective.prediction_type, PREDICTION_TYPES),
+        ):
+            if value is not None and value not in known:
+                raise InputError(f"{key} is {value!r}; {suggestion(value, known)}")
+        for key, value in (
+            ("data.resolution", self.data.resolution),
+            ("train.steps", self.train.steps),
+            ("train.batch_size", self.train.batch_size),
+            ("train.log_every", self.train.log_every),
+            ("train.checkpoint_every", self.train.checkpoint_every),
+            ("train.keep_checkpoints", self.train.keep_checkpoints),
+            ("validation.every", self.validation.every),
+            ("validation.pairs_per_task", self.validation.pairs_per_task),
+            ("validation.batch_size", self.validation.batch_size),
+        ):
+            if value < 1:
+                raise InputError(f"{key} is {value}, expected 1 or more")
+        for key, value in (
+            ("optimizer.learning_rate", self.optimizer.learning_rate),
+            ("optimizer.max_grad_norm", self.optimizer.max_grad_norm),
+        ):
+            if not value > 0:
+                raise InputError(f"{key} is {value}, expected a number above 0")
+        for key, value in (
+            ("data.workers", self.data.workers),
+            ("optimizer.warmup_steps", self.optimizer.warmup_steps),
+            ("optimizer.weight_decay", self.optimizer.weight_decay),
+            ("objective.kl_weight", self.objective.kl_weight),
+        ):
+            if not value >= 0:
+                raise InputError(f"{key} is {value}, expected 0 or more")
+        if not 0 <= self.train.ema_decay < 1:
+            raise InputError(f"train.ema_decay is {self.train.ema_decay}, expected 0 to below 1")
+        if len(self.optimizer.betas) != 2 or not all(0 <= b < 1 for b in self.optimizer.betas):
+            raise InputError(f"optimizer.betas is {self.optimizer.betas}, expected two in [0, 1)")
+        if self.run.name != Path(self.run.name).name:
+            raise InputError(f"run.name is {self.run.name!r}, expected the name of one folder")
+        self.objective.dropout.check("objective.dropout")
+        self.validation.edit.check()
+
+
+def _check_data(data: DataConfig) -> None:
+    if (data.manifest is None) == (data.photos is None):
+        raise InputError("set data.manifest (pairs) or data.photos (degraded on the fly), not both")
+    if data.manifest is not None and data.validation_manifest is None:
+        raise InputError("data.manifest needs data.validation_manifest, pairs that are not trained")
+    if data.photos is not None:
+        if not data.tasks:
+            raise InputError("data.tasks is empty, expected at least one")
+        for task in data.tasks:
+            check_task(task, "data.tasks")
+        if not data.held_out:
+            raise InputError("data.held_out is empty: name photos that only validation sees")
+    if not data.max_zoom >= 1:
+        raise InputError(f"data.max_zoom is {data.max_zoom}, expected 1 or more")
+    data.degrade.check("data.degrade")

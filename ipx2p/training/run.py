@@ -1,0 +1,110 @@
+"""The folder of a run: its settings, whether it goes on or is finished, its results (layer 4)."""
+
+import fcntl
+import os
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from ipx2p.config import config_differences, load_config, save_config
+from ipx2p.errors import InputError
+from ipx2p.files import atomic_write, check_writable, read_json, write_json
+from ipx2p.images import save_image
+from ipx2p.training.checkpoint import find_checkpoints, num_steps, sweep
+from ipx2p.training.config import TrainConfig
+from ipx2p.training.validation import Report, TaskScore
+
+# Settings that may change between two starts: they do not touch what a step learns.
+FREE = {
+    "run.dir",
+    "train.device",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "data.workers",
+}
+
+
+class Run:
+    """runs/NAME: begun anew, or opened again with the settings that it learned with.
+
+    Raises: InputError when something was learned there with other settings.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.folder = config.run.folder
+        self.num_steps = config.train.steps
+        checkpoints = find_checkpoints(self.folder)
+        self.steps_done = num_steps(checkpoints[-1]) if checkpoints else 0
+        if checkpoints:
+            self._refuse_changes()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are done and the validation after them too."""
+        return self.steps_done == self.num_steps and self._scores_path(self.num_steps).exists()
+
+    def begin(self) -> None:
+        """Take the folder for this process, and write down settings and command.
+
+        Raises: InputError when it cannot be written, or another process has it.
+        """
+        check_writable(self.folder)
+        self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT)
+        try:  # held until this process ends; unlike flock, not by data workers that outlive it
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another process is training in {self.folder}: wait for it, or choose another "
+                "run.name"
+            ) from None
+        sweep(self.folder)
+        command = shlex.join(["python", *sys.argv])
+        print(f"{self.folder}: {command}")
+        save_config(self.config, self.folder / "config.yaml")
+        with atomic_write(self.folder / "command.txt") as path:
+            path.write_text(f"{command}\n")
+
+    def sheet_path(self, step: int) -> Path:
+        """Where the sheet of a validation lies."""
+        return self.folder / "samples" / f"step_{step:06d}.png"
+
+    def has_report(self, step: int) -> bool:
+        """Whether the validation of a step was done."""
+        return self._scores_path(step).exists()
+
+    def save_report(self, step: int, report: Report) -> None:
+        """Write the sheet of a validation and, beside it, its scores."""
+        save_image(report.sheet, self.sheet_path(step))
+        write_json({"scores": [asdict(s) for s in report.scores]}, self._scores_path(step))
+
+    def final_scores(self) -> list[TaskScore]:
+        """The scores of the validation after the last step."""
+        scores = read_json(self._scores_path(self.num_steps))["scores"]
+        return [TaskScore(**score) for score in scores]
+
+    def _scores_path(self, step: int) -> Path:
+        return self.sheet_path(step).with_suffix(".json")
+
+    def _refuse_changes(self) -> None:
+        old = load_config(TrainConfig, self.folder / "config.yaml")
+        # Under another schedule than a constant one the last step shapes every learning rate.
+        constant = self.config.optimizer.schedule == "constant"
+        free = FREE | ({"train.steps"} if constant else set())
+        changes = [
+            f"{key} was {before!r} and is {after!r}"
+            for key, before, after in config_differences(old, self.config)
+            if key not in free and not key.startswith("validation.")
+        ]
+        if changes:
+            raise InputError(
+                f"{self.folder} learned {self.steps_done} steps with other settings: "
+                f"{'; '.join(changes)}. Choose another run.name, or remove the folder"
+            )
+        if self.steps_done > self.num_steps:
+            raise InputError(
+                f"{self.folder} has done {self.steps_done} steps, train.steps is "
+                f"{self.num_steps}: ask for more, or choose another run.name"
+            )

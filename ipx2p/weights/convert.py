@@ -1,0 +1,147 @@
+"""Convert weights: what `convert_weights.py` does (layer 2)."""
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ipx2p.devices import DTYPES, dtype_name
+from ipx2p.errors import InputError
+from ipx2p.files import check_writable
+from ipx2p.models.unet import LATENT_CHANNELS, UNet
+from ipx2p.models.vae import VAE, VAEConfig
+from ipx2p.tensors import check_fit, load_strict
+from ipx2p.weights.folder import Weights
+from ipx2p.weights.readers import find_source
+from ipx2p.weights.single_file import load_single_file, load_vae_file, save_single_file
+
+CONV_IN = "conv_in.weight"
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
+
+
+def convert(
+    source: str,
+    output: Path,
+    *,
+    to: str = "folder",
+    which: str | None = None,
+    edit: bool = False,
+    add_difference: tuple[str, str] | None = None,
+    config: str | None = None,
+    vae: str | None = None,
+    tokenizer: str | None = None,
+    prediction: str | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Read SOURCE, change what is asked for, write OUTPUT. Tensors keep their dtype by default.
+
+    Args:
+        source: single file, weights folder or hub id.
+        output: a folder or, with `to="ldm"`, a .safetensors file; must not exist yet.
+        which: "ema" or "raw" weights of a single file; None takes ema where the file has it.
+        edit: widen a 4-channel U-Net to 8.
+        add_difference: (edit model, the model it was tuned from): adds what the tuning changed.
+        config, tokenizer: what a single file does not hold, see `load_single_file`.
+        vae: another autoencoder: a folder, hub id or single file.
+        prediction: "epsilon" or "v", what the U-Net predicts.
+        dtype: of all weights.
+    Raises: InputError, and nothing is written.
+    """
+    _check_output(output, to)
+    weights = _load(source, which=which, config=config, tokenizer=tokenizer)
+    if edit:
+        weights.unet = widen(weights.unet)
+    if add_difference is not None:
+        tuned, origin = (_load(s, config=config, tokenizer=tokenizer) for s in add_difference)
+        weights.unet = add_unet_difference(weights.unet, tuned.unet, origin.unet)
+    if vae is not None:
+        weights.vae = _load_vae(vae, weights.vae.config)
+    if prediction is not None:
+        weights.schedule.prediction_type = PREDICTIONS[prediction]
+    if dtype is not None:
+        for network in (weights.unet, weights.vae, weights.text):
+            network.to(DTYPES[dtype])
+
+    if to == "ldm":
+        save_single_file(weights, output)
+    else:
+        _save_folder(weights, output)
+    print(
+        f"wrote {output}: {weights.unet.config.in_channels} input channels, "
+        f"{weights.schedule.prediction_type}, {dtype_name(weights.unet.conv_in.weight.dtype)}"
+    )
+
+
+def widen(unet: UNet) -> UNet:
+    """A U-Net that also sees source latents, and does not heed them yet: new weights are zero.
+
+    Every other tensor, the bias of `conv_in` included, is carried over, so that at the start the
+    edit model equals the text-to-image model for any source. 8 channels are returned as they are.
+    """
+    if unet.config.in_channels == 2 * LATENT_CHANNELS:
+        return unet
+    tensors = unet.state_dict()
+    old = tensors[CONV_IN]
+    tensors[CONV_IN] = torch.cat([old, torch.zeros_like(old)], dim=1)
+    with torch.device("meta"):
+        wide = UNet(replace(unet.config, in_channels=2 * LATENT_CHANNELS))
+    load_strict(wide, tensors, "the widened U-Net")
+    return wide.train(unet.training)
+
+
+def add_unet_difference(unet: UNet, tuned: UNet, origin: UNet) -> UNet:
+    """unet + (tuned - origin): gives a model the edits that another one learned.
+
+    All are widened to 8 channels first. Computed in float32, kept in the dtype of `unet`.
+    """
+    unet, tuned, origin = widen(unet), widen(tuned), widen(origin)
+    plus, minus = tuned.state_dict(), origin.state_dict()
+    check_fit(unet.state_dict(), plus, "the edit model to add")
+    check_fit(unet.state_dict(), minus, "the model it was tuned from")
+    with torch.no_grad():
+        for key, tensor in unet.state_dict().items():
+            tensor.copy_(tensor.float() + plus[key].float() - minus[key].float())
+    return unet
+
+
+def _load(
+    source: str,
+    *,
+    which: str | None = None,
+    config: str | None = None,
+    tokenizer: str | None = None,
+) -> Weights:
+    path = find_source(source)
+    if path.is_file():
+        return load_single_file(path, which=which, config=config, tokenizer=tokenizer)
+    return Weights.load(path)
+
+
+def _load_vae(source: str, config: VAEConfig) -> VAE:
+    path = find_source(source)
+    if path.is_file():
+        return load_vae_file(path, config)
+    return VAE.load(path if (path / "config.json").exists() else path / "vae", dtype=None)
+
+
+def _check_output(output: Path, to: str) -> None:
+    if to == "ldm" and output.suffix != ".safetensors":
+        raise InputError(f"{output} does not end in .safetensors, which --to ldm writes")
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise InputError(f"{output} exists already: remove it, or choose another place")
+    check_writable(output.parent)
+
+
+def _save_folder(weights: Weights, output: Path) -> None:
+    """Write beside `output` and rename, so that half a folder never looks like a whole one."""
+    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+        weights.save(temporary)
+        temporary.chmod(0o755)
+        if output.exists():
+            output.rmdir()
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,67 @@
+"""The weights folder: the one format on disk, read and written whole (layer 2).
+
+It is the layout of published repositories: `model_index.json`, `unet/`, `vae/`, `text_encoder/`,
+`tokenizer/`, `scheduler/`, each with its config and safetensors. What is written here opens in
+diffusers as it is.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ipx2p.diffusion.schedule import ScheduleConfig
+from ipx2p.files import write_json
+from ipx2p.models.text import TextEncoder
+from ipx2p.models.unet import LATENT_CHANNELS, UNet
+from ipx2p.models.vae import VAE
+
+NOT_THERE = [None, None]  # how model_index.json says that a part is missing
+
+
+@dataclass
+class Weights:
+    """All parts of a model. `unet` is None only while an autoencoder is made for one."""
+
+    unet: UNet | None
+    vae: VAE
+    text: TextEncoder
+    schedule: ScheduleConfig
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> "Weights":
+        """Read a folder; `dtype` None keeps what the files have. InputError names what is wrong."""
+        return cls(
+            unet=UNet.load(folder / "unet", dtype),
+            vae=VAE.load(folder / "vae", dtype),
+            text=TextEncoder.load(folder, dtype),
+            schedule=ScheduleConfig.read(folder / "scheduler" / "scheduler_config.json"),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that diffusers and `Editor.load` open."""
+        self.vae.save(folder / "vae")
+        self.text.save(folder)
+        self.schedule.write(folder / "scheduler" / "scheduler_config.json")
+        if self.unet is not None:
+            self.unet.save(folder / "unet")
+            write_json(model_index(self.unet.config.in_channels), folder / "model_index.json")
+
+
+def model_index(in_channels: int) -> dict:
+    """The model_index.json of a text-to-image (4) or an edit model (8)."""
+    is_edit_model = in_channels == 2 * LATENT_CHANNELS
+    pipeline = "StableDiffusion" + ("InstructPix2Pix" if is_edit_model else "") + "Pipeline"
+    return {
+        "_class_name": pipeline,
+        "_diffusers_version": "0.30.0",
+        "feature_extractor": NOT_THERE,
+        "image_encoder": NOT_THERE,
+        "requires_safety_checker": False,
+        "safety_checker": NOT_THERE,
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }

@@ -1,0 +1,75 @@
+"""What a SOURCE of weights is: a single file, a weights folder, or a hub id (layer 2)."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from ipx2p.errors import InputError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+SINGLE_FILES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+NETWORKS = ("unet", "vae", "text_encoder")
+NOTES = [
+    "model_index.json",
+    *(f"{part}/*.json" for part in (*NETWORKS, "tokenizer", "scheduler")),
+    "tokenizer/*.txt",
+]
+TOKENIZER_FILES = [f"{place}*.{kind}" for place in ("", "tokenizer/") for kind in ("json", "txt")]
+# Half-precision, training-only and foreign copies of the same weights.
+COPIES = ["*.fp16.*", "*.non_ema.*", "*onnx*", "*openvino*", "*flax*"]
+
+
+def find_source(source: str | Path) -> Path:
+    """The file or folder that a SOURCE names; a hub id is fetched into huggingface_hub's cache.
+
+    Raises: InputError when it is neither here nor on the hub.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if not HUB_ID.fullmatch(str(source)) or path.suffix in SINGLE_FILES:
+        raise InputError(
+            f"{source} does not exist: expected a checkpoint file, a weights folder, or a hub id "
+            "such as timbrooks/instruct-pix2pix"
+        )
+    folder = _fetch(str(source), [*NOTES, *(f"{part}/*.safetensors" for part in NETWORKS)])
+    old = [part for part in NETWORKS if not any((folder / part).glob("*.safetensors"))]
+    return _fetch(str(source), [*NOTES, *(f"{part}/*.bin" for part in old)]) if old else folder
+
+
+def find_folder(source: str | Path) -> Path:
+    """The weights folder that a SOURCE names; a single file is refused with the way out."""
+    path = find_source(source)
+    if path.is_file():
+        raise InputError(
+            f"{source} is a single file, expected a weights folder: "
+            f"run convert_weights.py {source} FOLDER"
+        )
+    return path
+
+
+def find_tokenizer(source: str | Path) -> Path:
+    """The folder with a tokenizer's files: a folder, a weights folder, or a hub id.
+
+    Raises: InputError when it is neither here nor on the hub.
+    """
+    path = Path(source).expanduser()
+    if not path.exists() and HUB_ID.fullmatch(str(source)):
+        path = _fetch(str(source), TOKENIZER_FILES)
+    if not path.is_dir():
+        raise InputError(
+            f"{source} is no folder with a tokenizer: name one with --tokenizer, or a weights "
+            "folder with --config"
+        )
+    return path / "tokenizer" if (path / "tokenizer").is_dir() else path
+
+
+def _fetch(hub_id: str, files: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=files, ignore_patterns=COPIES))
+    except Exception as error:  # network, hub and cache each raise their own
+        reason = next(iter(str(error).strip().splitlines()), repr(error))
+        raise InputError(
+            f"{hub_id} is neither a file nor a folder here, and the hub did not give it: {reason}"
+        ) from error

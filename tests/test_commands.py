@@ -1,0 +1,377 @@
+"""The commands as a person meets them: help, results, and one line for every kind of bad input."""
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import convert_weights
+import sample
+import train
+from ipx2p.cli import run_command
+from ipx2p.diffusion.guidance import SCHEMES
+from ipx2p.diffusion.samplers import SAMPLERS
+from ipx2p.diffusion.schedule import SPACINGS
+from tests.conftest import GOLDEN, ROOT
+
+FOLDER, LDM = GOLDEN / "diffusers", GOLDEN / "ldm.safetensors"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+QUICK = ["--steps", "1", "--resolution", "16", "--device", "cpu"]
+COMMANDS = {"sample": sample, "train": train, "convert_weights": convert_weights}
+
+
+@pytest.fixture
+def command(capsys):
+    """Run a command in this process; returns exit code, standard output, standard error."""
+
+    def run(name, *argv):
+        with pytest.raises(SystemExit) as exit_:
+            run_command(lambda: COMMANDS[name].main([str(arg) for arg in argv]))
+        out, err = capsys.readouterr()
+        return exit_.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (20, 20), "teal").save(path)
+    return path
+
+
+def bomb(path):
+    """A PNG of a few bytes that says it is 40000 x 40000."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
+def assert_one_line(result, message):
+    """Exit code 2, nothing but one line, and it says what is wrong."""
+    code, _, err = result
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1, err
+    assert "Traceback" not in err
+    assert re.search(message, err), err
+
+
+# Help
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_examples_and_imports_nothing_heavy(name):
+    probe = (
+        f"import sys, {name}\n"
+        f"try: {name}.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'omegaconf'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert f"python {name}.py" in run.stdout and "examples:" in run.stdout
+    assert max(map(len, run.stdout.splitlines())) <= 100
+
+
+def test_lists_in_help_are_those_of_the_code(command):
+    code, out, _ = command("sample", "--help")
+    assert code == 0
+    for label, known in (("samplers", SAMPLERS), ("spacings", SPACINGS), ("guidance", SCHEMES)):
+        line = next(line for line in out.splitlines() if line.startswith(f"{label}:"))
+        assert line.partition(":")[2].replace(" ", "").split(",") == [*known]
+
+
+def test_examples_in_help_parse():
+    for name, module in COMMANDS.items():
+        text = module.EXAMPLES.replace("\\\n", " ")
+        lines = re.findall(rf"python {name}\.py (.*)", text)
+        assert len(lines) >= 3
+        for line in lines:
+            import shlex
+
+            module.parse(shlex.split(line))
+
+
+def test_defaults_of_the_command_are_those_of_the_code():
+    from ipx2p.editor import EditSettings
+
+    args, settings = sample.parse(["w", "--image", "a", "--instruction", "b"]), EditSettings()
+    assert args.steps == settings.num_steps
+    for name in ("sampler", "spacing", "guidance", "guidance_scale", "image_guidance_scale"):
+        assert getattr(args, name) == getattr(settings, name)
+
+
+# sample.py
+
+
+def test_an_edit_is_saved_beside_everything_that_made_it(command, picture, tmp_path):
+    out = tmp_path / "out"
+    argv = [FOLDER, "--image", picture, "--instruction", "make it snow", "--output", out]
+    code, stdout, _ = command("sample", *argv, *QUICK, "--seed", 7)
+    assert code == 0 and stdout.split() == [str(out / "photo-000.png")]
+    with Image.open(out / "photo-000.png") as image:
+        assert image.size == (16, 16)
+    record = json.loads((out / "photo-000.json").read_text())
+    assert record["instruction"] == "make it snow" and record["source"] == str(picture)
+    assert (record["seed"], record["num_steps"], record["guidance_scale"]) == (7, 1, 7.0)
+    assert record["weights"] == str(FOLDER) and record["dtype"] == "float32"
+    assert record["torch"] == torch.__version__ and record["device"] == "cpu"
+    assert record["weights_folder"] == str(FOLDER)
+    command("sample", *argv, *QUICK)
+    assert sorted(p.name for p in out.glob("*.png")) == ["photo-000.png", "photo-001.png"]
+
+
+def test_several_edits_get_a_sheet_and_their_own_seeds(command, picture, tmp_path):
+    out = tmp_path / "out"
+    code, stdout, _ = command(
+        *("sample", FOLDER, "--image", picture, picture, "--instruction", "a", "b"),
+        *("--output", out, "--num-images", 2, *QUICK),
+    )
+    assert code == 0
+    assert [p.rpartition("/")[2] for p in stdout.split()] == [
+        *(f"photo-00{i}.png" for i in range(4)),
+        "sheet-000.png",
+    ]
+    records = [json.loads((out / f"photo-00{i}.json").read_text()) for i in range(4)]
+    assert [(r["instruction"], r["seed"]) for r in records] == [
+        *(("a", 0), ("a", 1), ("b", 0), ("b", 1))
+    ]
+    with Image.open(out / "sheet-000.png") as sheet:
+        assert sheet.width > 3 * 256 and sheet.height > 2 * 256
+
+
+@pytest.mark.parametrize("extra", [["--one-branch-at-a-time"], ["--batch-size", "1"]])
+def test_memory_savers_give_the_same_pictures(command, picture, tmp_path, extra):
+    argv = [FOLDER, "--image", picture, "--instruction", "x", *QUICK, "--num-images", 2]
+    command("sample", *argv, "--output", tmp_path / "one")
+    command("sample", *argv, *extra, "--output", tmp_path / "two")
+    for name in ("photo-000.png", "photo-001.png"):
+        one, two = (Image.open(tmp_path / place / name) for place in ("one", "two"))
+        difference = max(abs(a - b) for a, b in zip(one.tobytes(), two.tobytes(), strict=True))
+        assert difference <= 1
+
+
+def test_cut_instruction_and_animation_are_said_in_one_line(command, tmp_path):
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    long = "rain " * 80
+    code, _, err = command(
+        *("sample", FOLDER, "--image", tmp_path / "a.gif", "--instruction", long, *QUICK),
+        *("--output", tmp_path / "out"),
+    )
+    said = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert code == 0 and len(said) == 2
+    assert "a.gif" in said[0] and "first" in said[0] and "this end of it is cut" in said[1]
+
+
+def without_picture(write):
+    """Arguments with a bad picture made by `write`."""
+
+    def arguments(tmp_path, picture):
+        write(tmp_path / "bad.png", picture)
+        return ["--image", tmp_path / "bad.png"]
+
+    return arguments
+
+
+def option(*argv):
+    return lambda tmp_path, picture: [*argv]
+
+
+def truncated(path, picture):
+    Image.effect_noise((64, 64), 90).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (option("--image", "nowhere.png"), r"nowhere\.png: .*check the path"),
+        (without_picture(lambda path, _: path.touch()), r"bad\.png: .*empty|0 bytes"),
+        (without_picture(truncated), r"bad\.png: damaged picture \(.*truncated"),
+        (without_picture(lambda path, _: path.write_text("hi")), r"bad\.png: not a picture"),
+        (without_picture(lambda path, _: path.mkdir()), r"bad\.png: is a folder"),
+        (without_picture(lambda path, _: bomb(path)), r"bad\.png: .*1600000000 pixels.*178956970"),
+        (option("--instruction", ""), "the instruction is empty"),
+        (option("--instruction", "a", "b"), "1 pictures but 2 instructions"),
+        (option("--steps", "0"), "0 steps asked for, expected 1"),
+        (option("--steps", "-3"), "-3 steps asked for, expected 1"),
+        (option("--steps", "5000"), "5000 steps asked for, expected 1 to 1000"),
+        (option("--steps", "many"), "argument --steps: invalid int value: 'many'"),
+        (option("--guidance-scale", "nan"), "guidance_scale is nan, expected a finite number"),
+        (option("--image-guidance-scale", "inf"), "image_guidance_scale is inf"),
+        (option("--device", "cuda:7"), "device 'cuda:7' is not available"),
+        (option("--device", "gpu"), "device 'gpu' is not available"),
+        (option("--dtype", "float8"), r"unknown dtype 'float8'; .*float32, bfloat16, float16"),
+        (option("--sampler", "ddmp"), r"unknown sampler 'ddmp'; did you mean ddpm\? .*dpmpp_2m"),
+        (option("--spacing", "x"), "unknown spacing 'x'; known here: linspace, leading"),
+        (option("--guidance", "ip"), r"unknown guidance scheme 'ip'; .*text_first, joint"),
+        (option("--resolution", "0"), "resolution is 0"),
+        (option("--num-images", "0"), "num_images is 0"),
+        (option("--batch-size", "0"), "batch_size is 0"),
+        (option("--output", "/proc/edits"), "cannot write into /proc/edits: .*another place"),
+        (lambda tmp_path, picture: ["--output", picture], "cannot write into .*photo.png"),
+        (option("--what"), "unrecognized arguments: --what"),
+    ],
+)
+def test_bad_arguments_of_sample_get_one_line(command, picture, tmp_path, arguments, message):
+    argv = ["--image", picture, "--instruction", "x", "--output", tmp_path / "out", *QUICK]
+    result = command("sample", FOLDER, *argv, *arguments(tmp_path, picture))
+    assert_one_line(result, message)
+
+
+def copied(spoil):
+    """A copy of the golden folder, spoiled."""
+
+    def make(tmp_path):
+        shutil.copytree(FOLDER, tmp_path / "weights")
+        spoil(tmp_path / "weights")
+        return tmp_path / "weights"
+
+    return make
+
+
+def channels(number):
+    def spoil(folder):
+        config = json.loads((folder / "unet" / "config.json").read_text())
+        (folder / "unet" / "config.json").write_text(json.dumps(config | {"in_channels": number}))
+        tensors = load_file(folder / UNET)
+        shape = (16, number, 3, 3)
+        save_file(tensors | {"conv_in.weight": torch.zeros(shape).half()}, folder / UNET)
+
+    return copied(spoil)
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (lambda tmp_path: tmp_path / "nowhere", "nowhere does not exist: expected a checkpoint"),
+        (lambda tmp_path: LDM, r"is a single file.*run convert_weights\.py"),
+        (channels(4), r"4 input channels, an edit model needs 8: run convert_weights\.py"),
+        (channels(9), r"config\.json: in_channels is 9, expected 4 .* or 8"),
+        (copied(lambda f: cut(f / UNET)), r"diffusion_pytorch_model\.safetensors: .*cut short"),
+        (copied(lambda f: (f / UNET).unlink()), "no weights in .*unet"),
+        (copied(lambda f: (f / UNET).write_bytes(b"")), "is empty: download it again"),
+        (copied(lambda f: shutil.rmtree(f / "vae")), r"vae/config\.json does not exist"),
+        (copied(lambda f: (f / "unet/config.json").write_text("{}")), "does not fit the model"),
+        (
+            copied(lambda f: save_file({"a": torch.zeros(1)}, f / UNET)),
+            r"does not fit the model: 6[0-9]+ missing \(conv_in\.weight.*; 1 extra \(a\)",
+        ),
+    ],
+)
+def test_bad_weights_in_sample_get_one_line(command, picture, tmp_path, weights, message):
+    argv = ["--image", picture, "--instruction", "x", "--output", tmp_path / "out", *QUICK]
+    assert_one_line(command("sample", weights(tmp_path), *argv), message)
+
+
+def test_latents_that_are_not_finite_get_one_line(command, picture, tmp_path):
+    argv = ["--image", picture, "--instruction", "x", "--output", tmp_path / "out", *QUICK]
+    code, _, err = command("sample", FOLDER, *argv, "--guidance-scale", "1e39")
+    assert code == 2
+    assert "not finite from step 1 of 1 on, U-Net in float32" in err.strip().splitlines()[-1]
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+# convert_weights.py and train.py
+
+
+def test_convert_goes_both_ways(command, tmp_path):
+    argv = ["--config", FOLDER, "--dtype", "float32"]
+    code, out, _ = command("convert_weights", LDM, tmp_path / "folder", *argv)
+    assert code == 0 and "8 input channels, epsilon, float32" in out
+    single = tmp_path / "one.safetensors"
+    code, _, _ = command("convert_weights", tmp_path / "folder", single, "--to", "ldm")
+    assert code == 0 and load_file(single).keys() == load_file(LDM).keys()
+
+
+def half_a_file(path):
+    path.write_bytes(LDM.read_bytes()[:1_000_000])
+
+
+def half_a_pickle(path):
+    torch.save({"state_dict": load_file(LDM)}, path)
+    cut(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("no.ckpt", lambda path: None, r"no\.ckpt does not exist"),
+        ("text.ckpt", lambda p: p.write_text("not weights " * 99), r"text\.ckpt is text, not weig"),
+        ("page.ckpt", lambda p: p.write_text("<html></html>"), "an HTML page, not weights"),
+        ("empty.ckpt", lambda path: path.touch(), "is empty: download it again"),
+        ("half.safetensors", half_a_file, r"half\.safetensors: .*cut short"),
+        ("half.ckpt", half_a_pickle, r"half\.ckpt: .*damaged or cut short"),
+        ("old.bin", lambda path: torch.save([1, 2], path), "holds no named tensors"),
+    ],
+)  # fmt: skip
+def test_bad_files_for_convert_get_one_line(command, tmp_path, name, write, message):
+    write(tmp_path / name)
+    result = command("convert_weights", tmp_path / name, tmp_path / "out", "--config", FOLDER)
+    assert_one_line(result, message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["configs/no.yaml"], r"config file configs/no\.yaml does not exist"),
+        (["setup.cfg"], "setup.cfg"),
+        ([], "the following arguments are required: CONFIG.yaml"),
+        (["configs/quickstart.yaml", "train.stepz=3"], r"unknown key train\.stepz; did you mean"),
+        (["configs/quickstart.yaml", "train.steps=x"], r"train\.steps: Value 'x' .* Integer"),
+        (["configs/quickstart.yaml", "run.dir=/proc/x"], "cannot write into /proc/x"),
+        (["configs/quickstart.yaml", "data.photos=nil"], "nil is not a folder of photographs"),
+    ],
+)
+def test_bad_arguments_of_train_get_one_line(command, monkeypatch, tmp_path, argv, message):
+    monkeypatch.chdir(ROOT)
+    dry = [] if any("run.dir" in arg for arg in argv) else ["--dry-run"]
+    assert_one_line(command("train", *argv, *dry), message)
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_config_is_in_order(command, monkeypatch, config):
+    monkeypatch.chdir(ROOT)
+    code, out, err = command("train", config, "--dry-run")
+    assert (code, err) == (0, "") and "nothing was written" in out
+    assert config.read_text().startswith("#")
+
+
+def test_bugs_keep_their_traceback():
+    def main():
+        raise ValueError("a bug of ours")
+
+    with pytest.raises(ValueError, match="a bug of ours"):
+        run_command(main)
+
+
+def test_interrupted_commands_end_with_130(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit_:
+        run_command(main)
+    assert exit_.value.code == 130 and capsys.readouterr().err == "interrupted\n"

@@ -1,0 +1,112 @@
+"""Plant a fault, and a test must fail: the mistakes that this kind of code is known for.
+
+Each fault is a change of one line in a copy of the package, and names the tests that must see it.
+CONTRIBUTING.md lists them for people.
+"""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+EDIT = "tests/test_editor.py::test_edit_matches_the_reference"
+FAULTS = {
+    "a rounded fractional timestep": (
+        "ipx2p/diffusion/denoiser.py",
+        "schedule.timestep(sigma)",
+        "round(schedule.timestep(sigma))",
+        f"{EDIT}[euler-linspace-True]",
+    ),
+    "sigma_0 where sqrt(1 + sigma_0^2) belongs": (
+        "ipx2p/diffusion/schedule.py",
+        "start_factor=math.sqrt(1 + sigmas[0] ** 2) if full_variance else sigmas[0]",
+        "start_factor=sigmas[0]",
+        f"{EDIT}[ddim-leading-True]",
+    ),
+    "scaled source latents": (
+        "ipx2p/editor.py",
+        "source_latents=self.vae.encode(pixels).mode()",
+        "source_latents=self.vae.scale(self.vae.encode(pixels).mode())",
+        f"{EDIT}[euler-leading-True]",
+    ),
+    "a sampled instead of the modal source posterior": (
+        "ipx2p/editor.py",
+        "source_latents=self.vae.encode(pixels).mode()",
+        "source_latents=self.vae.encode(pixels).sample()",
+        f"{EDIT}[euler-leading-True]",
+    ),
+    "a source scaled with the noise level": (
+        "ipx2p/diffusion/denoiser.py",
+        "source_latents.to(text.dtype)",
+        "(source_latents / math.sqrt(1 + sigma**2)).to(text.dtype)",
+        f"{EDIT}[euler-leading-True]",
+    ),
+    "a lost conv_in bias": (
+        "ipx2p/weights/convert.py",
+        "    with torch.device(\"meta\"):\n        wide",
+        "    tensors['conv_in.bias'] = torch.zeros_like(tensors['conv_in.bias'])\n"
+        "    with torch.device(\"meta\"):\n        wide",
+        "tests/weights/test_convert.py",
+    ),
+    "swapped scales": (
+        "ipx2p/diffusion/guidance.py",
+        "def ip2p(guidance_scale: float, image_guidance_scale: float)",
+        "def ip2p(image_guidance_scale: float, guidance_scale: float)",
+        "tests/diffusion/test_guidance.py",
+    ),
+    "eps 1e-5 in the VAE's norms": (
+        "ipx2p/models/vae.py",
+        "NORM_EPS = 1e-6",
+        "NORM_EPS = 1e-5",
+        "tests/models/test_vae.py",
+    ),
+    "a timestep embedding in bfloat16": (
+        "ipx2p/models/blocks.py",
+        "angles = timesteps.float()[:, None]",
+        "angles = timesteps.bfloat16()[:, None]",
+        "tests/models/test_blocks.py",
+    ),
+    "a padding of the U-Net in the VAE": (
+        "ipx2p/models/vae.py",
+        "Downsample(widths[-1], pad_all=False)",
+        "Downsample(widths[-1], pad_all=True)",
+        "tests/models/test_vae.py",
+    ),
+    "a pair cut in two ways": (
+        "ipx2p/data/pairs.py",
+        "            geometry.apply(target),",
+        "            cut(source.size).apply(target),",
+        "tests/data/test_pairs.py",
+    ),
+    "a shuffle that forgets its place on resume": (
+        "ipx2p/data/loader.py",
+        "self.steps = range(first_step, num_steps)",
+        "self.steps = range(num_steps - first_step)",
+        "tests/data/test_loader.py",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_makes_a_test_fail(tmp_path, fault):
+    file, right, wrong, tests = FAULTS[fault]
+    for name in ("ipx2p", "tests", "assets"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.cfg", tmp_path)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
+
+    source = (tmp_path / file).read_text()
+    assert source.count(right) == 1, f"{file} no longer has the line to change"
+    (tmp_path / file).write_text(source.replace(right, wrong))
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1, run.stdout[-2000:]  # a test failed; 2 would be a broken file
+
+
+def test_contributing_lists_every_fault():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    missing = [fault for fault in FAULTS if fault not in text]
+    assert missing == []

@@ -1,0 +1,113 @@
+"""The layers of the package: a file imports strictly lower layers, or files above it in its folder.
+
+The walk sees every import node, those inside functions too.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Layer by layer from the bottom; in a folder, a file may import those that stand before it.
+LAYERS = {
+    0: [
+        *("ipx2p.errors", "ipx2p.files", "ipx2p.cli", "ipx2p.config", "ipx2p.devices"),
+        *("ipx2p.images", "ipx2p.sheets", "ipx2p.seeds", "ipx2p.unpickle"),
+        *("ipx2p.torch_file", "ipx2p.tensors", "ipx2p.metrics"),
+    ],
+    1: [
+        *("ipx2p.models.folder", "ipx2p.models.blocks", "ipx2p.models.transformer"),
+        "ipx2p.models.unet",
+        *("ipx2p.models.vae", "ipx2p.models.text"),
+        *("ipx2p.diffusion.schedule", "ipx2p.diffusion.denoiser", "ipx2p.diffusion.guidance"),
+        *("ipx2p.diffusion.samplers", "ipx2p.diffusion.objective"),
+    ],
+    2: [
+        *("ipx2p.weights.readers", "ipx2p.weights.maps", "ipx2p.weights.folder"),
+        *("ipx2p.weights.single_file", "ipx2p.weights.convert"),
+        *("ipx2p.data.instructions", "ipx2p.data.degrade", "ipx2p.data.pairs"),
+        "ipx2p.data.loader",
+    ],
+    3: ["ipx2p.editor"],
+    4: [
+        "ipx2p.edit_files",
+        *("ipx2p.training.config", "ipx2p.training.validation", "ipx2p.training.learners"),
+        *("ipx2p.training.ema", "ipx2p.training.checkpoint", "ipx2p.training.monitor"),
+        *("ipx2p.training.run", "ipx2p.training.loop"),
+    ],
+    5: ["train", "sample", "convert_weights"],
+}
+LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
+PLACE = {name: place for names in LAYERS.values() for place, name in enumerate(names)}
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in [*ROOT.glob("ipx2p/**/*.py"), *ROOT.glob("*.py")]
+    if path.name != "__init__.py"
+}
+
+
+def imports(source: str) -> list[tuple[int, str]]:
+    """Line and full name of everything imported from the package."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+    return [(line, name) for line, name in found if name.split(".")[0] in ("ipx2p", *LAYERS[5])]
+
+
+def violations(name: str, source: str) -> list[str]:
+    """What a file imports that it must not, one line each."""
+    folder = name.rpartition(".")[0]
+    bad = []
+    for line, imported in imports(source):
+        if imported == "ipx2p.__version__":
+            continue
+        target = imported if imported in LAYER else imported.rpartition(".")[0]
+        lower = LAYER[target] < LAYER[name]
+        before = LAYER[target] == LAYER[name] and PLACE[target] < PLACE[name]
+        if not lower and not (before and target.rpartition(".")[0] == folder):
+            bad.append(f"{name} line {line} imports {target}")
+    return bad
+
+
+def test_every_file_has_a_layer():
+    assert sorted(FILES) == sorted(LAYER)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_imports_go_down(name):
+    assert violations(name, FILES[name].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("ipx2p.models.unet", "from ipx2p.editor import Editor"),
+        ("ipx2p.models.unet", "def f():\n    from ipx2p.diffusion import schedule"),
+        ("ipx2p.models.blocks", "import ipx2p.models.unet"),
+        ("ipx2p.images", "from ipx2p.metrics import psnr"),
+    ],
+)
+def test_an_import_that_goes_up_is_found(name, line):
+    assert len(violations(name, line)) == 1
+
+
+def test_packages_are_empty_but_for_the_version():
+    for path in ROOT.glob("ipx2p/*/__init__.py"):
+        assert path.read_text() == ""
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_files_and_functions_stay_short(name):
+    source = FILES[name].read_text()
+    assert len(source.splitlines()) <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.body[0].lineno + 1  # what stands below the signature
+            limit = 120 if (name, node.name) == ("ipx2p.training.loop", "train") else 60
+            assert lines <= limit, f"{node.name} has {lines} lines"

@@ -1,0 +1,48 @@
+"""A training run that takes seconds: tiny networks on two photographs."""
+
+from pathlib import Path
+
+import pytest
+
+from ipx2p.training.config import TrainConfig
+from tests.conftest import GOLDEN, ROOT
+
+YAML = f"""
+run: {{name: test}}
+model:
+  weights: {GOLDEN / "diffusers"}
+  unet:
+    block_out_channels: [8, 16]
+    down_block_types: [CrossAttnDownBlock2D, DownBlock2D]
+    num_attention_heads: [2, 2]
+    layers_per_block: 1
+    cross_attention_dim: 32
+    norm_num_groups: 4
+data:
+  photos: {ROOT / "assets" / "photos"}
+  held_out: [castle.jpg, coffee.jpg]
+  resolution: 32
+  max_zoom: 2.0
+  workers: 0
+optimizer: {{learning_rate: 1.0e-3, warmup_steps: 2, schedule: cosine}}
+train: {{steps: 4, batch_size: 3, checkpoint_every: 2, log_every: 1, device: cpu}}
+validation: {{every: 3, pairs_per_task: 2, edit: {{num_steps: 2}}}}
+"""
+
+
+@pytest.fixture
+def make_config(tmp_path):
+    """Settings of a quick run below `tmp_path`, with overrides."""
+    path = tmp_path / "config.yaml"
+    path.write_text(YAML)
+
+    def make(*overrides: str) -> TrainConfig:
+        return TrainConfig.load(path, [f"run.dir={tmp_path / 'runs'}", *overrides])
+
+    return make
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Path:
+    """Where `make_config`'s runs are."""
+    return tmp_path / "runs" / "test"

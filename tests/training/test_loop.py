@@ -1,0 +1,300 @@
+"""Training runs: what they write, that they resume exactly, and what they refuse."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ipx2p.editor import Editor
+from ipx2p.errors import InputError
+from ipx2p.training.checkpoint import find_checkpoints
+from ipx2p.training.config import OptimizerConfig
+from ipx2p.training.loop import learning_rate, train
+from tests.conftest import GOLDEN
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+QUICK_VAE = (
+    "objective.kind=autoencoder",
+    "model.unet=null",
+    "model.vae={block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4}",
+)
+
+
+def all_tensors(folder):
+    """Every tensor that the newest checkpoint of a run holds."""
+    newest = find_checkpoints(folder)[-1]
+    return {
+        f"{path.relative_to(newest)}:{key}": tensor
+        for path in sorted(newest.rglob("*.safetensors"))
+        for key, tensor in load_file(path).items()
+    }
+
+
+def assert_same_run(one, other):
+    one, other = all_tensors(one), all_tensors(other)
+    assert one.keys() == other.keys()
+    for key, tensor in one.items():
+        assert torch.equal(tensor, other[key]), key
+
+
+@pytest.mark.parametrize("kind", ["edit", "autoencoder"])
+def test_two_and_two_steps_equal_four_bitwise(make_config, run_folder, kind):
+    extra = QUICK_VAE if kind == "autoencoder" else ()
+    train(make_config(*extra))
+    whole = run_folder.rename(run_folder.with_name("whole"))
+    train(make_config(*extra))
+    shutil.rmtree(find_checkpoints(run_folder)[-1])  # as if it had been killed after step 2
+    shutil.rmtree(run_folder / "samples")
+    assert [path.name for path in find_checkpoints(run_folder)] == ["step_000002"]
+    train(make_config(*extra))
+    assert_same_run(run_folder, whole)
+
+
+def test_a_run_writes_what_is_promised(make_config, run_folder, capsys):
+    train(make_config())
+    out = capsys.readouterr().out
+    assert "fresh UNet" in out and "28 pairs to train on, 4 held out, on cpu" in out
+    assert out.count("eta") == 4
+    table = out[out.index("task") :]
+    assert all(word in table for word in ("denoise", "enhance", "input dB", "VAE ceiling dB"))
+    for name in ("config.yaml", "command.txt", "tensorboard"):
+        assert (run_folder / name).exists()
+    for step in (3, 4):
+        with Image.open(run_folder / "samples" / f"step_{step:06d}.png") as sheet:
+            assert sheet.width > 3 * 128
+    scores = json.loads((run_folder / "samples" / "step_000004.json").read_text())["scores"]
+    assert [(score["task"], score["pairs"]) for score in scores] == [("denoise", 2), ("enhance", 2)]
+    assert [p.name for p in find_checkpoints(run_folder)] == ["step_000002", "step_000004"]
+    averaged, raw = (load_file(run_folder / kind / UNET) for kind in ("weights", "weights_raw"))
+    assert averaged.keys() == raw.keys()
+    assert any(not torch.equal(averaged[key], raw[key]) for key in raw)
+
+
+def test_trained_weights_edit(make_config, run_folder, coffee):
+    train(make_config())
+    result = Editor.load(run_folder / "weights", device="cpu").edit([coffee], ["x"], num_steps=2)
+    assert result.images[0].size == (64, 64)
+
+
+def test_a_finished_run_says_so_and_does_nothing(make_config, run_folder, capsys):
+    train(make_config())
+    before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")}
+    capsys.readouterr()
+    train(make_config())
+    out = capsys.readouterr().out
+    assert "is finished, 4 steps" in out and "VAE ceiling" in out and "step_000004.png" in out
+    assert "eta" not in out
+    assert {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")} == before
+
+
+CONSTANT = "optimizer.schedule=constant"
+
+
+def test_a_finished_run_goes_on_when_asked_for_more_steps(make_config, run_folder, capsys):
+    train(make_config(CONSTANT))
+    train(make_config(CONSTANT, "train.steps=6"))
+    assert find_checkpoints(run_folder)[-1].name == "step_000006"
+    for fewer in (5, 3):  # a validation was made at step 3; that does not make the run finished
+        with pytest.raises(InputError, match=rf"has done 6 steps, train\.steps is {fewer}"):
+            train(make_config(CONSTANT, f"train.steps={fewer}"))
+
+
+def test_more_steps_of_a_cosine_schedule_are_another_run(make_config):
+    train(make_config())
+    with pytest.raises(InputError, match=r"train\.steps was 4 and is 6"):
+        train(make_config("train.steps=6"))
+
+
+def test_other_settings_are_refused_by_key(make_config, run_folder):
+    train(make_config())
+    with pytest.raises(InputError, match=r"data\.resolution was 32 and is 64.*run\.name"):
+        train(make_config("data.resolution=64"))
+    train(make_config("train.log_every=2", "validation.every=2"))
+
+
+def test_a_start_that_failed_does_not_hold_the_name(make_config, run_folder):
+    with pytest.raises(InputError, match="held_out"):
+        train(make_config("data.held_out=[no.jpg]"))
+    with pytest.raises(InputError, match="does not exist"):
+        train(make_config("model.weights=/nowhere/x/y"))
+    assert not run_folder.exists()
+    train(make_config())
+
+
+def test_a_validation_that_a_kill_prevented_is_made_up_for(make_config, run_folder):
+    overrides = ("train.checkpoint_every=1", "train.keep_checkpoints=9")
+    train(make_config(*overrides))
+    shutil.rmtree(find_checkpoints(run_folder)[-1])  # back to step 3, killed before its validation
+    for path in (run_folder / "samples").iterdir():
+        path.unlink()
+    train(make_config(*overrides))
+    assert sorted(path.name for path in (run_folder / "samples").glob("*.json")) == [
+        "step_000003.json",
+        "step_000004.json",
+    ]
+
+
+def test_what_a_killed_process_left_is_swept_and_links_are_set_right(make_config, run_folder):
+    train(make_config())
+    checkpoints = run_folder / "checkpoints"
+    (checkpoints / ".step_000006").mkdir()
+    (checkpoints / ".step_000002.old").mkdir()
+    (run_folder / "weights").unlink()
+    (run_folder / "samples" / "step_000004.json").unlink()
+    train(make_config())
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step_000002", "step_000004"]
+    assert (run_folder / "weights").resolve() == checkpoints / "step_000004" / "weights"
+
+
+def test_two_processes_do_not_share_a_run(make_config, run_folder):
+    run_folder.mkdir(parents=True)
+    code = (
+        f"import fcntl, sys; f = open({str(run_folder / '.lock')!r}, 'w')\n"
+        "fcntl.lockf(f, fcntl.LOCK_EX); print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(InputError, match="another process is training in .*run"):
+            train(make_config())
+        other.kill()
+    train(make_config())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: os.truncate(f / "weights_raw" / UNET, 3000), "cut short"),
+        (lambda f: os.truncate(f / "optimizer.safetensors", 3000), "cut short"),
+        (lambda f: (f / "weights" / UNET).unlink(), "no weights in"),
+        (lambda f: (f / "state.json").write_text("{}"), "step is None, expected 2"),
+        (lambda f: (f / "state.json").write_text("{"), "is not JSON"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(make_config, run_folder, spoil, message):
+    train(make_config())
+    shutil.rmtree(find_checkpoints(run_folder)[-1])
+    spoil(find_checkpoints(run_folder)[-1])
+    with pytest.raises(InputError, match=f"step_000002.*{message}"):
+        train(make_config())
+
+
+def test_frozen_parts_are_stored_once(make_config, run_folder):
+    train(make_config())
+    files = [
+        checkpoint / kind / "vae" / "diffusion_pytorch_model.safetensors"
+        for checkpoint in find_checkpoints(run_folder)
+        for kind in ("weights", "weights_raw")
+    ]
+    assert len(files) == 4 and len({path.stat().st_ino for path in files}) == 1
+
+
+def test_dry_run_writes_nothing(make_config, run_folder, capsys):
+    train(make_config(), dry_run=True)
+    assert not run_folder.exists()
+    assert "nothing was written" in capsys.readouterr().out
+
+
+def test_only_the_newest_checkpoints_are_kept(make_config, run_folder):
+    train(make_config("train.checkpoint_every=1", "train.keep_checkpoints=2"))
+    assert [p.name for p in find_checkpoints(run_folder)] == ["step_000003", "step_000004"]
+
+
+def test_half_a_checkpoint_is_not_taken_for_one(make_config, run_folder):
+    train(make_config())
+    (find_checkpoints(run_folder)[-1] / "state.json").unlink()
+    assert [path.name for path in find_checkpoints(run_folder)] == ["step_000002"]
+
+
+@pytest.mark.parametrize(("channels", "said"), [(8, "taken as they are"), (4, "widened to 8")])
+def test_starting_weights_are_widened_or_taken(make_config, tmp_path, channels, said, capsys):
+    start = tmp_path / "start"
+    shutil.copytree(GOLDEN / "diffusers", start)
+    if channels == 4:
+        from safetensors.torch import save_file
+
+        tensors = load_file(start / UNET)
+        tensors["conv_in.weight"] = tensors["conv_in.weight"][:, :4].contiguous()
+        save_file(tensors, start / UNET)
+        config = json.loads((start / "unet" / "config.json").read_text()) | {"in_channels": 4}
+        (start / "unet" / "config.json").write_text(json.dumps(config))
+    train(make_config("model.unet=null", f"model.weights={start}"), dry_run=True)
+    assert f"{channels} input channels, {said}" in capsys.readouterr().out
+
+
+def test_manifests_train_too(make_config, tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (40, 40), "teal").save(tmp_path / f"{name}.png")
+    line = {"source": "a.png", "target": "b.png", "instruction": ["x", "y"], "task": "derain"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(line))
+    manifest = f"data.manifest={tmp_path / 'train.jsonl'}"
+    validation = f"data.validation_manifest={tmp_path / 'train.jsonl'}"
+    train(make_config("data.photos=null", "data.held_out=[]", manifest, validation))
+
+
+def test_prediction_type_is_written_with_the_weights(make_config, run_folder):
+    train(make_config("objective.prediction_type=v_prediction"))
+    path = run_folder / "weights" / "scheduler" / "scheduler_config.json"
+    assert json.loads(path.read_text())["prediction_type"] == "v_prediction"
+
+
+def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_folder):
+    train(make_config(*QUICK_VAE))
+    config = json.loads((run_folder / "weights" / "vae" / "config.json").read_text())
+    assert config["block_out_channels"] == [8, 8]
+    assert config["scaling_factor"] != pytest.approx(0.18215)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.held_out=[no.jpg]", r"data\.held_out names no\.jpg, not in .*photos"),
+        ("data.held_out=[]", r"data\.held_out is empty"),
+        ("data.photos=null", r"set data\.manifest .* or data\.photos"),
+        ("data.photos=/nowhere", "/nowhere is not a folder of photographs"),
+        ("data.tasks=[derain]", r"data\.tasks: no degradation for 'derain'"),
+        ("data.tasks=[]", r"data\.tasks is empty"),
+        ("data.max_zoom=0.5", r"data\.max_zoom is 0\.5"),
+        ("data.degrade.noise.shot=[2, 1]", r"data\.degrade\.noise\.shot is"),
+        ("objective.kind=vae", r"objective\.kind is 'vae'; .*edit, autoencoder"),
+        ("objective.dropout.text=2", r"objective\.dropout: shares"),
+        ("objective.prediction_type=flow", r"objective\.prediction_type is 'flow'"),
+        ("optimizer.schedule=linear", r"optimizer\.schedule is 'linear'"),
+        ("optimizer.learning_rate=0", r"optimizer\.learning_rate is 0"),
+        ("optimizer.learning_rate=.nan", r"optimizer\.learning_rate is nan"),
+        ("optimizer.betas=[0.9]", r"optimizer\.betas is \[0\.9\]"),
+        ("train.steps=0", r"train\.steps is 0, expected 1 or more"),
+        ("train.ema_decay=1", r"train\.ema_decay is 1"),
+        ("train.device=cuda:9", "device 'cuda:9' is not available"),
+        ("run.name=a/b", r"run\.name is 'a/b', expected the name of one folder"),
+        ("validation.edit.sampler=x", "unknown sampler 'x'"),
+        ("model.weights=/nowhere/x/y", "/nowhere/x/y does not exist"),
+        ("model.unet.block_out_channels=[8, 15]", r"UNetConfig: block_out_channels is \[8, 15\]"),
+        ("model.unet.in_channels=9", r"UNetConfig: in_channels is 9"),
+        ("data.resolution=36", r"data\.resolution is 36, .*the autoencoder's 8 such as 32 or 40"),
+        ("validation.edit.num_steps=5000", "5000 steps asked for, expected 1 to 1000"),
+        ("model.unet.cross_attention_dim=7", "expects text states of width 7.*gives 32"),
+        ("run.dir=/proc", "cannot write"),
+    ],
+)
+def test_bad_settings_are_refused(make_config, override, message):
+    with pytest.raises(InputError, match=message):
+        train(make_config(override))
+
+
+def test_learning_rate_warms_up_then_falls_to_zero():
+    config = OptimizerConfig(learning_rate=2.0, schedule="cosine", warmup_steps=4)
+    rates = [learning_rate(config, step, 104) for step in range(105)]
+    assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert rates[54] == pytest.approx(1.0) and rates[104] == pytest.approx(0, abs=1e-12)
+    assert all(before >= after for before, after in pairwise(rates[4:]))
+    constant = OptimizerConfig(learning_rate=2.0)
+    assert {learning_rate(constant, step, 104) for step in range(104)} == {2.0}

@@ -1,0 +1,173 @@
+"""The average, checkpoints of the optimizer, learners, and the over-fit that shows they learn."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from ipx2p.data.loader import SampleStream, batches
+from ipx2p.diffusion.objective import draw
+from ipx2p.errors import InputError
+from ipx2p.training.checkpoint import MOMENTS, load_optimizer, optimizer_tensors
+from ipx2p.training.ema import EMA
+from ipx2p.training.learners import EditLearner
+from ipx2p.training.loop import open_pairs, train
+from ipx2p.training.run import Run
+from ipx2p.training.validation import TaskScore, fixed_pairs, score_table
+from tests.conftest import GOLDEN
+from tests.training.test_loop import QUICK_VAE
+
+
+def edit_learner(config) -> EditLearner:
+    """The learner of a run, with its held-out pairs."""
+    _, held_out = open_pairs(config.data)
+    fixed = fixed_pairs(held_out, per_task=1, resolution=config.data.resolution, seed=0)
+    return EditLearner(config, torch.device("cpu"), fixed)
+
+
+def test_average_follows_with_a_decay_that_warms_up():
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    average = EMA(module, decay=0.5)
+    expected = 0.0
+    for update in range(1, 12):
+        nn.init.constant_(module.weight, float(update))
+        average.update(module, update)
+        decay = min(0.5, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * update
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_average_is_a_frozen_copy_of_float32_weights():
+    module = nn.Linear(2, 2)
+    average = EMA(module, decay=0.9)
+    assert not any(p.requires_grad for p in average.module.parameters())
+    assert all(p.requires_grad for p in module.parameters())
+    with pytest.raises(AssertionError, match="master weights"):
+        EMA(nn.Linear(2, 2).bfloat16(), decay=0.9)
+
+
+def test_optimizer_state_survives_as_named_tensors(generator):
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    optimizer = AdamW(module.parameters(), lr=0.1)
+    inputs = torch.randn(4, 3, generator=generator)
+
+    def step(module, optimizer):
+        optimizer.zero_grad()
+        module(inputs).square().sum().backward()
+        optimizer.step()
+
+    step(module, optimizer)
+    copied = copy.deepcopy(module)
+    restored = AdamW(copied.parameters(), lr=0.1)
+    tensors = {key: tensor.clone() for key, tensor in optimizer_tensors(module, optimizer).items()}
+    assert "0.weight.exp_avg" in tensors and "1.bias.step" in tensors
+    load_optimizer(copied, restored, tensors, "here")
+    step(module, optimizer)
+    step(copied, restored)
+    for one, other in zip(module.parameters(), copied.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_restored_moments_have_the_memory_layout_of_their_weights():
+    module = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = AdamW(module.parameters(), lr=0.1)
+    tensors = {}
+    for name, parameter in module.named_parameters():
+        tensors |= {f"{name}.{key}": torch.randn(parameter.shape) for key in MOMENTS[1:]}
+        tensors[f"{name}.step"] = torch.tensor(3.0)
+    load_optimizer(module, optimizer, tensors, "here")
+    state = optimizer.state[module.weight]
+    assert state["exp_avg"].stride() == module.weight.stride() != tensors["weight.exp_avg"].stride()
+    assert torch.equal(state["exp_avg"], tensors["weight.exp_avg"])
+    del tensors["bias.exp_avg"]
+    with pytest.raises(InputError, match=r"here does not fit the model: 1 missing \(bias.exp_avg"):
+        load_optimizer(module, optimizer, tensors, "here")
+
+
+def test_validation_pairs_are_fixed_and_cover_the_tasks(make_config):
+    _, held_out = open_pairs(make_config().data)
+    one, other = (fixed_pairs(held_out, per_task=2, resolution=32, seed=0) for _ in range(2))
+    assert [pair.task for pair in one] == ["denoise"] * 2 + ["enhance"] * 2
+    assert all(
+        torch.equal(a.source_pixels01, b.source_pixels01) for a, b in zip(one, other, strict=True)
+    )
+    few = fixed_pairs(held_out, per_task=1, resolution=32, seed=0)
+    assert torch.equal(few[0].source_pixels01, one[0].source_pixels01) and len(few) == 2
+
+
+def test_held_out_photographs_are_never_trained_on(make_config):
+    trained, held_out = open_pairs(make_config().data)
+    names = {path.name for path in trained.photos}
+    assert len(names) == 14 and not names & {"castle.jpg", "coffee.jpg"}
+    assert {path.name for path in held_out.photos} == {"castle.jpg", "coffee.jpg"}
+
+
+def test_equal_seeds_give_equal_fresh_weights(make_config):
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(states))  # whatever was drawn before
+        learner = edit_learner(make_config(f"run.seed={seed}"))
+        states.append(learner.module.conv_in.weight.detach().clone())
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+def test_table_shows_every_score():
+    table = score_table(
+        [TaskScore("enhance", 4, 9.123, 15.456, 25.789), TaskScore("x", 1, None, None, 20)]
+    )
+    assert [*table.splitlines()[1].split()] == ["enhance", "4", "9.12", "15.46", "25.79"]
+    assert [*table.splitlines()[2].split()] == ["x", "1", "-", "-", "20.00"]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_edit_objective_shows_the_network_what_the_paper_says(make_config, prediction_type):
+    learner = edit_learner(make_config(f"objective.prediction_type={prediction_type}"))
+    trained, _ = open_pairs(make_config().data)
+    stream = SampleStream(trained, seed=0, resolution=32, max_zoom=1.0, flip=True)
+    batch = next(batches(stream, first_step=0, num_steps=1, batch_size=60, workers=0))
+    draws = draw(0, batch.indices, (4, 4, 4), 1000)
+    with torch.no_grad():
+        target = learner.vae.encode(batch.target_pixels)
+        source = learner.vae.encode(batch.source_pixels).mean  # modal, unscaled
+        states = learner.text.encode(batch.instructions)
+    latents = learner.vae.config.scaling_factor * target.sample(noise=draws.posterior_noise)
+    seen = {}
+
+    def network(noisy, timesteps, text, source_latents):
+        seen.update(noisy=noisy, timesteps=timesteps, text=text, source=source_latents)
+        return learner.schedule.target(latents, draws.noise, draws.timesteps)
+
+    learner.module = network
+    torch.testing.assert_close(learner.losses(batch), torch.zeros(60), atol=1e-10, rtol=0)
+    assert torch.equal(seen["timesteps"], draws.timesteps.float())
+    noisy = learner.schedule.add_noise(latents, draws.noise, draws.timesteps)
+    torch.testing.assert_close(seen["noisy"], noisy)
+    no_text = draws.dropout < 0.1
+    no_source = (draws.dropout >= 0.05) & (draws.dropout < 0.15)
+    assert 0 < no_text.sum() < 20 and 0 < no_source.sum() < 20
+    torch.testing.assert_close(seen["source"][~no_source], source[~no_source])
+    assert seen["source"][no_source].count_nonzero() == 0
+    torch.testing.assert_close(seen["text"][~no_text], states[~no_text])
+    null_text = learner.text.encode([""])[0]
+    torch.testing.assert_close(seen["text"][no_text], null_text.expand(int(no_text.sum()), -1, -1))
+
+
+def test_zero_snr_is_not_trained_with_epsilon(make_config):
+    config = make_config(f"model.weights={GOLDEN / 'diffusers_v2'}", "model.unet=null")
+    assert edit_learner(config).schedule.config.prediction_type == "v_prediction"
+    config.objective.prediction_type = "epsilon"
+    with pytest.raises(InputError, match=r"zero-terminal SNR.*set objective\.prediction_type"):
+        edit_learner(config)
+
+
+@pytest.mark.slow
+def test_autoencoder_learns(make_config):
+    config = make_config(*QUICK_VAE, "train.steps=300", "train.batch_size=8",
+                         "train.checkpoint_every=300", "train.log_every=100",
+                         "optimizer.learning_rate=3e-3", "train.ema_decay=0.99")  # fmt: skip
+    train(config)
+    [score] = Run(config).final_scores()
+    assert score.psnr_ceiling > 18
