@@ -195,12 +195,9 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
     module.load_state_dict(tensors, strict=True, assign=True)
 
 
-def save_tensors(
-    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
-) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors to a safetensors file, bit for bit; tied ones are written one by one.
 
-    `metadata` goes into the file's header, next to the `format: pt` that other readers expect.
     Raises: InputError if `path` cannot be written; an earlier file there is then intact.
     """
     plain, seen = {}, set()
@@ -211,6 +208,6 @@ def save_tensors(
         seen.add(memory)
     with atomic_write(path) as temporary:
         try:
-            save_file(plain, temporary, metadata={"format": "pt", **(metadata or {})})
+            save_file(plain, temporary, metadata={"format": "pt"})  # which other readers expect
         except SafetensorError as error:  # how that library says that the disk is full
             raise OSError(str(error)) from error

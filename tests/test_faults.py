@@ -35,7 +35,7 @@ FAULTS = {
     "a sampled instead of the modal source posterior": (
         "ipx2p/editor.py",
         "source_latents=self.vae.encode(pixels).mode()",
-        "source_latents=self.vae.encode(pixels).sample()",
+        "source_latents=self.vae.encode(pixels).sample(torch.Generator())",
         f"{EDIT}[euler-leading-True]",
     ),
     "a source scaled with the noise level": (

@@ -327,12 +327,12 @@ def test_values_are_written_bit_for_bit(tmp_path):
     tensors |= {"nan": torch.tensor([float("nan"), -0.0]), "parameter": nn.Parameter(base)}
     tensors |= {"channels last": base.view(1, 4, 2, 3).to(memory_format=torch.channels_last)}
     before = {key: value.detach().clone() for key, value in tensors.items()}
-    save_tensors(tensors, tmp_path / "a.safetensors", {"step": "3"})
+    save_tensors(tensors, tmp_path / "a.safetensors")
     assert same(load_file(tmp_path / "a.safetensors"), before)
     assert same(read_tensors(tmp_path / "a.safetensors"), before)
     assert same(tensors, before)
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt", "step": "3"}
+        assert file.metadata() == {"format": "pt"}
 
 
 def test_files_get_the_rights_that_the_umask_gives(tmp_path):

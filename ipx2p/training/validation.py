@@ -153,8 +153,10 @@ def _sheet(
 ) -> Image.Image:
     """At most `SHEET_ROWS` of the rows, evenly taken, so that every task is seen."""
     stride = max(1, -(-len(rows) // SHEET_ROWS))
+    side = rows[0][0].shape[-1]
     return contact_sheet(
         [[image_from_pixels01(pixels01) for pixels01 in row] for row in rows[::stride]],
         column_labels=columns,
         row_labels=labels[::stride],
+        cell=min(256, 4 * side),  # small pictures are enlarged fourfold at most
     )

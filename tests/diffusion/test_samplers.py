@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ipx2p.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, euler, euler_ancestral, heun
-from ipx2p.diffusion.schedule import SPACINGS, Schedule
+from ipx2p.diffusion.schedule import SAMPLER_TRAITS, SPACINGS, Schedule
 
 C = 0.5
 SCHEDULE = Schedule()
@@ -113,6 +113,10 @@ def test_evaluations_carry_their_step(name, evaluations):
     assert sorted({step.index for _, step in calls}) == [*range(20)]
     for sigma, step in calls:  # Heun looks ahead within a step
         assert sigma in (step.sigma, step.sigma_next)
+
+
+def test_every_sampler_has_traits():
+    assert SAMPLERS.keys() == SAMPLER_TRAITS.keys()
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

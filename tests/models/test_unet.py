@@ -158,3 +158,11 @@ def test_text_to_image_unet_takes_no_source(generator):
     x = torch.randn(1, 4, 4, 4, generator=generator)
     got = unet(x, torch.tensor([5]), torch.randn(1, 77, 6, generator=generator), None)
     assert got.shape == x.shape
+
+
+@pytest.mark.parametrize(("in_channels", "source"), [(8, None), (4, torch.zeros(1, 4, 4, 4))])
+def test_a_missing_or_needless_source_is_refused(in_channels, source):
+    unet = UNet(small_config(in_channels=in_channels))
+    x, text = torch.zeros(1, 4, 4, 4), torch.zeros(1, 77, 6)
+    with pytest.raises(InputError, match=f"has {in_channels} input channels and was given"):
+        unet(x, torch.tensor([5]), text, source)

@@ -183,8 +183,9 @@ def test_a_damaged_checkpoint_is_named(make_config, run_folder, spoil, message):
     train(make_config())
     shutil.rmtree(find_checkpoints(run_folder)[-1])
     spoil(find_checkpoints(run_folder)[-1])
-    with pytest.raises(InputError, match=f"step_000002.*{message}"):
+    with pytest.raises(InputError, match=message) as error:
         train(make_config())
+    assert "step_000002" in str(error.value)
 
 
 def test_frozen_parts_are_stored_once(make_config, run_folder):
