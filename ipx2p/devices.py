@@ -7,13 +7,14 @@ from ipx2p.errors import InputError, suggestion
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """The device of this name; `auto` is CUDA where there is one, else the CPU.
+def pick_device(name: str = "auto", index: int = 0) -> torch.device:
+    """The device of this name; `auto` is CUDA, the GPU of this index, where there is one, else the
+    CPU.
 
     Raises: InputError for a device that this machine does not have.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

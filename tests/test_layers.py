@@ -16,6 +16,7 @@ LAYERS = {
         *("ipx2p.errors", "ipx2p.files", "ipx2p.cli", "ipx2p.config", "ipx2p.devices"),
         *("ipx2p.images", "ipx2p.sheets", "ipx2p.seeds", "ipx2p.unpickle"),
         *("ipx2p.torch_file", "ipx2p.tensors", "ipx2p.metrics"),
+        "ipx2p.distributed",
     ],
     1: [
         *("ipx2p.models.folder", "ipx2p.models.blocks", "ipx2p.models.transformer"),
@@ -33,8 +34,9 @@ LAYERS = {
     3: ["ipx2p.editor"],
     4: [
         "ipx2p.edit_files",
-        *("ipx2p.training.config", "ipx2p.training.validation", "ipx2p.training.learners"),
-        *("ipx2p.training.ema", "ipx2p.training.checkpoint", "ipx2p.training.monitor"),
+        *("ipx2p.training.config", "ipx2p.training.speed", "ipx2p.training.validation"),
+        *("ipx2p.training.learners", "ipx2p.training.ema", "ipx2p.training.optimizer"),
+        *("ipx2p.training.checkpoint", "ipx2p.training.interrupts", "ipx2p.training.monitor"),
         *("ipx2p.training.run", "ipx2p.training.loop"),
     ],
     5: ["train", "sample", "convert_weights"],

@@ -4,6 +4,7 @@ Sample i is the same whatever process draws it and whenever: its place in the sh
 its degradation come from generators keyed by i. So a resumed run continues the stream exactly.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ipx2p.data.pairs import EditPair, Geometry, Pairs, random_geometry
+from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from ipx2p.images import pixels_from_pixels01
 from ipx2p.seeds import generator
@@ -72,18 +74,30 @@ class SampleStream(Dataset):
 
 
 class StepSampler(Sampler[list[int]]):
-    """The global indices of each optimizer step: step k takes k * batch_size and on."""
+    """The global indices of the micro-batches of one process.
 
-    def __init__(self, first_step: int, num_steps: int, batch_size: int) -> None:
-        self.steps = range(first_step, num_steps)
+    Step k takes the samples k * batch_size and on, whoever computes them: they are dealt in equal
+    slices, `accumulate` of them to each process in turn.
+    """
+
+    def __init__(
+        self, steps: range, batch_size: int, *, accumulate: int = 1, world: World | None = None
+    ) -> None:
+        world = world or World()
+        assert batch_size % (accumulate * world.size) == 0
+        self.steps = steps
         self.batch_size = batch_size
+        self.slice = batch_size // (accumulate * world.size)
+        self.places = range(world.rank * accumulate, (world.rank + 1) * accumulate)
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.steps) * len(self.places)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
-            yield [*range(step * self.batch_size, (step + 1) * self.batch_size)]
+            for place in self.places:
+                first = step * self.batch_size + place * self.slice
+                yield [*range(first, first + self.slice)]
 
 
 def collate(samples: Sequence[tuple[int, EditPair] | InputError]) -> Batch | InputError:
@@ -101,21 +115,27 @@ def collate(samples: Sequence[tuple[int, EditPair] | InputError]) -> Batch | Inp
     )
 
 
-def batches(
-    stream: SampleStream, *, first_step: int, num_steps: int, batch_size: int, workers: int
-) -> Iterator[Batch]:
-    """The batches of steps `first_step` .. `num_steps` - 1.
+def micro_batches(stream: Dataset, sampler: StepSampler, *, workers: int) -> Iterator[Batch]:
+    """The micro-batches that the sampler names, read ahead by worker processes.
 
     Raises: InputError for a picture that cannot be used, when its batch is due.
     """
     loader = DataLoader(
         stream,
-        batch_sampler=StepSampler(first_step, num_steps, batch_size),
+        batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_ignore_signals,
     )
     for batch in loader:
         if isinstance(batch, InputError):
             raise batch
         yield batch
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal to the whole process group is for the trainer, which needs its workers to the end
+    of the step; they end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

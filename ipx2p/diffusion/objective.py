@@ -1,4 +1,4 @@
-"""The training objective: random draws, conditioning dropout, loss per sample (layer 1).
+"""The training objective: random draws, conditioning dropout, loss and its weights (layer 1).
 
 Noise prediction in latent space with two conditions (InstructPix2Pix, arXiv:2211.09800, sec. 3.2).
 Every draw belongs to a training sample: keyed by the run's seed and the sample's global index.
@@ -63,21 +63,31 @@ def draw(
     return Draws(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
-def drop_conditions(
-    text: Tensor, source_latents: Tensor, null_text: Tensor, uniform: Tensor, dropout: DropoutConfig
-) -> tuple[Tensor, Tensor]:
-    """Hide the instruction, the source or both from some samples, one draw per sample.
+def hidden_conditions(uniform: Tensor, dropout: DropoutConfig) -> tuple[Tensor, Tensor]:
+    """From which samples to hide the instruction, and from which the source; two masks, (B,).
 
     Args:
-        text: (B, 77, D). null_text: (1, 77, D). source_latents: (B, 4, h, w).
-        uniform: one number in [0, 1) per sample, (B,).
-    Returns: text and source latents with the null text and zeros in the hidden places.
+        uniform: one number in [0, 1) per sample, (B,), which decides about both.
     """
     until_text = dropout.text
     until_both = until_text + dropout.both
     until_image = until_both + dropout.image
-    hide_text = uniform < until_both
-    hide_source = (uniform >= until_text) & (uniform < until_image)
+    return uniform < until_both, (uniform >= until_text) & (uniform < until_image)
+
+
+def drop_conditions(
+    text: Tensor,
+    source_latents: Tensor,
+    null_text: Tensor,
+    hide_text: Tensor,
+    hide_source: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Put the null text and zeros where conditions are hidden.
+
+    Args:
+        text: (B, 77, D). null_text: (1, 77, D). source_latents: (B, 4, h, w).
+        hide_text, hide_source: masks, (B,).
+    """
     text = torch.where(hide_text[:, None, None], null_text.to(text.dtype), text)
     return text, source_latents.masked_fill(hide_source[:, None, None, None], 0.0)
 
@@ -85,3 +95,13 @@ def drop_conditions(
 def loss_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each sample, float32, (B,)."""
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
+
+
+def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """Weight of a sample's loss at its signal-to-noise ratio (Min-SNR, arXiv:2303.09556, sec. 3.4).
+
+    In terms of x0 the weight is min(snr, gamma); the loss on eps already holds a factor snr, that
+    on v one of snr + 1.
+    """
+    factor = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    return snr.clamp(max=gamma) / factor[prediction_type]

@@ -270,6 +270,11 @@ class Schedule:
         alpha, s = self._alpha_and_s(timesteps, latents.device)
         return alpha * noise.float() - s * latents.float()
 
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratio alpha^2 / s^2 at whole timesteps (B,), float32."""
+        alpha, s = self._alpha_and_s(timesteps, timesteps.device)
+        return (alpha / s).square().flatten()
+
     def denoised(self, prediction: Tensor, x: Tensor, sigma: float) -> Tensor:
         """The estimate of x0 from a prediction at x = x0 + sigma n, all in float32."""
         if self.config.prediction_type == "epsilon":

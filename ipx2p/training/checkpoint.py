@@ -4,6 +4,7 @@
     checkpoints/step_000500/weights_raw/  the optimized weights themselves, likewise
     checkpoints/step_000500/optimizer.safetensors, state.json
     weights, weights_raw                  symbolic links into the newest checkpoint
+    best, best.json                       the checkpoint with the best validation, and its score
 
 Tensors are safetensors, the rest is JSON; there are no pickles. Parts that are not trained are
 stored once and hard-linked from checkpoint to checkpoint.
@@ -12,8 +13,14 @@ stored once and hard-linked from checkpoint to checkpoint.
 import os
 import re
 import shutil
+import sys
+import threading
+import zlib
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +28,15 @@ from torch.optim import Optimizer
 
 from ipx2p.errors import InputError
 from ipx2p.files import flush_to_disk, read_json, write_json
-from ipx2p.tensors import check_fit, find_weights, read_tensors, save_tensors
+from ipx2p.tensors import check_fit, find_weights, load_strict, read_tensors, save_tensors
+from ipx2p.training.config import StepsConfig
 from ipx2p.weights.folder import Weights
 
 NAME = re.compile(r"step_(\d{6,})")
 KINDS = ("weights", "weights_raw")
-STATE = "state.json"  # written last
+STATE = "state.json"  # written last, with size and checksum of every other file
+BEST = "best.json"
+Network = TypeVar("Network", bound=nn.Module)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 
 
@@ -37,16 +47,21 @@ def save_checkpoint(
     part: str,
     averaged: Weights,
     raw: Weights,
-    optimizer: Optimizer,
+    moments: Mapping[str, Tensor],
+    world_size: int = 1,
     keep: int,
+    keep_every: int | None = None,
 ) -> Path:
-    """Write checkpoints/step_NNNNNN, point `weights` and `weights_raw` at it, drop the oldest.
+    """Write checkpoints/step_NNNNNN, point `weights` and `weights_raw` at it, drop older ones.
 
     Args:
         part: what is trained, "unet" or "vae": the name of its folder.
         averaged, raw: the whole model with the average, and with the network that the optimizer
             works on.
-        keep: how many checkpoints stay, this one included.
+        moments: state of the optimizer, see `optimizer_tensors`.
+        keep: how many of the newest checkpoints stay, this one included.
+        keep_every: those of every so many steps stay too, and the best one, see `mark_best`.
+    Raises: InputError if it cannot be written whole; earlier checkpoints are then intact.
     """
     folder = run / "checkpoints" / f"step_{step:06d}"
     temporary = folder.with_name(f".{folder.name}")
@@ -59,17 +74,92 @@ def save_checkpoint(
         averaged.save(temporary / "weights")
     getattr(raw, part).save(temporary / "weights_raw" / part)
     _link_missing(temporary / "weights", temporary / "weights_raw")
-    moments = optimizer_tensors(getattr(raw, part), optimizer)
     save_tensors(moments, temporary / "optimizer.safetensors")
-    write_json({"step": step}, temporary / STATE)
+    state = {"step": step, "world_size": world_size, "files": _fingerprints(temporary)}
+    write_json(state, temporary / STATE)
     _remove(folder)
     temporary.rename(folder)
     with suppress(OSError):  # not every file system flushes folders
         flush_to_disk(folder.parent)
     point_at(run, folder)
     for old in find_checkpoints(run)[:-keep]:
-        _remove(old)
+        regular = keep_every is not None and num_steps(old) % keep_every == 0
+        if not regular and num_steps(old) != best_step(run):
+            _remove(old)
     return folder
+
+
+class CheckpointSaver:
+    """Saves checkpoints of a run, one at a time, in the background if asked to.
+
+    A checkpoint that could not be written is reported at once; the next one makes up for it.
+    """
+
+    def __init__(
+        self, run: Path, part: str, config: StepsConfig, *, world_size: int, background: bool
+    ) -> None:
+        self.run = run
+        self.part = part
+        self.config = config
+        self.world_size = world_size
+        self.background = background
+        self.error: InputError | None = None  # of the last one
+        self._thread: threading.Thread | None = None
+
+    def save(self, step: int, averaged: Weights, raw: Weights, optimizer: Optimizer) -> None:
+        """Save as it is now; in the background, only the copying of what is trained takes time."""
+        self.wait()
+        moments = optimizer_tensors(getattr(raw, self.part), optimizer)
+        if not self.background:
+            self._save(step, averaged, raw, moments)
+            return
+        averaged, raw = (
+            replace(weights, **{self.part: _copy_to_cpu(getattr(weights, self.part))})
+            for weights in (averaged, raw)
+        )
+        moments = {name: tensor.to("cpu", copy=True) for name, tensor in moments.items()}
+        self._thread = threading.Thread(target=self._save, args=(step, averaged, raw, moments))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def close(self) -> None:
+        """Wait, and raise what kept the last checkpoint from being written."""
+        self.wait()
+        if self.error is not None:
+            raise self.error
+
+    def _save(self, step: int, averaged: Weights, raw: Weights, moments: dict) -> None:
+        self.error = None
+        try:
+            save_checkpoint(
+                self.run,
+                step,
+                part=self.part,
+                averaged=averaged,
+                raw=raw,
+                moments=moments,
+                world_size=self.world_size,
+                keep=self.config.keep_checkpoints,
+                keep_every=self.config.keep_every,
+            )
+        except (InputError, OSError) as error:
+            self.error = InputError(f"checkpoint of step {step} was not written: {error}")
+            print(f"warning: {self.error}; the next one is tried", file=sys.stderr, flush=True)
+            shutil.rmtree(self.run / "checkpoints" / f".step_{step:06d}", ignore_errors=True)
+
+
+def _copy_to_cpu(module: Network) -> Network:
+    """The same network with a copy of its weights, on the CPU."""
+    with torch.device("meta"):
+        copied = type(module)(module.config)
+    tensors = {name: t.detach().to("cpu", copy=True) for name, t in module.state_dict().items()}
+    load_strict(copied, tensors, "the copy for a checkpoint")
+    return copied
 
 
 def find_checkpoints(run: Path) -> list[Path]:
@@ -77,6 +167,11 @@ def find_checkpoints(run: Path) -> list[Path]:
     folders = (run / "checkpoints").glob("step_*")
     complete = [f for f in folders if NAME.fullmatch(f.name) and (f / STATE).exists()]
     return sorted(complete, key=num_steps)
+
+
+def world_size(checkpoint: Path) -> int:
+    """With how many processes a checkpoint was made."""
+    return read_json(checkpoint / STATE)["world_size"]
 
 
 def num_steps(checkpoint: Path) -> int:
@@ -90,14 +185,50 @@ def sweep(run: Path) -> None:
         shutil.rmtree(rest)
 
 
+def mark_best(run: Path, step: int, score: float) -> bool:
+    """Note a validation score, higher is better; whether it is the best one with a checkpoint.
+
+    The checkpoint of the best score is kept, and `best` points at it.
+    """
+    path = run / BEST
+    checkpoint = run / "checkpoints" / f"step_{step:06d}"
+    if not checkpoint.exists() or (path.exists() and read_json(path)["score"] >= score):
+        return False
+    write_json({"step": step, "score": score}, path)
+    _point(run / "best", checkpoint)
+    return True
+
+
+def best_step(run: Path) -> int | None:
+    """The step of the best checkpoint, once there is one."""
+    path = run / BEST
+    return read_json(path).get("step") if path.exists() else None
+
+
+def verify(folder: Path) -> None:
+    """Raise InputError that names a file of the checkpoint that is not as it was written."""
+    files = read_json(folder / STATE).get("files")
+    if not isinstance(files, dict):
+        raise InputError(f"{folder / STATE} has no list of files")
+    for name, expected in files.items():
+        try:
+            found = _fingerprint(folder / name)
+        except OSError as error:
+            raise InputError(f"cannot read {folder / name}: {error.strerror}") from error
+        if found != expected:
+            raise InputError(f"{folder / name} is damaged: it is not as it was written")
+
+
 def load_checkpoint(
     folder: Path, *, part: str, average: nn.Module, module: nn.Module, optimizer: Optimizer
 ) -> int:
     """Bring average, network and optimizer to where the checkpoint left them.
 
     Returns: the number of steps done.
-    Raises: InputError for a damaged checkpoint, or one of a network of other sizes.
+    Raises: InputError for a damaged checkpoint, or one of a network of other sizes; nothing is
+        changed when a file is not as it was written.
     """
+    verify(folder)
     for kind, network in zip(KINDS, (average, module), strict=True):
         path = find_weights(folder / kind / part)
         tensors = read_tensors(path)
@@ -142,10 +273,28 @@ def load_optimizer(
 def point_at(run: Path, checkpoint: Path) -> None:
     """Make `weights` and `weights_raw` those of a checkpoint, each in one go."""
     for kind in KINDS:
-        temporary = run / f".{kind}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(checkpoint / kind, run))
-        temporary.replace(run / kind)
+        _point(run / kind, checkpoint / kind)
+
+
+def _point(link: Path, target: Path) -> None:
+    temporary = link.with_name(f".{link.name}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, link.parent))
+    temporary.replace(link)
+
+
+def _fingerprints(folder: Path) -> dict[str, list[int]]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): _fingerprint(path) for path in paths}
+
+
+def _fingerprint(path: Path) -> list[int]:
+    """Size and CRC-32 of a file."""
+    size = crc = 0
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return [size, crc]
 
 
 def _link_missing(source: Path, target: Path) -> None:

@@ -19,7 +19,8 @@ from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
 
 OBJECTIVES = ("edit", "autoencoder")
-LEARNING_RATE_SCHEDULES = ("constant", "cosine")
+LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass
@@ -66,6 +67,8 @@ class ObjectiveConfig:
 
     kind: str = "edit"  # or "autoencoder", which trains the VAE
     prediction_type: str | None = None  # None: as the weights' scheduler says
+    zero_terminal_snr: bool | None = None  # the last timestep is pure noise; None: likewise
+    min_snr_gamma: float | None = None  # weights of the loss over timesteps, 5 is usual; None: 1
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     kl_weight: float = 1e-6  # of the autoencoder's posterior, against its pixel loss
 
@@ -75,7 +78,7 @@ class OptimizerConfig:
     """AdamW and its learning rate."""
 
     learning_rate: float = 1e-4
-    schedule: str = "constant"  # or "cosine", down to 0 at the last step
+    schedule: str = "constant"  # or "linear" or "cosine", down to 0 at the last step
     warmup_steps: int = 0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.01
@@ -84,15 +87,22 @@ class OptimizerConfig:
 
 @dataclass
 class StepsConfig:
-    """How long, how much at a time, and what is kept. A step is an optimizer step."""
+    """How long, how fast, and what is kept. A step is an optimizer step of all processes."""
 
     steps: int = MISSING
-    batch_size: int = 32
+    batch_size: int = 32  # samples of a step, over all processes and their micro-batches
+    accumulate: int = 1  # micro-batches of each process in a step
     ema_decay: float = 0.9999
     device: str = "auto"
+    precision: str = "auto"  # of the trained network: bfloat16 is autocast over float32 weights
+    channels_last: bool = True
+    compile: bool = False  # minutes at the start, faster steps afterwards
+    recompute_activations: bool = False  # in the backward pass: less memory, about a third slower
+    max_bad_steps: int = 20  # in a row, with a loss or gradient that is not finite
     log_every: int = 10
     checkpoint_every: int = 500
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest
+    keep_every: int | None = None  # besides, the checkpoints of every so many steps stay for good
 
 
 @dataclass
@@ -131,6 +141,7 @@ class TrainConfig:
             ("objective.kind", self.objective.kind, OBJECTIVES),
             ("optimizer.schedule", self.optimizer.schedule, LEARNING_RATE_SCHEDULES),
             ("objective.prediction_type", self.objective.prediction_type, PREDICTION_TYPES),
+            ("train.precision", self.train.precision, PRECISIONS),
         ):
             if value is not None and value not in known:
                 raise InputError(f"{key} is {value!r}; {suggestion(value, known)}")
@@ -138,6 +149,9 @@ class TrainConfig:
             ("data.resolution", self.data.resolution),
             ("train.steps", self.train.steps),
             ("train.batch_size", self.train.batch_size),
+            ("train.accumulate", self.train.accumulate),
+            ("train.max_bad_steps", self.train.max_bad_steps),
+            ("train.keep_every", self.train.keep_every),
             ("train.log_every", self.train.log_every),
             ("train.checkpoint_every", self.train.checkpoint_every),
             ("train.keep_checkpoints", self.train.keep_checkpoints),
@@ -145,13 +159,14 @@ class TrainConfig:
             ("validation.pairs_per_task", self.validation.pairs_per_task),
             ("validation.batch_size", self.validation.batch_size),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise InputError(f"{key} is {value}, expected 1 or more")
         for key, value in (
             ("optimizer.learning_rate", self.optimizer.learning_rate),
             ("optimizer.max_grad_norm", self.optimizer.max_grad_norm),
+            ("objective.min_snr_gamma", self.objective.min_snr_gamma),
         ):
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise InputError(f"{key} is {value}, expected a number above 0")
         for key, value in (
             ("data.workers", self.data.workers),

@@ -6,7 +6,7 @@ and for the weights to save, and knows nothing else about it.
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -15,8 +15,16 @@ from torch import Tensor, nn
 
 from ipx2p.data.loader import Batch
 from ipx2p.data.pairs import EditPair
-from ipx2p.diffusion.objective import draw, drop_conditions, loss_per_sample
+from ipx2p.devices import pick_dtype
+from ipx2p.diffusion.objective import (
+    draw,
+    drop_conditions,
+    hidden_conditions,
+    loss_per_sample,
+    min_snr_weight,
+)
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
+from ipx2p.distributed import World
 from ipx2p.editor import Editor
 from ipx2p.errors import InputError
 from ipx2p.images import pixels_from_pixels01
@@ -25,28 +33,53 @@ from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE
 from ipx2p.seeds import generator, unit_noise
 from ipx2p.training.config import TrainConfig
+from ipx2p.training.speed import training_flops
 from ipx2p.training.validation import EditValidation, Report, validate_autoencoder
 from ipx2p.weights.convert import widen
 from ipx2p.weights.folder import Weights
 from ipx2p.weights.readers import find_folder
 
 Network = TypeVar("Network", bound=nn.Module)
+QUARTILES = 4  # of the timesteps
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a micro-batch of B samples gave.
+
+    weighted: what is minimized, float32, (B,). plain: the same without weights, detached.
+    quartiles: 0..3, those of the samples' timesteps, (B,), on the CPU; None where there are none.
+    hidden: how many samples lost a condition, by which.
+    """
+
+    weighted: Tensor
+    plain: Tensor
+    quartiles: Tensor | None = None
+    hidden: dict[str, int] = field(default_factory=dict)
 
 
 class Learner(Protocol):
     """What the loop knows of a model in training."""
 
     module: nn.Module  # what is optimized
+    network: nn.Module  # the module, or what spreads it over processes: for the forward pass
     part: str  # its folder in a weights folder
 
-    def losses(self, batch: Batch) -> Tensor:
-        """Loss of each sample, float32, (B,)."""
+    def losses(self, batch: Batch) -> Losses:
+        """The losses of a micro-batch."""
 
-    def validate(self, module: nn.Module) -> Report:
-        """Measure `module`, the trained one or its average, on the held-out pairs."""
+    def validate(self, averaged: nn.Module, raw: nn.Module, check: Callable[[], None]) -> Report:
+        """Measure the average, and beside it the trained module itself, on the held-out pairs.
+
+        Args:
+            check: called now and then; it may raise to leave the validation.
+        """
 
     def weights(self, module: nn.Module) -> Weights:
         """All parts of the model with `module` in its place, to be saved."""
+
+    def flops_per_sample(self) -> float | None:
+        """FLOPs of one sample's forward and backward pass through what is trained."""
 
 
 class EditLearner:
@@ -58,14 +91,23 @@ class EditLearner:
     part = "unet"
 
     def __init__(
-        self, config: TrainConfig, device: torch.device, held_out: Sequence[EditPair]
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        held_out: Sequence[EditPair],
+        world: World,
     ) -> None:
         self.config = config
         self.device = device
+        self.world = world
         folder = find_folder(config.model.weights)
         schedule = _read_schedule(folder)
-        if config.objective.prediction_type is not None:
-            schedule = replace(schedule, prediction_type=config.objective.prediction_type)
+        for name, choice in (
+            ("prediction_type", config.objective.prediction_type),
+            ("rescale_betas_zero_snr", config.objective.zero_terminal_snr),
+        ):
+            if choice is not None:
+                schedule = replace(schedule, **{name: choice})
         if schedule.rescale_betas_zero_snr and schedule.prediction_type == "epsilon":
             raise InputError(
                 "zero-terminal SNR cannot be trained with epsilon prediction: set "
@@ -78,13 +120,18 @@ class EditLearner:
         edit = config.validation.edit
         self.schedule.plan(edit.sampler, edit.spacing, edit.num_steps)
 
-        self.module = self._unet(folder).to(device).train()
+        self.module = self.network = self._unet(folder).to(device).train()
+        self.precision = pick_dtype(config.train.precision, device)
         self.editor(self.module)  # refuses parts that do not fit together
         self.null_text = self.text.encode([""])
-        self.validation = EditValidation(held_out, self.vae, config.validation, config.run.seed)
+        self.held_out = held_out
+        self.validation = EditValidation(
+            held_out, self.vae, config.validation, config.run.seed, world
+        )
 
-    def losses(self, batch: Batch) -> Tensor:
+    def losses(self, batch: Batch) -> Losses:
         """See `Learner.losses`."""
+        objective = self.config.objective
         source_pixels, target_pixels = (
             pixels.to(self.device, non_blocking=True)
             for pixels in (batch.source_pixels, batch.target_pixels)
@@ -97,31 +144,77 @@ class EditLearner:
             batch.indices,
             target.mean.shape[1:],
             self.schedule.config.num_train_timesteps,
-        ).to(self.device)
+        )
+        hide_text, hide_source = hidden_conditions(draws.dropout, objective.dropout)
+        quartiles = draws.timesteps * QUARTILES // self.schedule.config.num_train_timesteps
+        hidden = _count_hidden(hide_text, hide_source)
+        draws = draws.to(self.device)
         latents = self.vae.scale(target.sample(noise=draws.posterior_noise))
         text, source_latents = drop_conditions(
             self._text(batch.instructions),
             source_latents,
             self.null_text,
-            draws.dropout,
-            self.config.objective.dropout,
+            hide_text.to(self.device, non_blocking=True),
+            hide_source.to(self.device, non_blocking=True),
         )
         noisy = self.schedule.add_noise(latents, draws.noise, draws.timesteps)
-        prediction = self.module(noisy, draws.timesteps.float(), text, source_latents)
+        with torch.autocast(
+            self.device.type, self.precision, enabled=self.precision != torch.float32
+        ):
+            prediction = self.network(noisy, draws.timesteps.float(), text, source_latents)
         target = self.schedule.target(latents, draws.noise, draws.timesteps)
-        return loss_per_sample(prediction, target)
+        losses = loss_per_sample(prediction, target)
+        weighted = losses
+        if objective.min_snr_gamma is not None:
+            snr = self.schedule.snr(draws.timesteps)
+            prediction_type = self.schedule.config.prediction_type
+            weighted = losses * min_snr_weight(snr, objective.min_snr_gamma, prediction_type)
+        return Losses(weighted, losses.detach(), quartiles, hidden)
 
-    def validate(self, module: nn.Module) -> Report:
+    def validate(self, averaged: nn.Module, raw: nn.Module, check: Callable[[], None]) -> Report:
         """See `Learner.validate`."""
-        return self.validation(self.editor(module))
+        scores, sheet = self.validation(self.editor(averaged), self.editor(raw), check)
+        return Report(scores, sheet, self._fixed_losses(averaged))
 
     def weights(self, module: nn.Module) -> Weights:
         """See `Learner.weights`."""
         return Weights(module, self.vae, self.text, self.schedule.config)
 
+    def flops_per_sample(self) -> float:
+        """See `Learner.flops_per_sample`."""
+        side = self.config.data.resolution // self.vae.config.downscale
+        return training_flops(self.module.config, side)
+
     def editor(self, module: nn.Module) -> Editor:
         """The model with `module` as its U-Net, ready to edit."""
         return Editor(module, self.vae, self.text, self.schedule)
+
+    @torch.no_grad()
+    def _fixed_losses(self, module: nn.Module) -> dict[str, float]:
+        """Loss in the middle of each quartile of the timesteps, with the same noise every time."""
+        total = self.schedule.config.num_train_timesteps
+        losses = []
+        for index in self.world.share(range(len(self.held_out))):
+            pair = self.held_out[index]
+            source, target = (
+                self.vae.encode(pixels_from_pixels01(pixels01)[None].to(self.device)).mode()
+                for pixels01 in (pair.source_pixels01, pair.target_pixels01)
+            )
+            latents = self.vae.scale(target).expand(QUARTILES, -1, -1, -1)
+            noise = unit_noise(latents.shape, self.config.run.seed, "validation noise", index)
+            noise = noise.to(self.device)
+            middles = [total * (2 * q + 1) // (2 * QUARTILES) for q in range(QUARTILES)]
+            timesteps = torch.tensor(middles, device=self.device)
+            prediction = module(
+                self.schedule.add_noise(latents, noise, timesteps),
+                timesteps.float(),
+                self.text.encode([pair.instruction]).expand(QUARTILES, -1, -1),
+                source.expand(QUARTILES, -1, -1, -1),
+            )
+            target = self.schedule.target(latents, noise, timesteps)
+            losses.append(loss_per_sample(prediction, target).tolist())
+        means = torch.tensor(self.world.merge(losses)).mean(0).tolist()
+        return {f"loss_q{quartile}": value for quartile, value in enumerate(means, 1)}
 
     def _text(self, instructions: Sequence[str]) -> Tensor:
         """States of the instructions, (B, 77, D); each different one is encoded once."""
@@ -146,10 +239,15 @@ class AutoencoderLearner:
     part = "vae"
 
     def __init__(
-        self, config: TrainConfig, device: torch.device, held_out: Sequence[EditPair]
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        held_out: Sequence[EditPair],
+        world: World,
     ) -> None:
         self.config = config
         self.device = device
+        self.world = world
         self.held_out = held_out
         folder = find_folder(config.model.weights)
         self.schedule = _read_schedule(folder)
@@ -160,23 +258,25 @@ class AutoencoderLearner:
         else:
             vae = _fresh(lambda: VAE(sizes), config.run.seed)
         _check_resolution(config, vae)
-        self.module = vae.to(device).train()
+        self.module = self.network = vae.to(device).train()
 
-    def losses(self, batch: Batch) -> Tensor:
+    def losses(self, batch: Batch) -> Losses:
         """See `Learner.losses`. L1 and L2 on pixels, KL per latent value."""
         pixels = batch.target_pixels.to(self.device, non_blocking=True)
         side = self.config.data.resolution // self.module.config.downscale
         shape = (LATENT_CHANNELS, side, side)
         seed = self.config.run.seed
         noise = torch.stack([unit_noise(shape, seed, "objective", i) for i in batch.indices])
-        decoded, posterior = self.module(pixels, noise)
+        decoded, posterior = self.network(pixels, noise)
         difference = decoded.float() - pixels
         pixel_loss = (difference.abs() + difference.square()).flatten(1).mean(1)
-        return pixel_loss + self.config.objective.kl_weight * posterior.kl() / noise[0].numel()
+        kl = posterior.kl() / noise[0].numel()
+        losses = pixel_loss + self.config.objective.kl_weight * kl
+        return Losses(losses, losses.detach())
 
-    def validate(self, module: nn.Module) -> Report:
+    def validate(self, averaged: nn.Module, raw: nn.Module, check: Callable[[], None]) -> Report:
         """See `Learner.validate`."""
-        return validate_autoencoder(module, self.held_out)
+        return validate_autoencoder(averaged, self.held_out, self.world)
 
     @torch.no_grad()
     def weights(self, module: nn.Module) -> Weights:
@@ -189,8 +289,20 @@ class AutoencoderLearner:
             module.config = replace(module.config, scaling_factor=scale)
         return Weights(None, module, self.text, self.schedule)
 
+    def flops_per_sample(self) -> None:
+        """Not counted."""
+
 
 LEARNERS: dict[str, type] = {"edit": EditLearner, "autoencoder": AutoencoderLearner}
+
+
+def _count_hidden(hide_text: Tensor, hide_source: Tensor) -> dict[str, int]:
+    """How many samples lost the instruction alone, the source alone, and both."""
+    return {
+        "text": int((hide_text & ~hide_source).sum()),
+        "image": int((hide_source & ~hide_text).sum()),
+        "both": int((hide_text & hide_source).sum()),
+    }
 
 
 def _read_schedule(folder: Path) -> ScheduleConfig:

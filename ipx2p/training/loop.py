@@ -1,26 +1,36 @@
 """The training loop: one linear function from settings to a trained model (layer 4)."""
 
-import math
+import copy
+import hashlib
+import itertools
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.optim import AdamW
 
-from ipx2p.data.loader import SampleStream, batches
+import ipx2p
+from ipx2p.data.loader import SampleStream, StepSampler, micro_batches
 from ipx2p.data.pairs import DegradedPhotos, ManifestPairs, Pairs, find_photos
 from ipx2p.devices import pick_device
+from ipx2p.distributed import World, open_world
 from ipx2p.errors import InputError
 from ipx2p.training.checkpoint import (
+    CheckpointSaver,
     find_checkpoints,
     load_checkpoint,
+    mark_best,
     point_at,
-    save_checkpoint,
+    world_size,
 )
-from ipx2p.training.config import DataConfig, OptimizerConfig, TrainConfig
+from ipx2p.training.config import DataConfig, StepsConfig, TrainConfig
 from ipx2p.training.ema import EMA
+from ipx2p.training.interrupts import Interrupts, Stopped
 from ipx2p.training.learners import LEARNERS, Learner
 from ipx2p.training.monitor import Monitor
+from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
 from ipx2p.training.run import Run
+from ipx2p.training.speed import prepare
 from ipx2p.training.validation import fixed_pairs, score_table
 
 
@@ -29,13 +39,22 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
 
     Args:
         dry_run: build everything, take no step and write nothing.
-    Raises: InputError for bad settings, weights or pictures.
+    Raises: InputError for bad settings, weights or pictures, on every process.
     """
-    device = pick_device(config.train.device)
+    with open_world() as world:
+        interrupts = Interrupts(world)
+        with interrupts.listen():
+            _train(config, world, interrupts, dry_run)
+            interrupts.settle()
+
+
+def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: bool) -> None:
+    device = pick_device(config.train.device, world.local_rank)
+    check_batch(config.train, world)
     run = Run(config)
     if run.is_finished:
-        print(f"{run.folder} is finished, {run.num_steps} steps were done before")
-        print_results(run)
+        world.print(f"{run.folder} is finished, {run.num_steps} steps were done before")
+        print_results(run, world)
         return
 
     train_pairs, held_out = open_pairs(config.data)
@@ -45,29 +64,54 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
         resolution=config.data.resolution,
         seed=config.run.seed,
     )
-    learner: Learner = LEARNERS[config.objective.kind](config, device, fixed)
+    learner: Learner = LEARNERS[config.objective.kind](config, device, fixed, world)
     average = EMA(learner.module, config.train.ema_decay)
-    optimizer = AdamW(
-        learner.module.parameters(),
-        lr=config.optimizer.learning_rate,
-        betas=tuple(config.optimizer.betas),
-        weight_decay=config.optimizer.weight_decay,
-    )
-    print(f"{len(train_pairs)} pairs to train on, {len(fixed)} held out, on {device}")
+    learner.network = prepare(learner.module, config.train, world)
+    optimizer = make_optimizer(learner.module, config.optimizer)
+    where = f"{world.size} x {device.type}" if world.size > 1 else str(device)
+    world.print(f"{len(train_pairs)} pairs to train on, {len(fixed)} held out, on {where}")
     if dry_run:
-        print("dry run: everything is in order, nothing was written")
+        world.print("dry run: everything is in order, nothing was written")
         return
-    run.begin()
-    step = resume(run, learner, average, optimizer)
-    monitor = Monitor(run.folder, config.train, steps_done=step)
+    check_agreement(config, learner.module, world)
+    if world.is_main:
+        run.begin()
+    world.barrier()
+    step = saved = resume(run, learner, average, optimizer, world)
+    monitor = Monitor(
+        run.folder,
+        config.train,
+        world,
+        device,
+        steps_done=step,
+        flops_per_sample=learner.flops_per_sample(),
+    )
+    on_cuda = device.type == "cuda"  # on the CPU the writing would only compete with the steps
+    saver = CheckpointSaver(
+        run.folder, learner.part, config.train, world_size=world.size, background=on_cuda
+    )
+    plain = copy.copy(learner.module)  # the same weights, not compiled
+
+    def checkpoint() -> None:
+        world.check_same(f"step {step}: the trained network", weights_hash(learner.module))
+        if world.is_main:
+            averaged, raw = learner.weights(average.module), learner.weights(plain)
+            saver.save(step, averaged, raw, optimizer)
 
     def validate() -> None:
-        report = learner.validate(average.module)
-        run.save_report(step, report)
+        report = learner.validate(average.module, plain, interrupts.check)
         monitor.report(step, report)
+        if world.is_main:
+            saver.wait()
+            run.save_report(step, report)
+            mark_best(run.folder, step, report.quality())
 
-    if step and step % config.validation.every == 0 and not run.has_report(step):
-        validate()  # the process was killed between a checkpoint and its validation
+    sampler = StepSampler(
+        range(step, config.train.steps),
+        config.train.batch_size,
+        accumulate=config.train.accumulate,
+        world=world,
+    )
     stream = SampleStream(
         train_pairs,
         seed=config.run.seed,
@@ -75,43 +119,81 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
         max_zoom=config.data.max_zoom,
         flip=config.data.flip,
     )
-    monitor.resume()
-    for batch in batches(
-        stream,
-        first_step=step,
-        num_steps=config.train.steps,
-        batch_size=config.train.batch_size,
-        workers=config.data.workers,
-    ):
-        rate = learning_rate(config.optimizer, step, config.train.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        losses = learner.losses(batch)
-        losses.mean().backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(
-            learner.module.parameters(), config.optimizer.max_grad_norm
-        )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        average.update(learner.module, step)
-        monitor.step(step, losses, rate, grad_norm)
-        if step % config.train.checkpoint_every == 0 or step == config.train.steps:
-            save_checkpoint(
-                run.folder,
-                step,
-                part=learner.part,
-                averaged=learner.weights(average.module),
-                raw=learner.weights(learner.module),
-                optimizer=optimizer,
-                keep=config.train.keep_checkpoints,
-            )
-        if step % config.validation.every == 0 and step < config.train.steps:
-            validate()
+    batches = micro_batches(stream, sampler, workers=config.data.workers)
+    stepper = Stepper(learner, optimizer, config.optimizer, world)
+    try:
+        if step and step % config.validation.every == 0 and not run.has_report(step):
+            validate()  # the process was killed between a checkpoint and its validation
         monitor.resume()
-    validate()
+        while step < config.train.steps and not interrupts.agreed():
+            with monitor.waiting():
+                parts = [*itertools.islice(batches, config.train.accumulate)]
+            rate = learning_rate(config.optimizer, step, config.train.steps)
+            losses, grad_norm, bad = stepper(parts, rate)
+            step += 1
+            average.update(learner.module, step)
+            monitor.step(step, losses, rate, grad_norm, bad)
+            if monitor.bad_in_row >= config.train.max_bad_steps:
+                raise InputError(divergence(run, step, monitor.bad_in_row))
+            if step % config.train.checkpoint_every == 0 or step == config.train.steps:
+                checkpoint()
+                saved = step
+            if step % config.validation.every == 0 and step < config.train.steps:
+                validate()
+            monitor.resume()
+        if step == config.train.steps:
+            validate()
+    except Stopped:  # in the middle of a validation, which the next start makes up for
+        pass
+    if step > saved:
+        checkpoint()
+    saver.close()
     monitor.close()
-    print_results(run)
+    if step == config.train.steps and run.has_report(step):
+        print_results(run, world)
+    else:
+        world.print(f"stopped after step {step}; the same command goes on from there")
+
+
+def check_batch(config: StepsConfig, world: World) -> None:
+    """Raise InputError unless a step's samples can be dealt evenly."""
+    parts = config.accumulate * world.size
+    if config.batch_size % parts:
+        raise InputError(
+            f"train.batch_size is {config.batch_size}, expected a multiple of {parts}: "
+            f"{world.size} processes with {config.accumulate} micro-batches each"
+        )
+
+
+def check_agreement(config: TrainConfig, module: nn.Module, world: World) -> None:
+    """Raise InputError unless all processes start from the same settings, code and weights."""
+    world.check_same("the settings", _hash(repr(config).encode()))
+    files = sorted(Path(ipx2p.__file__).parent.rglob("*.py"))
+    world.check_same("the code of ipx2p", _hash(b"".join(path.read_bytes() for path in files)))
+    world.check_same("the network at the start", weights_hash(module))
+
+
+def weights_hash(module: nn.Module) -> str:
+    """A short text that differs when any bit of the weights does, computed on their device."""
+    sums = [
+        (p.detach().contiguous().view(torch.int32).long() * (1 + i)).sum()
+        for i, p in enumerate(module.parameters())
+    ]
+    return _hash(str(torch.stack(sums).tolist()).encode())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def divergence(run: Run, step: int, bad_in_row: int) -> str:
+    """What to say when updates kept being left out."""
+    checkpoints = find_checkpoints(run.folder)
+    last = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint"
+    return (
+        f"the loss or gradient was not finite in {bad_in_row} steps in a row, up to step {step}; "
+        f"{last}: lower optimizer.learning_rate, or look at the samples named above"
+    )
 
 
 def open_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
@@ -134,34 +216,41 @@ def open_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
     )
 
 
-def resume(run: Run, learner: Learner, average: EMA, optimizer: AdamW) -> int:
-    """Load the newest checkpoint, if there is one; returns the number of steps done."""
-    checkpoints = find_checkpoints(run.folder)
-    if not checkpoints:
-        return 0
-    step = load_checkpoint(
-        checkpoints[-1],
-        part=learner.part,
-        average=average.module,
-        module=learner.module,
-        optimizer=optimizer,
-    )
-    point_at(run.folder, checkpoints[-1])  # the process may have been killed just before it
-    print(f"going on from {checkpoints[-1]}")
-    return step
+def resume(run: Run, learner: Learner, average: EMA, optimizer: AdamW, world: World) -> int:
+    """Load the newest checkpoint that is whole, if there is one; returns the steps done.
+
+    Raises: InputError when there are checkpoints, and all of them are damaged.
+    """
+    error: InputError | None = None
+    for folder in reversed(find_checkpoints(run.folder)):
+        try:
+            step = load_checkpoint(
+                folder,
+                part=learner.part,
+                average=average.module,
+                module=learner.module,
+                optimizer=optimizer,
+            )
+        except InputError as damage:
+            world.print(f"warning: {damage}: going back to the checkpoint before it")
+            error = error or damage
+            continue
+        if world.is_main:
+            point_at(run.folder, folder)  # the process may have been killed just before it
+        world.print(f"going on from {folder}")
+        rounding = [*run.rounding]
+        if world_size(folder) != world.size:
+            rounding.append(f"there were {world_size(folder)} processes and are {world.size}")
+        if rounding:
+            world.print(f"not bit for bit as without the stop: {'; '.join(rounding)}")
+        return step
+    if error is not None:
+        raise error
+    return 0
 
 
-def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """The rate of a step, counted from 0: linear warm-up, then constant, or cosine down to 0."""
-    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    if config.schedule == "constant":
-        return config.learning_rate * warmup
-    progress = max(0, step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
-    return config.learning_rate * warmup * (1 + math.cos(math.pi * progress)) / 2
-
-
-def print_results(run: Run) -> None:
+def print_results(run: Run, world: World) -> None:
     """Say what came out and where it lies."""
-    print(score_table(run.final_scores()))
-    print(f"before / after / target: {run.sheet_path(run.num_steps)}")
-    print(f"weights (averaged): {run.folder / 'weights'}")
+    world.print(score_table(run.final_scores()))
+    world.print(f"before / after / target: {run.sheet_path(run.num_steps)}")
+    world.print(f"weights (averaged): {run.folder / 'weights'}")

@@ -18,11 +18,20 @@ from ipx2p.training.validation import Report, TaskScore
 # Settings that may change between two starts: they do not touch what a step learns.
 FREE = {
     "run.dir",
-    "train.device",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_every",
+    "train.max_bad_steps",
     "data.workers",
+}
+# These may change too, but then other roundings make the weights differ in their last bits.
+ROUNDING = {
+    "train.device",
+    "train.accumulate",
+    "train.channels_last",
+    "train.compile",
+    "train.recompute_activations",
 }
 
 
@@ -36,6 +45,7 @@ class Run:
         self.config = config
         self.folder = config.run.folder
         self.num_steps = config.train.steps
+        self.rounding: list[str] = []  # changed settings of `ROUNDING`
         checkpoints = find_checkpoints(self.folder)
         self.steps_done = num_steps(checkpoints[-1]) if checkpoints else 0
         if checkpoints:
@@ -93,11 +103,13 @@ class Run:
         # Under another schedule than a constant one the last step shapes every learning rate.
         constant = self.config.optimizer.schedule == "constant"
         free = FREE | ({"train.steps"} if constant else set())
-        changes = [
-            f"{key} was {before!r} and is {after!r}"
+        texts = {
+            key: f"{key} was {before!r} and is {after!r}"
             for key, before, after in config_differences(old, self.config)
             if key not in free and not key.startswith("validation.")
-        ]
+        }
+        self.rounding = [text for key, text in texts.items() if key in ROUNDING]
+        changes = [text for key, text in texts.items() if key not in ROUNDING]
         if changes:
             raise InputError(
                 f"{self.folder} learned {self.steps_done} steps with other settings: "

@@ -1,0 +1,122 @@
+"""Several processes, one run: what `torchrun` sets up, and how its processes agree (layer 0).
+
+Gradients travel over NCCL on CUDA and over gloo on the CPU. Small messages between the processes
+(agreement, scores, errors) always go over gloo, from CPU tensors, so that no device waits for them.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ipx2p.errors import InputError
+
+# How long a process waits for the others. Validation and encoding are spread evenly, so this is
+# for machines that differ in speed, not for work that only one process does.
+TIMEOUT = timedelta(minutes=30)
+# How gloo and NCCL say that another process is no longer there.
+CLOSED = ("closed by peer", "Connection reset", "Broken pipe", "remote process exited")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run. One process alone is a world of size 1, without a process group.
+
+    rank: 0..size - 1, over all machines. local_rank: on this machine, the number of its GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def print(self, *values: object) -> None:
+        """Print, once per run and not once per process."""
+        if self.is_main:
+            print(*values, flush=True)
+
+    def share(self, items: Sequence) -> Sequence:
+        """The part of a list that this process takes: every size-th from its rank on."""
+        return items[self.rank :: self.size]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank, on every process. They are pickled: small ones."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def merge(self, values: Sequence) -> list:
+        """The inverse of `share`: every process's results, in the order of the whole list."""
+        parts = self.gather([*values])
+        merged: list = [None] * sum(len(part) for part in parts)
+        for rank, part in enumerate(parts):
+            merged[rank :: self.size] = part
+        return merged
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any of the processes; all of them wait for one another."""
+        return any(self.gather(flag))
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.gather(None)
+
+    def check_same(self, what: str, value: str) -> None:
+        """Raise InputError on every process unless all of them have the same value."""
+        values = self.gather(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise InputError(
+                    f"{what} differs between processes: rank 0 has {values[0]}, rank {rank} has "
+                    f"{other}: start all of them with the same files and settings"
+                )
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of a tensor over the processes, on its device; the device is not waited for."""
+        if self.size > 1:
+            value = value / self.size
+            dist.all_reduce(value)
+        return value
+
+
+@contextmanager
+def open_world() -> Iterator[World]:
+    """The world that `torchrun` describes in the environment, or this process alone.
+
+    Raises: InputError when the processes cannot find one another; one that is raised inside gets
+        the number of its process; when another process has ended, one that says so.
+    """
+    if "RANK" not in os.environ:
+        yield World()
+        return
+    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(world.local_rank)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the processes of torchrun cannot reach one another: {error}") from error
+    try:
+        yield world
+    except InputError as error:
+        raise InputError(f"rank {world.rank}: {error}") from error
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in CLOSED):
+            raise
+        raise InputError(
+            f"rank {world.rank}: another process of this run has ended, see its message"
+        ) from error
+    dist.destroy_process_group()  # only after success: a process that failed must not wait here

@@ -1,0 +1,103 @@
+"""Fast training, and what the hardware could do at best (layer 4).
+
+Model FLOPs utilisation (MFU) is the share of the peak that forward and backward pass need, as in
+PaLM (arXiv:2204.02311, app. B); what is computed twice to save memory does not count.
+"""
+
+import time
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from ipx2p.distributed import World
+from ipx2p.models.blocks import ResnetBlock
+from ipx2p.models.transformer import Transformer
+from ipx2p.models.unet import LATENT_CHANNELS, UNet, UNetConfig
+from ipx2p.training.config import StepsConfig
+
+# Dense bfloat16 and TF32 peaks in FLOP/s, from the vendor's data sheets.
+PEAKS = {
+    "H200": (989e12, 495e12),
+    "H100": (989e12, 495e12),
+    "A100": (312e12, 156e12),
+    "L40S": (362e12, 183e12),
+    "A10": (125e12, 62.5e12),
+    "RTX 4090": (165e12, 82.6e12),
+    "RTX 3090": (71e12, 35.6e12),
+}
+MATMUL_SIDE = 1024
+
+
+def prepare(module: nn.Module, config: StepsConfig, world: World) -> nn.Module:
+    """Make a network fast to train; in place, so that its state-dict keys stay.
+
+    Returns: what to call in the forward pass: the network, spread over the processes.
+    """
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32, for what is not bfloat16
+        torch.backends.cudnn.allow_tf32 = True
+    if config.channels_last:
+        module.to(memory_format=torch.channels_last)
+    if config.recompute_activations:
+        recompute_activations(module)
+    if config.compile:
+        module.compile(fullgraph=True)
+    if world.size == 1:
+        return module
+    device = next(module.parameters()).device
+    return DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def recompute_activations(module: nn.Module) -> None:
+    """Keep only the input of each residual block and transformer for the backward pass."""
+    for block in module.modules():
+        if isinstance(block, (ResnetBlock, Transformer)):
+            block.forward = _Recomputed(block.forward)
+
+
+class _Recomputed:
+    def __init__(self, forward) -> None:
+        self.forward = forward
+
+    def __call__(self, *args):
+        return checkpoint(self.forward, *args, use_reentrant=False)
+
+
+def training_flops(config: UNetConfig, side: int) -> float:
+    """FLOPs of one sample's forward and backward pass, side x side latents; counted, not timed.
+
+    Attention counts too. A multiplication and an addition are two.
+    """
+    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
+        unet = UNet(config)
+        latents = torch.empty(1, LATENT_CHANNELS, side, side)
+        source = latents if config.in_channels == 2 * LATENT_CHANNELS else None
+        text = torch.empty(1, 77, config.cross_attention_dim)
+        with FlopCounterMode(display=False) as counter:
+            unet(latents, torch.empty(1), text, source).sum().backward()
+    return float(counter.get_total_flops())
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s that the device can do at best: its data sheet's, or measured by a matrix product."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, peaks in PEAKS.items():
+            if known in name:
+                return peaks[0] if dtype == torch.bfloat16 else peaks[1]
+    a = torch.ones(MATMUL_SIDE, MATMUL_SIDE, device=device, dtype=dtype)
+    durations_s = []
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        durations_s.append(time.perf_counter() - start)
+    return 2 * MATMUL_SIDE**3 / min(durations_s)
