@@ -16,7 +16,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()  # there is nothing to read back from `meta`
     except Exception as error:  # each backend raises its own way when it is absent
         reason = " ".join(str(error).split())[:120]
         raise InputError(

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.optim import AdamW
 
 from ipx2p.data.loader import SampleStream, batches
@@ -97,6 +98,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
         average.update(learner.module, step)
         monitor.step(step, losses, rate, grad_norm)
         if step % config.train.checkpoint_every == 0 or step == config.train.steps:
+            check_finite(run, learner.module, step)
             save_checkpoint(
                 run.folder,
                 step,
@@ -149,6 +151,18 @@ def resume(run: Run, learner: Learner, average: EMA, optimizer: AdamW) -> int:
     point_at(run.folder, checkpoints[-1])  # the process may have been killed just before it
     print(f"going on from {checkpoints[-1]}")
     return step
+
+
+def check_finite(run: Run, module: nn.Module, step: int) -> None:
+    """Raise InputError for weights that a good checkpoint must not be replaced by."""
+    finite = torch.stack([parameter.isfinite().all() for parameter in module.parameters()])
+    if not finite.all():
+        checkpoints = find_checkpoints(run.folder)
+        last = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "none was saved"
+        raise InputError(
+            f"the weights are not finite any more at step {step}, {last}: lower "
+            "optimizer.learning_rate, or look at the pictures"
+        )
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
