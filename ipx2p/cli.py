@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NoReturn
 
 from ipx2p.errors import InputError
@@ -40,7 +39,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except InputError as error:
         _fail(str(error))
     except BrokenPipeError:  # whoever read the output has what they wanted, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(BROKEN_PIPE)
     except OSError as error:
         name = f"{str(error.filename)[:200]}: " if error.filename else ""
@@ -54,9 +53,16 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
 def _fail(message: str) -> NoReturn:
     print(f"error: {_one_line(message)}", file=sys.stderr)
-    with suppress(OSError):
-        sys.stdout.close()  # where it cannot be written, the end of the process must not say so too
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     sys.exit(BAD_INPUT)
+
+
+def _drop_output() -> None:
+    """Let what cannot be written go nowhere, so that the end of the process does not fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
