@@ -419,14 +419,14 @@ def test_tensors_of_another_rank_get_one_line(command, tmp_path, key, shape):
 )
 def test_bad_arguments_of_train_get_one_line(command, monkeypatch, tmp_path, argv, message):
     monkeypatch.chdir(ROOT)
-    dry = [] if any("run.dir" in arg for arg in argv) else ["--dry-run"]
-    assert_one_line(command("train", *argv, *dry), message)
+    dry = [] if any("run.dir" in arg for arg in argv) else [f"run.dir={tmp_path}", "--dry-run"]
+    assert_one_line(command("train", *argv, *(dry if argv else [])), message)
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
-def test_every_shipped_config_is_in_order(command, monkeypatch, config):
+def test_every_shipped_config_is_in_order(command, monkeypatch, tmp_path, config):
     monkeypatch.chdir(ROOT)
-    code, out, err = command("train", config, "--dry-run")
+    code, out, err = command("train", config, f"run.dir={tmp_path}", "--dry-run")
     assert (code, err) == (0, "") and "nothing was written" in out
     assert config.read_text().startswith("#")
 

@@ -157,10 +157,10 @@ class TrainConfig:
                 f"optimizer.max_grad_norm is {self.optimizer.max_grad_norm}, expected a number "
                 "above 0, or .inf for no limit"
             )
-        if not 0 < self.optimizer.learning_rate < math.inf:
+        if not 0 < self.optimizer.learning_rate <= 1000:
             raise InputError(
                 f"optimizer.learning_rate is {self.optimizer.learning_rate}, expected a number "
-                "above 0"
+                "above 0 and at most 1000"
             )
         for key, value in (
             ("data.workers", self.data.workers),
