@@ -22,7 +22,8 @@ examples:
 
   # the model that configs/quickstart.yaml trains, which works on small pictures
   python sample.py runs/quickstart/weights --image assets/photos/*.jpg --resolution 64 \\
-      --instruction "enhance the low-light image" --guidance-scale 1 --image-guidance-scale 1
+      --instruction "enhance the low-light image" --sampler euler --spacing trailing --steps 5 \\
+      --guidance-scale 1 --image-guidance-scale 1
 
   # one instruction for several pictures, four variants of each, and a contact sheet of them all
   python sample.py weights/ip2p --image a.jpg b.jpg --instruction "make it snow" --num-images 4

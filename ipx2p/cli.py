@@ -1,6 +1,7 @@
 """What every command shares: one-line errors, exit codes, one-line warnings (layer 0, no torch)."""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from ipx2p.errors import InputError
 
 BAD_INPUT = 2  # exit code, the same as argparse's own
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
+BROKEN_PIPE = 141  # 128 + SIGPIPE, likewise
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,17 +25,44 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command's `main` and exit: 0 or its own code, 2 with one line for bad input."""
+    """Run a command's `main` and exit: 0 or its own code, 2 with one line for bad input.
+
+    What the operating system refuses (names that are too long, files that may not be read) is bad
+    input wherever it comes up; a bug keeps its traceback.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            sys.exit(main())
+            code = main()
+            sys.stdout.flush()
+            sys.exit(code)
     except InputError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        _fail(str(error))
+    except BrokenPipeError:  # whoever read the output has what they wanted, as with `| head`
+        _drop_output()
+        sys.exit(BROKEN_PIPE)
+    except OSError as error:
+        name = f"{str(error.filename)[:200]}: " if error.filename else ""
+        _fail(f"{name}{error.strerror or error}: name another file or folder, or free some space")
+    except MemoryError:
+        _fail("out of memory: use smaller pictures, a smaller resolution or smaller batches")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {_one_line(message)}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    sys.exit(BAD_INPUT)
+
+
+def _drop_output() -> None:
+    """Let what cannot be written go nowhere, so that the end of the process does not fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -38,13 +38,17 @@ def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
             raise InputError(f"{override!r} is not an override, expected key=value")
         try:
             values = OmegaConf.from_dotlist([override])
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise InputError(f"{override!r}: the value is not YAML: {_one_line(error)}") from error
         settings = _merge(settings, values, where="command line")
-    missing = OmegaConf.missing_keys(settings)
-    if missing:
-        raise InputError(f"{path}: {', '.join(sorted(missing))} must be set and is not")
-    return OmegaConf.to_object(settings)
+    try:
+        missing = OmegaConf.missing_keys(settings)
+        if missing:
+            raise InputError(f"{path}: {', '.join(sorted(missing))} must be set and is not")
+        return OmegaConf.to_object(settings)
+    except OmegaConfBaseException as error:  # an interpolation such as ${oc.env:HOME} that fails
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise InputError(f"{path}: {key}{_one_line(str(error).splitlines()[0])}") from error
 
 
 def read_published(
@@ -103,7 +107,7 @@ def _read_yaml(path: Path) -> DictConfig:
         raise InputError(f"config file {path} is a folder, expected a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read config file {path}: {_one_line(error)}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{path} is not YAML: {_one_line(error)}") from error
     if not isinstance(values, DictConfig):
         raise InputError(f"{path} holds a list, expected groups of `key: value`")
@@ -134,6 +138,8 @@ def _check_keys(kind: type, values: Mapping[str, Any], where: str, prefix: str =
             raise InputError(f"{where}: {key} is {value!r}, expected a group with keys {names}")
         elif typing.get_origin(group) is list and not isinstance(value, list):
             raise InputError(f"{where}: {key} is {value!r}, expected a list such as [{value}]")
+        elif isinstance(value, list) and any(isinstance(item, (list, dict)) for item in value):
+            raise InputError(f"{where}: {key} is {value!r}, expected a list of single values")
 
 
 def _inner_type(annotation: Any) -> Any:

@@ -17,7 +17,7 @@ def pick_device(name: str = "auto", index: int = 0) -> torch.device:
         return torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()  # there is nothing to read back from `meta`
     except Exception as error:  # each backend raises its own way when it is absent
         reason = " ".join(str(error).split())[:120]
         raise InputError(

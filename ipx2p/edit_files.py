@@ -1,5 +1,7 @@
 """Edit picture files: read, edit, write results with their settings and a sheet (layer 4)."""
 
+import itertools
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +20,8 @@ from ipx2p.images import fit, load_image, save_image
 from ipx2p.models.vae import VAEConfig
 from ipx2p.sheets import contact_sheet
 from ipx2p.weights.readers import find_folder
+
+MAX_STEM_BYTES = 200  # file systems allow 255 for a name
 
 
 @dataclass(frozen=True)
@@ -168,11 +172,18 @@ def read_edits(
 
 
 def free_path(folder: Path, stem: str) -> Path:
-    """FOLDER/STEM-000.png, or the first number after it that is free."""
-    number = 0
-    while (folder / f"{stem}-{number:03d}.png").exists():
-        number += 1
-    return folder / f"{stem}-{number:03d}.png"
+    """FOLDER/STEM-000.png, or the first number after it that is free, for the JSON file too.
+
+    Stems are cut where the name would get too long for a file system.
+    """
+    while len(os.fsencode(stem)) > MAX_STEM_BYTES:
+        stem = stem[:-1]
+    paths = (folder / f"{stem}-{number:03d}.png" for number in itertools.count())
+    return next(
+        path
+        for path in paths
+        if not any(os.path.lexists(p) for p in (path, path.with_suffix(".json")))
+    )
 
 
 def edit_sheet(

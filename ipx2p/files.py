@@ -76,7 +76,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise InputError(f"{path} holds a JSON {type(data).__name__}, expected an object")

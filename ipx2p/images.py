@@ -273,6 +273,11 @@ def resize(
     """
     if min(size) < 1:
         raise InputError(f"size must be at least 1 x 1, got {size[0]} x {size[1]}")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise InputError(
+            f"a picture of {size[0]} x {size[1]} pixels was asked for, the limit is {MAX_PIXELS}: "
+            "choose a smaller resolution"
+        )
     left, top, right, bottom = box or (0, 0, *image.size)
     grows = size[0] >= right - left and size[1] >= bottom - top
     resampling = Image.Resampling.BICUBIC if grows else Image.Resampling.LANCZOS

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -104,8 +105,6 @@ def test_examples_in_help_parse():
         lines = re.findall(rf"python {name}\.py (.*)", text)
         assert len(lines) >= 3
         for line in lines:
-            import shlex
-
             module.parse(shlex.split(line))
 
 
@@ -229,6 +228,10 @@ def truncated(path, picture):
         (option("--output", "/proc/edits"), "cannot write into /proc/edits: .*another place"),
         (lambda tmp_path, picture: ["--output", picture], "cannot write into .*photo.png"),
         (option("--what"), "unrecognized arguments: --what"),
+        (option("--device", "meta"), "device 'meta' is not available"),
+        (option("--resolution", "99999999999"), "pixels was asked for, the limit is 178956970"),
+        (option("--negative-instruction", "\udcff"), "is not valid Unicode text"),
+        (option("--image", "x" * 300), "File name too long|cannot read"),
     ],
 )
 def test_bad_arguments_of_sample_get_one_line(command, picture, tmp_path, arguments, message):
@@ -286,6 +289,20 @@ def test_bad_weights_in_sample_get_one_line(command, picture, tmp_path, weights,
     assert_one_line(command("sample", weights(tmp_path), *argv), message)
 
 
+def test_nothing_is_overwritten_and_long_names_are_cut(command, tmp_path):
+    picture = tmp_path / f"{'x' * 240}.png"
+    Image.new("RGB", (20, 20), "teal").save(picture)
+    out = tmp_path / "out"
+    out.mkdir()
+    taken = [out / f"{'x' * 200}-000.json", out / f"{'x' * 200}-001.png"]
+    taken[0].write_text("kept")
+    taken[1].symlink_to("nowhere")
+    argv = ["--image", picture, "--instruction", "x", "--output", out, *QUICK]
+    code, stdout, _ = command("sample", FOLDER, *argv)
+    assert code == 0 and stdout.strip().endswith("x-002.png")
+    assert taken[0].read_text() == "kept" and taken[1].is_symlink()
+
+
 def test_latents_that_are_not_finite_get_one_line(command, picture, tmp_path):
     argv = ["--image", picture, "--instruction", "x", "--output", tmp_path / "out", *QUICK]
     code, _, err = command("sample", FOLDER, *argv, "--guidance-scale", "1e39")
@@ -335,6 +352,60 @@ def test_bad_files_for_convert_get_one_line(command, tmp_path, name, write, mess
 
 
 @pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda tmp_path: "/dev/null", "/dev/null exists already"),
+        (lambda tmp_path: tmp_path / ("x" * 300), "File name too long"),
+        (lambda tmp_path: tmp_path, "exists already"),
+    ],
+)
+def test_places_that_cannot_be_converted_to_get_one_line(command, tmp_path, output, message):
+    (tmp_path / "something").touch()
+    assert_one_line(command("convert_weights", LDM, output(tmp_path), "--config", FOLDER), message)
+
+
+def test_convert_writes_where_links_lead_and_into_empty_folders(command, monkeypatch, tmp_path):
+    for name in ("linked", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("linked")
+    (tmp_path / "dangling").symlink_to("later")
+    monkeypatch.chdir(tmp_path / "empty")
+    for output, folder in (("../link", "linked"), ("../dangling", "later"), (".", "empty")):
+        code, _, err = command("convert_weights", LDM, output, "--config", FOLDER)
+        assert (code, err) == (0, "")
+        assert (tmp_path / folder / "model_index.json").exists()
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("options", [("--weights", "raw"), ("--config", FOLDER)])
+def test_options_for_single_files_are_refused_for_folders(command, tmp_path, options):
+    result = command("convert_weights", FOLDER, tmp_path / "out", *options)
+    assert_one_line(result, f"{options[0]} .* is for single files, .* leave it out")
+
+
+def test_a_named_tokenizer_makes_up_for_a_missing_one(command, tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "weights")
+    shutil.rmtree(tmp_path / "weights" / "tokenizer")
+    argv = [tmp_path / "weights", tmp_path / "out"]
+    assert_one_line(command("convert_weights", *argv), "holds no tokenizer")
+    code, _, err = command("convert_weights", *argv, "--tokenizer", FOLDER)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "out" / "tokenizer" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+@pytest.mark.parametrize(
+    "key", ["input_blocks.0.0", "input_blocks.1.1.transformer_blocks.0.attn2.to_k"]
+)
+def test_tensors_of_another_rank_get_one_line(command, tmp_path, key, shape):
+    key = f"model.diffusion_model.{key}.weight"
+    tensors = load_file(LDM) | {key: torch.zeros(shape)}
+    save_file(tensors, tmp_path / "bad.safetensors")
+    result = command("convert_weights", tmp_path / "bad.safetensors", tmp_path / "out")
+    assert_one_line(result, rf"{key} has shape .*, expected \d dimensions|does not fit")
+
+
+@pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["configs/no.yaml"], r"config file configs/no\.yaml does not exist"),
@@ -348,14 +419,14 @@ def test_bad_files_for_convert_get_one_line(command, tmp_path, name, write, mess
 )
 def test_bad_arguments_of_train_get_one_line(command, monkeypatch, tmp_path, argv, message):
     monkeypatch.chdir(ROOT)
-    dry = [] if any("run.dir" in arg for arg in argv) else ["--dry-run"]
-    assert_one_line(command("train", *argv, *dry), message)
+    dry = [] if any("run.dir" in arg for arg in argv) else [f"run.dir={tmp_path}", "--dry-run"]
+    assert_one_line(command("train", *argv, *(dry if argv else [])), message)
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
-def test_every_shipped_config_is_in_order(command, monkeypatch, config):
+def test_every_shipped_config_is_in_order(command, monkeypatch, tmp_path, config):
     monkeypatch.chdir(ROOT)
-    code, out, err = command("train", config, "--dry-run")
+    code, out, err = command("train", config, f"run.dir={tmp_path}", "--dry-run")
     assert (code, err) == (0, "") and "nothing was written" in out
     assert config.read_text().startswith("#")
 
@@ -375,3 +446,35 @@ def test_interrupted_commands_end_with_130(capsys):
     with pytest.raises(SystemExit) as exit_:
         run_command(main)
     assert exit_.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_what_the_system_refuses_gets_one_line(capsys):
+    for error, message in (
+        (OSError(36, "File name too long", "x" * 999), "x: File name too long"),
+        (MemoryError(), "out of memory"),
+    ):
+
+        def main(error=error):
+            raise error
+
+        with pytest.raises(SystemExit) as exit_:
+            run_command(main)
+        assert_one_line((exit_.value.code, "", capsys.readouterr().err), message)
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "said"), [("| true", 141, ""), ("> /dev/full", 2, "No space left")]
+)
+def test_output_that_goes_nowhere_ends_without_a_traceback(output, code, said):
+    probe = (
+        "import time; from ipx2p.cli import run_command\n"
+        "def main():\n"
+        "    time.sleep(0.5)\n"
+        "    for _ in range(20000): print('a line of output')\n"
+        "run_command(main)"
+    )
+    line = f"set -o pipefail; {sys.executable} -c {shlex.quote(probe)} {output}"
+    run = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == code
+    assert said in run.stderr and "Traceback" not in run.stderr
+    assert len(run.stderr.splitlines()) == bool(said)

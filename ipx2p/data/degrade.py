@@ -5,6 +5,7 @@ Each function takes one picture (3, H, W) or a batch (N, 3, H, W), on any device
 generator that decides everything random about it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -44,11 +45,13 @@ class DegradeConfig:
         for group in ("noise", "low_light"):
             for name, value in vars(getattr(self, group)).items():
                 low, high = value if isinstance(value, list) and len(value) == 2 else (value, value)
-                if isinstance(low, list) or not 0 <= low <= high:
+                if isinstance(low, list) or not 0 <= low <= high < math.inf:
                     raise InputError(
                         f"{where}.{group}.{name} is {value}, expected a range [low, high] of "
                         "numbers that are 0 or more"
                     )
+        if self.low_light.cast >= 1:
+            raise InputError(f"{where}.low_light.cast is {self.low_light.cast}, expected below 1")
 
 
 def sensor_noise(pixels01: Tensor, generator: torch.Generator, config: NoiseConfig) -> Tensor:

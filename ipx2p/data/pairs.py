@@ -192,7 +192,7 @@ class Record:
 def read_manifest(path: Path) -> list[Record]:
     """Read a manifest whole. InputError names the file, the line, and what is wrong in it."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise InputError(f"manifest {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -220,7 +220,7 @@ def _record(path: Path, number: int, line: str) -> Record:
     where = f"{path} line {number}"
     try:
         values = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{where} holds a {type(values).__name__}, expected an object")
@@ -233,5 +233,16 @@ def _record(path: Path, number: int, line: str) -> Record:
         raise InputError(
             f"{where}: 'instruction' is {instruction!r}, expected a sentence or a list of sentences"
         )
+    if any(not text.isascii() and not _is_unicode(text) for text in instructions):
+        raise InputError(f"{where}: 'instruction' is not valid Unicode text: {instruction!a}")
     source, target = (path.parent / values[name] for name in ("source", "target"))
     return Record(source, target, tuple(instructions), values["task"], number)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written down: JSON can name halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -58,6 +58,7 @@ class TextEncoder(nn.Module):
         """Token ids, padded, (B, 77). A longer sentence is cut; a warning shows what was cut."""
         room = self.length - 2  # begin and end of text
         for sentence in sentences:
+            check_text(sentence)
             offsets = self.tokenizer(
                 sentence, add_special_tokens=False, return_offsets_mapping=True, verbose=False
             )["offset_mapping"]
@@ -90,11 +91,18 @@ class TextEncoder(nn.Module):
         return self(self.tokenize(sentences).to(device))
 
     @classmethod
-    def load(cls, folder: str | Path, dtype: torch.dtype | None = torch.float32) -> "TextEncoder":
+    def load(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype | None = torch.float32,
+        *,
+        tokenizer: Path | None = None,
+    ) -> "TextEncoder":
         """From a weights folder that holds `text_encoder/` and `tokenizer/`; on the CPU.
 
         Args:
             dtype: of the weights; None keeps what the file has.
+            tokenizer: folder with the tokenizer's files, instead of that in the folder.
 
         Raises: InputError for a missing or damaged file, or another kind of text encoder.
         """
@@ -109,8 +117,9 @@ class TextEncoder(nn.Module):
         model = build(config)
         path = find_weights(folder / "text_encoder", TEXT_STEMS)
         load_strict(model, fit_prefix(read_tensors(path), model), str(path))
-        tokenizer, files = load_tokenizer(folder / "tokenizer")
-        return cls(model.to(dtype=dtype).eval(), config, tokenizer, files)
+        return cls(
+            model.to(dtype=dtype).eval(), config, *load_tokenizer(tokenizer or folder / "tokenizer")
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write `text_encoder/` and `tokenizer/` as diffusers and transformers read them."""
@@ -133,6 +142,14 @@ def build(config: dict) -> CLIPTextModel:
         if "position_ids" in module._buffers:
             module.position_ids = positions
     return model
+
+
+def check_text(sentence: str) -> None:
+    """Raise InputError for what is no Unicode text, such as bytes of another encoding."""
+    try:
+        sentence.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the instruction {sentence!a} is not valid Unicode text") from None
 
 
 def load_tokenizer(folder: Path) -> tuple[CLIPTokenizerFast, dict[str, bytes]]:

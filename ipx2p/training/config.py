@@ -4,6 +4,7 @@ Each group's defaults are written here or beside the code that they belong to. Y
 same names; `group.key=value` on the command line overrides them.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from ipx2p.errors import InputError, suggestion
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
 
+MAX_COUNT = 2**31 - 1  # of steps, samples and pixels: larger ones are slips of the keyboard
+MAX_WORKERS = 256
 OBJECTIVES = ("edit", "autoencoder")
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -161,26 +164,40 @@ class TrainConfig:
         ):
             if value is not None and value < 1:
                 raise InputError(f"{key} is {value}, expected 1 or more")
-        for key, value in (
-            ("optimizer.learning_rate", self.optimizer.learning_rate),
-            ("optimizer.max_grad_norm", self.optimizer.max_grad_norm),
-            ("objective.min_snr_gamma", self.objective.min_snr_gamma),
-        ):
-            if value is not None and not value > 0:
-                raise InputError(f"{key} is {value}, expected a number above 0")
+            if value is not None and value > MAX_COUNT:
+                raise InputError(f"{key} is {value}, expected at most {MAX_COUNT}")
+        if self.optimizer.max_grad_norm != math.inf and not self.optimizer.max_grad_norm > 0:
+            raise InputError(
+                f"optimizer.max_grad_norm is {self.optimizer.max_grad_norm}, expected a number "
+                "above 0, or .inf for no limit"
+            )
+        if not 0 < self.optimizer.learning_rate <= 1000:
+            raise InputError(
+                f"optimizer.learning_rate is {self.optimizer.learning_rate}, expected a number "
+                "above 0 and at most 1000"
+            )
+        if self.objective.min_snr_gamma is not None and not self.objective.min_snr_gamma > 0:
+            raise InputError(
+                f"objective.min_snr_gamma is {self.objective.min_snr_gamma}, expected a number "
+                "above 0"
+            )
         for key, value in (
             ("data.workers", self.data.workers),
             ("optimizer.warmup_steps", self.optimizer.warmup_steps),
             ("optimizer.weight_decay", self.optimizer.weight_decay),
             ("objective.kl_weight", self.objective.kl_weight),
         ):
-            if not value >= 0:
-                raise InputError(f"{key} is {value}, expected 0 or more")
+            if not 0 <= value < math.inf:
+                raise InputError(f"{key} is {value}, expected a number that is 0 or more")
+        if self.data.workers > MAX_WORKERS:
+            raise InputError(
+                f"data.workers is {self.data.workers}, expected at most {MAX_WORKERS} processes"
+            )
         if not 0 <= self.train.ema_decay < 1:
             raise InputError(f"train.ema_decay is {self.train.ema_decay}, expected 0 to below 1")
         if len(self.optimizer.betas) != 2 or not all(0 <= b < 1 for b in self.optimizer.betas):
             raise InputError(f"optimizer.betas is {self.optimizer.betas}, expected two in [0, 1)")
-        if self.run.name != Path(self.run.name).name:
+        if self.run.name != Path(self.run.name).name or self.run.name in ("", ".."):
             raise InputError(f"run.name is {self.run.name!r}, expected the name of one folder")
         self.objective.dropout.check("objective.dropout")
         self.validation.edit.check()
@@ -198,6 +215,6 @@ def _check_data(data: DataConfig) -> None:
             check_task(task, "data.tasks")
         if not data.held_out:
             raise InputError("data.held_out is empty: name photos that only validation sees")
-    if not data.max_zoom >= 1:
-        raise InputError(f"data.max_zoom is {data.max_zoom}, expected 1 or more")
+    if not 1 <= data.max_zoom < math.inf:
+        raise InputError(f"data.max_zoom is {data.max_zoom}, expected a number that is 1 or more")
     data.degrade.check("data.degrade")

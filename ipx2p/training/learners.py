@@ -312,10 +312,10 @@ def _read_schedule(folder: Path) -> ScheduleConfig:
 def _check_resolution(config: TrainConfig, vae: VAE) -> None:
     resolution, multiple = config.data.resolution, vae.config.downscale
     if resolution % multiple:
-        below = resolution // multiple * multiple
+        above = -(-resolution // multiple) * multiple
         raise InputError(
             f"data.resolution is {resolution}, expected a multiple of the autoencoder's {multiple} "
-            f"such as {below or multiple} or {below + multiple}"
+            f"such as {above}"
         )
 
 

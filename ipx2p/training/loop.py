@@ -93,6 +93,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
     plain = copy.copy(learner.module)  # the same weights, not compiled
 
     def checkpoint() -> None:
+        check_finite(run, learner.module, step)
         world.check_same(f"step {step}: the trained network", weights_hash(learner.module))
         if world.is_main:
             averaged, raw = learner.weights(average.module), learner.weights(plain)
@@ -134,7 +135,9 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
             average.update(learner.module, step)
             monitor.step(step, losses, rate, grad_norm, bad)
             if monitor.bad_in_row >= config.train.max_bad_steps:
-                raise InputError(divergence(run, step, monitor.bad_in_row))
+                raise InputError(
+                    divergence(run, f"{monitor.bad_in_row} updates in a row were left out")
+                )
             if step % config.train.checkpoint_every == 0 or step == config.train.steps:
                 checkpoint()
                 saved = step
@@ -186,14 +189,18 @@ def _hash(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def divergence(run: Run, step: int, bad_in_row: int) -> str:
-    """What to say when updates kept being left out."""
+def check_finite(run: Run, module: nn.Module, step: int) -> None:
+    """Raise InputError for weights that a good checkpoint must not be replaced by."""
+    finite = torch.stack([parameter.isfinite().all() for parameter in module.parameters()])
+    if not finite.all():
+        raise InputError(divergence(run, f"the weights are not finite any more at step {step}"))
+
+
+def divergence(run: Run, what: str) -> str:
+    """What to say when the training came apart."""
     checkpoints = find_checkpoints(run.folder)
-    last = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint"
-    return (
-        f"the loss or gradient was not finite in {bad_in_row} steps in a row, up to step {step}; "
-        f"{last}: lower optimizer.learning_rate, or look at the samples named above"
-    )
+    last = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "none was saved"
+    return f"{what}, {last}: lower optimizer.learning_rate, or look at the pictures"
 
 
 def open_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:

@@ -14,7 +14,7 @@ from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE, VAEConfig
 from ipx2p.tensors import check_fit, load_strict
 from ipx2p.weights.folder import Weights
-from ipx2p.weights.readers import find_source
+from ipx2p.weights.readers import find_source, find_tokenizer
 from ipx2p.weights.single_file import load_single_file, load_vae_file, save_single_file
 
 CONV_IN = "conv_in.weight"
@@ -49,7 +49,14 @@ def convert(
         dtype: of all weights.
     Raises: InputError, and nothing is written.
     """
-    _check_output(output, to)
+    output = _check_output(output, to)
+    if not find_source(source).is_file():
+        for option, value in (("--weights", which), ("--config", config)):
+            if value is not None:
+                raise InputError(
+                    f"{option} {value} is for single files, and {source} is a weights folder, "
+                    "which holds one set of weights and its own configuration: leave it out"
+                )
     weights = _load(source, which=which, config=config, tokenizer=tokenizer)
     if edit:
         weights.unet = widen(weights.unet)
@@ -116,7 +123,7 @@ def _load(
     path = find_source(source)
     if path.is_file():
         return load_single_file(path, which=which, config=config, tokenizer=tokenizer)
-    return Weights.load(path)
+    return Weights.load(path, tokenizer=None if tokenizer is None else find_tokenizer(tokenizer))
 
 
 def _load_vae(source: str, config: VAEConfig) -> VAE:
@@ -126,22 +133,23 @@ def _load_vae(source: str, config: VAEConfig) -> VAE:
     return VAE.load(path if (path / "config.json").exists() else path / "vae", dtype=None)
 
 
-def _check_output(output: Path, to: str) -> None:
+def _check_output(output: Path, to: str) -> Path:
+    """Where links lead, if a new file or folder can be written there."""
     if to == "ldm" and output.suffix != ".safetensors":
         raise InputError(f"{output} does not end in .safetensors, which --to ldm writes")
-    if output.exists() and (output.is_file() or any(output.iterdir())):
+    place = output.resolve()
+    if place.exists() and (to == "ldm" or not place.is_dir() or any(place.iterdir())):
         raise InputError(f"{output} exists already: remove it, or choose another place")
-    check_writable(output.parent)
+    check_writable(place.parent)
+    return place
 
 
 def _save_folder(weights: Weights, output: Path) -> None:
     """Write beside `output` and rename, so that half a folder never looks like a whole one."""
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=".convert."))
     try:
         weights.save(temporary)
         temporary.chmod(0o755)
-        if output.exists():
-            output.rmdir()
-        temporary.rename(output)
+        temporary.replace(output)  # takes the place of an empty folder too
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

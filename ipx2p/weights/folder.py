@@ -29,12 +29,19 @@ class Weights:
     schedule: ScheduleConfig
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> "Weights":
-        """Read a folder; `dtype` None keeps what the files have. InputError names what is wrong."""
+    def load(
+        cls, folder: Path, dtype: torch.dtype | None = None, *, tokenizer: Path | None = None
+    ) -> "Weights":
+        """Read a folder; InputError names what is wrong.
+
+        Args:
+            dtype: of all weights; None keeps what the files have.
+            tokenizer: folder with the tokenizer's files, instead of that in the folder.
+        """
         return cls(
             unet=UNet.load(folder / "unet", dtype),
             vae=VAE.load(folder / "vae", dtype),
-            text=TextEncoder.load(folder, dtype),
+            text=TextEncoder.load(folder, dtype, tokenizer=tokenizer),
             schedule=ScheduleConfig.read(folder / "scheduler" / "scheduler_config.json"),
         )
 

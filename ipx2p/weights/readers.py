@@ -1,5 +1,6 @@
 """What a SOURCE of weights is: a single file, a weights folder, or a hub id (layer 2)."""
 
+import os
 import re
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def find_source(source: str | Path) -> Path:
 
     Raises: InputError when it is neither here nor on the hub.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.exists():
         return path
     if not HUB_ID.fullmatch(str(source)) or path.suffix in SINGLE_FILES:
@@ -54,7 +55,7 @@ def find_tokenizer(source: str | Path) -> Path:
 
     Raises: InputError when it is neither here nor on the hub.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if not path.exists() and HUB_ID.fullmatch(str(source)):
         path = _fetch(str(source), TOKENIZER_FILES)
     if not path.is_dir():

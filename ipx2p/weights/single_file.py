@@ -97,6 +97,10 @@ def load_single_file(
             raise InputError(f"{path} {verdict}")
     if CONV_IN not in tensors:
         raise InputError(f"{path} is no Stable Diffusion model: it lacks {CONV_IN}")
+    for key, num_dims in ((CONV_IN, 4), (TEXT_PROJECTION, 2)):
+        if key in tensors and tensors[key].ndim != num_dims:
+            shape = tuple(tensors[key].shape)
+            raise InputError(f"{path}: {key} has shape {shape}, expected {num_dims} dimensions")
     template = None if config is None else find_folder(config)
     width = tensors[TEXT_PROJECTION].shape[1] if TEXT_PROJECTION in tensors else None
     if template is None and width != SD1_TEXT_WIDTH:

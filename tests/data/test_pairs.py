@@ -129,6 +129,12 @@ def test_line_separators_inside_sentences_do_not_split_lines(folder):
     assert len(ManifestPairs(path)) == 1
 
 
+def test_a_byte_order_mark_is_passed_over(folder):
+    path = folder / "train.jsonl"
+    path.write_text(json.dumps(line()), encoding="utf-8-sig")
+    assert len(ManifestPairs(path)) == 1
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -140,6 +146,9 @@ def test_line_separators_inside_sentences_do_not_split_lines(folder):
         (line(instruction=" "), r"line 2: 'instruction' is ' ', expected a sentence"),
         (line(instruction=[]), r"line 2: 'instruction' is \[\]"),
         (line(instruction=["a", 3]), r"line 2: 'instruction' is"),
+        (line(instruction="half \ud83d"), r"line 2: 'instruction' is not valid Unicode text"),
+        ("[" * 100_000, r"line 2 is not JSON"),
+        ("9" * 5000, r"line 2 is not JSON"),
     ],
 )
 def test_bad_lines_are_refused_by_number(folder, bad, message):

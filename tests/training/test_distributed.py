@@ -21,7 +21,12 @@ def launch(tmp_path):
     (tmp_path / "config.yaml").write_text(YAML)
 
     def launch(name, processes, *overrides, script=ROOT / "train.py"):
-        run = [str(script), str(tmp_path / "config.yaml"), f"run.dir={tmp_path}", f"run.name={name}"]
+        run = [
+            str(script),
+            str(tmp_path / "config.yaml"),
+            f"run.dir={tmp_path}",
+            f"run.name={name}",
+        ]
         torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
         done = subprocess.run(
             [sys.executable, *(torchrun if processes > 1 else []), *run, *overrides],

@@ -16,6 +16,7 @@ from ipx2p.editor import Editor
 from ipx2p.errors import InputError
 from ipx2p.training.checkpoint import find_checkpoints
 from ipx2p.training.config import OptimizerConfig
+from ipx2p.training.learners import EditLearner
 from ipx2p.training.loop import learning_rate, train
 from tests.conftest import GOLDEN
 
@@ -188,6 +189,18 @@ def test_a_damaged_checkpoint_is_named(make_config, run_folder, spoil, message):
     assert "step_000002" in str(error.value)
 
 
+def test_weights_that_are_not_finite_do_not_replace_good_ones(make_config, run_folder, monkeypatch):
+    losses = EditLearner.losses
+
+    def diverge(learner, batch):
+        return losses(learner, batch) * (float("nan") if 8 in batch.indices else 1)  # of step 3
+
+    monkeypatch.setattr(EditLearner, "losses", diverge)
+    with pytest.raises(InputError, match=r"not finite any more at step 4.*step_000002: lower opt"):
+        train(make_config("validation.every=9"))
+    assert [path.name for path in find_checkpoints(run_folder)] == ["step_000002"]
+
+
 def test_frozen_parts_are_stored_once(make_config, run_folder):
     train(make_config())
     files = [
@@ -276,11 +289,25 @@ def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_fold
         ("train.ema_decay=1", r"train\.ema_decay is 1"),
         ("train.device=cuda:9", "device 'cuda:9' is not available"),
         ("run.name=a/b", r"run\.name is 'a/b', expected the name of one folder"),
+        ("run.name=..", r"run\.name is '\.\.', expected the name of one folder"),
+        ("run.name=''", r"run\.name is '', expected the name of one folder"),
+        ("run.name=${nope}", r"run\.name: .*nope"),
+        ("run.name=${", r"the value is not YAML"),
+        ("data.held_out=[[a]]", r"data\.held_out is \[\['a'\]\], expected a list of single values"),
+        ("data.workers=1000000", r"data\.workers is 1000000, expected at most 256"),
+        ("data.max_zoom=.inf", r"data\.max_zoom is inf"),
+        ("data.degrade.low_light.cast=5", r"data\.degrade\.low_light\.cast is 5"),
+        ("data.degrade.noise.shot=[0, .inf]", r"data\.degrade\.noise\.shot is"),
+        ("optimizer.learning_rate=.inf", r"optimizer\.learning_rate is inf"),
+        ("optimizer.learning_rate=1e30", r"optimizer\.learning_rate is 1e\+30, .* at most 1000"),
+        ("optimizer.weight_decay=.inf", r"optimizer\.weight_decay is inf"),
+        ("train.steps=99999999999999999999", r"train\.steps is 9+, expected at most"),
+        ("train.device=meta", "device 'meta' is not available"),
         ("validation.edit.sampler=x", "unknown sampler 'x'"),
         ("model.weights=/nowhere/x/y", "/nowhere/x/y does not exist"),
         ("model.unet.block_out_channels=[8, 15]", r"UNetConfig: block_out_channels is \[8, 15\]"),
         ("model.unet.in_channels=9", r"UNetConfig: in_channels is 9"),
-        ("data.resolution=36", r"data\.resolution is 36, .*the autoencoder's 8 such as 32 or 40"),
+        ("data.resolution=36", r"data\.resolution is 36, .*the autoencoder's 8 such as 40"),
         ("validation.edit.num_steps=5000", "5000 steps asked for, expected 1 to 1000"),
         ("model.unet.cross_attention_dim=7", "expects text states of width 7.*gives 32"),
         ("run.dir=/proc", "cannot write"),
