@@ -114,7 +114,14 @@ class TextEncoder(nn.Module):
                 f"{config_path}: model_type is {config.get('model_type')!r}, expected "
                 "'clip_text_model'"
             )
-        model = build(config)
+        try:
+            model = build(config)
+        except Exception as error:  # the library raises whatever its checks and layers raise
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{config_path} does not describe a CLIP text model: {type(error).__name__}: "
+                f"{reason}"
+            ) from error
         path = find_weights(folder / "text_encoder", TEXT_STEMS)
         load_strict(model, fit_prefix(read_tensors(path), model), str(path))
         return cls(

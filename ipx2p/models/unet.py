@@ -85,8 +85,9 @@ class UNetConfig:
         raw = PUBLISHED_DEFAULTS | read_json(path)
         heads = raw.pop("attention_head_dim", 8)
         heads = raw.get("num_attention_heads") or heads
-        if isinstance(heads, int):
-            heads = [heads] * len(raw.get("block_out_channels") or cls().block_out_channels)
+        widths = raw.get("block_out_channels") or cls().block_out_channels
+        if isinstance(heads, int) and isinstance(widths, list):
+            heads = [heads] * len(widths)
         raw["num_attention_heads"] = heads
         up_block_types = raw.pop("up_block_types", None)
         config = read_published(cls, raw, str(path), supported=SUPPORTED, harmless=HARMLESS)

@@ -57,8 +57,10 @@ class VAEConfig:
     def read(cls, path: Path) -> "VAEConfig":
         """Read a published config.json; InputError names a field that cannot be honoured."""
         raw = PUBLISHED_DEFAULTS | read_json(path)
-        levels = len(raw["block_out_channels"] or [])
-        supported = SUPPORTED | block_types(levels)
+        widths = raw["block_out_channels"]
+        if not isinstance(widths, list):
+            raise InputError(f"{path}: block_out_channels is {widths!r}, expected a list of widths")
+        supported = SUPPORTED | block_types(len(widths))
         config = read_published(cls, raw, str(path), supported=supported, harmless=HARMLESS)
         config.check(str(path))
         return config

@@ -93,6 +93,12 @@ def test_instruction_that_fits_is_not_cut(editor):
             lambda f: (f / "text_encoder/config.json").write_text('{"model_type": "t5"}'),
             "model_type is 't5', expected 'clip_text_model'",
         ),
+        (
+            lambda f: (f / "text_encoder/config.json").write_text(
+                '{"model_type": "clip_text_model", "hidden_size": null}'
+            ),
+            "config.json does not describe a CLIP text model",
+        ),
         (lambda f: (f / WEIGHTS).unlink(), "no weights in"),
     ],
 )

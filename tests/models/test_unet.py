@@ -103,6 +103,7 @@ def test_fields_left_out_mean_what_the_published_code_means(tmp_path):
         ("attention_head_dim", 3),
         ("norm_num_groups", None),
         ("norm_num_groups", 5),
+        ("block_out_channels", 32),
         ("layers_per_block", [1, 2, 2, 2]),
         ("transformer_layers_per_block", [1, 2, 4, 8]),
         ("resnet_time_scale_shift", "scale_shift"),

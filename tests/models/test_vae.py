@@ -85,6 +85,7 @@ def test_config_survives_writing_and_reading(tmp_path, folder):
         ("norm_num_groups", 7),
         ("scaling_factor", 0),
         ("layers_per_block", "two"),
+        ("block_out_channels", 32),
     ],
 )
 def test_config_that_cannot_be_honoured_is_refused_by_field(tmp_path, field, value):

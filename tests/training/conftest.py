@@ -1,10 +1,12 @@
 """A training run that takes seconds: tiny networks on two photographs."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from ipx2p.training.config import TrainConfig
+from ipx2p.training.loop import train
 from tests.conftest import GOLDEN, ROOT
 
 YAML = f"""
@@ -46,3 +48,18 @@ def make_config(tmp_path):
 def run_folder(tmp_path) -> Path:
     """Where `make_config`'s runs are."""
     return tmp_path / "runs" / "test"
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory) -> Path:
+    """The folder of a finished run of the default settings; tests must not change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "config.yaml").write_text(YAML)
+    train(TrainConfig.load(folder / "config.yaml", [f"run.dir={folder}"]))
+    return folder / "test"
+
+
+@pytest.fixture
+def finished_run(trained_once, run_folder) -> Path:
+    """A finished run of the default settings, to be used up: what `train(make_config())` leaves."""
+    return shutil.copytree(trained_once, run_folder, symlinks=True)

@@ -78,21 +78,19 @@ def test_a_run_writes_what_is_promised(make_config, run_folder, capsys):
     assert any(not torch.equal(averaged[key], raw[key]) for key in raw)
 
 
-def test_trained_weights_edit(make_config, run_folder, coffee):
-    train(make_config())
-    result = Editor.load(run_folder / "weights", device="cpu").edit([coffee], ["x"], num_steps=2)
+def test_trained_weights_edit(finished_run, coffee):
+    result = Editor.load(finished_run / "weights", device="cpu").edit([coffee], ["x"], num_steps=2)
     assert result.images[0].size == (64, 64)
 
 
-def test_a_finished_run_says_so_and_does_nothing(make_config, run_folder, capsys):
-    train(make_config())
-    before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")}
+def test_a_finished_run_says_so_and_does_nothing(make_config, finished_run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
     capsys.readouterr()
     train(make_config())
     out = capsys.readouterr().out
     assert "is finished, 4 steps" in out and "VAE ceiling" in out and "step_000004.png" in out
     assert "eta" not in out
-    assert {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
 
 
 CONSTANT = "optimizer.schedule=constant"
@@ -107,14 +105,12 @@ def test_a_finished_run_goes_on_when_asked_for_more_steps(make_config, run_folde
             train(make_config(CONSTANT, f"train.steps={fewer}"))
 
 
-def test_more_steps_of_a_cosine_schedule_are_another_run(make_config):
-    train(make_config())
+def test_more_steps_of_a_cosine_schedule_are_another_run(make_config, finished_run):
     with pytest.raises(InputError, match=r"train\.steps was 4 and is 6"):
         train(make_config("train.steps=6"))
 
 
-def test_other_settings_are_refused_by_key(make_config, run_folder):
-    train(make_config())
+def test_other_settings_are_refused_by_key(make_config, finished_run):
     with pytest.raises(InputError, match=r"data\.resolution was 32 and is 64.*run\.name"):
         train(make_config("data.resolution=64"))
     train(make_config("train.log_every=2", "validation.every=2"))
@@ -142,16 +138,15 @@ def test_a_validation_that_a_kill_prevented_is_made_up_for(make_config, run_fold
     ]
 
 
-def test_what_a_killed_process_left_is_swept_and_links_are_set_right(make_config, run_folder):
-    train(make_config())
-    checkpoints = run_folder / "checkpoints"
+def test_what_a_killed_process_left_is_swept_and_links_are_set_right(make_config, finished_run):
+    checkpoints = finished_run / "checkpoints"
     (checkpoints / ".step_000006").mkdir()
     (checkpoints / ".step_000002.old").mkdir()
-    (run_folder / "weights").unlink()
-    (run_folder / "samples" / "step_000004.json").unlink()
+    (finished_run / "weights").unlink()
+    (finished_run / "samples" / "step_000004.json").unlink()
     train(make_config())
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_000002", "step_000004"]
-    assert (run_folder / "weights").resolve() == checkpoints / "step_000004" / "weights"
+    assert (finished_run / "weights").resolve() == checkpoints / "step_000004" / "weights"
 
 
 def test_two_processes_do_not_share_a_run(make_config, run_folder):
@@ -180,10 +175,9 @@ def test_two_processes_do_not_share_a_run(make_config, run_folder):
         (lambda f: (f / "state.json").write_text("{"), "is not JSON"),
     ],
 )
-def test_a_damaged_checkpoint_is_named(make_config, run_folder, spoil, message):
-    train(make_config())
-    shutil.rmtree(find_checkpoints(run_folder)[-1])
-    spoil(find_checkpoints(run_folder)[-1])
+def test_a_damaged_checkpoint_is_named(make_config, finished_run, spoil, message):
+    shutil.rmtree(find_checkpoints(finished_run)[-1])
+    spoil(find_checkpoints(finished_run)[-1])
     with pytest.raises(InputError, match=message) as error:
         train(make_config())
     assert "step_000002" in str(error.value)
@@ -222,10 +216,9 @@ def test_only_the_newest_checkpoints_are_kept(make_config, run_folder):
     assert [p.name for p in find_checkpoints(run_folder)] == ["step_000003", "step_000004"]
 
 
-def test_half_a_checkpoint_is_not_taken_for_one(make_config, run_folder):
-    train(make_config())
-    (find_checkpoints(run_folder)[-1] / "state.json").unlink()
-    assert [path.name for path in find_checkpoints(run_folder)] == ["step_000002"]
+def test_half_a_checkpoint_is_not_taken_for_one(finished_run):
+    (find_checkpoints(finished_run)[-1] / "state.json").unlink()
+    assert [path.name for path in find_checkpoints(finished_run)] == ["step_000002"]
 
 
 @pytest.mark.parametrize(("channels", "said"), [(8, "taken as they are"), (4, "widened to 8")])

@@ -170,4 +170,4 @@ def test_autoencoder_learns(make_config):
                          "optimizer.learning_rate=3e-3", "train.ema_decay=0.99")  # fmt: skip
     train(config)
     [score] = Run(config).final_scores()
-    assert score.psnr_ceiling > 18
+    assert score.psnr_ceiling > 16  # untrained: below 10
