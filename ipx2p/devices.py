@@ -1,6 +1,7 @@
 """Where and in what precision to compute (layer 0)."""
 
 import torch
+from torch import Tensor
 
 from ipx2p.errors import InputError, suggestion
 
@@ -39,3 +40,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """`torch.bfloat16` -> "bfloat16"."""
     return str(dtype).removeprefix("torch.")
+
+
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; a copy from the CPU to a GPU waits for nothing."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -29,11 +29,13 @@ class World:
     """The processes of a run. One process alone is a world of size 1, without a process group.
 
     rank: 0..size - 1, over all machines. local_rank: on this machine, the number of its GPU.
+    local_size: how many are on this machine.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -91,6 +93,18 @@ class World:
         return value
 
 
+def _read_environment() -> World:
+    names = {"RANK": None, "WORLD_SIZE": None, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    values = {name: os.environ.get(name, default) for name, default in names.items()}
+    try:
+        return World(*(int(value) for value in values.values()))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"the environment has RANK but no whole set of numbers beside it: {values}; start with "
+            "torchrun, or set them all"
+        ) from None
+
+
 @contextmanager
 def open_world() -> Iterator[World]:
     """The world that `torchrun` describes in the environment, or this process alone.
@@ -101,7 +115,7 @@ def open_world() -> Iterator[World]:
     if "RANK" not in os.environ:
         yield World()
         return
-    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    world = _read_environment()
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(world.local_rank)

@@ -6,6 +6,7 @@ Tensors are memory-mapped, so only those in use take memory. A mapped file may b
 tensors live, as the writers here do, but must not be overwritten in place.
 """
 
+import hashlib
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -211,3 +213,13 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
             save_file(plain, temporary, metadata={"format": "pt"})  # which other readers expect
         except SafetensorError as error:  # how that library says that the disk is full
             raise OSError(str(error)) from error
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, dtypes, shapes and every bit of the values."""
+    total = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        total.update(flat.numpy())
+    return total.hexdigest()

@@ -29,7 +29,7 @@ LAYERS = {
         *("ipx2p.weights.readers", "ipx2p.weights.maps", "ipx2p.weights.folder"),
         *("ipx2p.weights.single_file", "ipx2p.weights.convert"),
         *("ipx2p.data.instructions", "ipx2p.data.degrade", "ipx2p.data.pairs"),
-        "ipx2p.data.loader",
+        *("ipx2p.data.loader", "ipx2p.data.shards", "ipx2p.data.cache"),
     ],
     3: ["ipx2p.editor"],
     4: [
@@ -37,7 +37,7 @@ LAYERS = {
         *("ipx2p.training.config", "ipx2p.training.speed", "ipx2p.training.validation"),
         *("ipx2p.training.learners", "ipx2p.training.ema", "ipx2p.training.optimizer"),
         *("ipx2p.training.checkpoint", "ipx2p.training.interrupts", "ipx2p.training.monitor"),
-        *("ipx2p.training.run", "ipx2p.training.loop"),
+        *("ipx2p.training.run", "ipx2p.training.samples", "ipx2p.training.loop"),
     ],
     5: ["train", "sample", "convert_weights"],
 }

@@ -5,14 +5,15 @@ its degradation come from generators keyed by i. So a resumed run continues the 
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ipx2p.data.pairs import EditPair, Geometry, Pairs, random_geometry
+from ipx2p.data.pairs import Cut, EditPair, Pairs, random_geometry
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from ipx2p.images import pixels_from_pixels01
@@ -38,39 +39,114 @@ class Batch:
         )
 
 
-class SampleStream(Dataset):
-    """Training sample i for any i >= 0: epochs of `len(pairs)` samples, each in its own order."""
+@dataclass(frozen=True)
+class Framing:
+    """How training takes squares out of pictures.
 
-    def __init__(
-        self, pairs: Pairs, *, seed: int, resolution: int, max_zoom: float, flip: bool
-    ) -> None:
+    resolution: their side in pixels. max_zoom: they are up to this much smaller than the picture's
+    short side. flip: whether half of them are mirrored. draws: how many fixed cuts (and
+    degradations) each pair has, visited in turn; None draws new ones at each visit.
+    """
+
+    resolution: int
+    max_zoom: float = 1.0
+    flip: bool = True
+    draws: int | None = None
+
+    def cut(self, draws: torch.Generator, *, flip: bool) -> Cut:
+        """What to take of a picture, drawn from a generator; `flip` allows mirroring."""
+        return lambda size: random_geometry(
+            size, self.resolution, draws, max_zoom=self.max_zoom, flip=flip and self.flip
+        )
+
+    def fixed_pictures(
+        self, pairs: Pairs, item: int, draw: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Source and target of one of the fixed draws of a pair, (3, H, W) in [0, 1], not mirrored.
+
+        The draw hangs on what the pair is, not on its place among the others.
+        """
+        draws = generator(seed, f"draw {pairs.describe(item)}", draw)
+        return pairs.pictures(item, self.cut(draws, flip=False), draws)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What sample `index` of the stream shows: a pair, one of its fixed draws, mirrored or not."""
+
+    index: int
+    item: int
+    draw: int
+    mirrored: bool
+    instruction: str
+
+
+class Visits:
+    """The order of the training samples: epochs of `len(pairs)`, each shuffled in its own way."""
+
+    def __init__(self, pairs: Pairs, framing: Framing, *, seed: int) -> None:
         self.pairs = pairs
+        self.framing = framing
         self.seed = seed
-        self.resolution = resolution
-        self.max_zoom = max_zoom
-        self.flip = flip
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
-    def __getitem__(self, index: int) -> tuple[int, EditPair] | InputError:
-        """The sample; a bad picture is returned as the error it is, for `batches` to raise."""
-        draws = generator(self.seed, "data", index)
-
-        def cut(size: tuple[int, int]) -> Geometry:
-            return random_geometry(
-                size, self.resolution, draws, max_zoom=self.max_zoom, flip=self.flip
-            )
-
-        try:
-            return index, self.pairs.get(self._item(index), cut, draws)
-        except InputError as error:  # raised in a worker it would arrive wrapped in a traceback
-            return error
-
-    def _item(self, index: int) -> int:
+    def item(self, index: int) -> int:
+        """Which pair sample `index` shows."""
         epoch, place = divmod(index, len(self.pairs))
         if epoch != self._epoch:
             order = generator(self.seed, "shuffle", epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self.pairs), generator=order)
         return int(self._order[place])
+
+    def __getitem__(self, index: int) -> Visit:
+        """What sample `index` shows, for a stream of fixed draws."""
+        item = self.item(index)
+        draw = index // len(self.pairs) % (self.framing.draws or 1)
+        draws = generator(self.seed, "data", index)
+        # The same draws as those of a cut at each visit, of which the mirroring remains.
+        mirrored = random_geometry((1, 1), 1, draws, flip=self.framing.flip).flip
+        return Visit(index, item, draw, mirrored, self.pairs.instruction(item, draws))
+
+
+class SampleStream(Dataset):
+    """Training sample i for any i >= 0, as pictures."""
+
+    def __init__(self, pairs: Pairs, framing: Framing, *, seed: int) -> None:
+        self.pairs = pairs
+        self.framing = framing
+        self.seed = seed
+        self.visits = Visits(pairs, framing, seed=seed)
+
+    def __getitem__(self, index: int) -> tuple[int, EditPair] | InputError:
+        """The sample; a bad picture is returned as the error it is, for `micro_batches` to raise:
+        raised in a worker it would arrive wrapped in a traceback."""
+        try:
+            return index, self._fixed(index) if self.framing.draws else self._drawn(index)
+        except InputError as error:
+            return error
+
+    def _drawn(self, index: int) -> EditPair:
+        draws = generator(self.seed, "data", index)
+        return self.pairs.get(self.visits.item(index), self.framing.cut(draws, flip=True), draws)
+
+    def _fixed(self, index: int) -> EditPair:
+        visit = self.visits[index]
+        pictures = self.framing.fixed_pictures(self.pairs, visit.item, visit.draw, self.seed)
+        if visit.mirrored:
+            pictures = [pixels01.flip(-1) for pixels01 in pictures]
+        return EditPair(*pictures, visit.instruction, self.pairs.task(visit.item))
+
+    @staticmethod
+    def collate(samples: Sequence[tuple[int, EditPair]]) -> Batch:
+        """Samples -> a batch."""
+        indices, pairs = zip(*samples, strict=True)
+        return Batch(
+            source_pixels=pixels_from_pixels01(torch.stack([p.source_pixels01 for p in pairs])),
+            target_pixels=pixels_from_pixels01(torch.stack([p.target_pixels01 for p in pairs])),
+            instructions=[pair.instruction for pair in pairs],
+            tasks=[pair.task for pair in pairs],
+            indices=[*indices],
+        )
 
 
 class StepSampler(Sampler[list[int]]):
@@ -100,38 +176,47 @@ class StepSampler(Sampler[list[int]]):
                 yield [*range(first, first + self.slice)]
 
 
-def collate(samples: Sequence[tuple[int, EditPair] | InputError]) -> Batch | InputError:
-    """Samples -> a batch, or the first error among them."""
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
-    indices, pairs = zip(*samples, strict=True)
-    return Batch(
-        source_pixels=pixels_from_pixels01(torch.stack([p.source_pixels01 for p in pairs])),
-        target_pixels=pixels_from_pixels01(torch.stack([p.target_pixels01 for p in pairs])),
-        instructions=[pair.instruction for pair in pairs],
-        tasks=[pair.task for pair in pairs],
-        indices=[*indices],
-    )
+class _Collate:
+    """A stream's own collation, or the first error among the samples."""
+
+    def __init__(self, collate: Callable) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Sequence) -> Any:
+        for sample in samples:
+            if isinstance(sample, InputError):
+                return sample
+        return self.collate(samples)
 
 
-def micro_batches(stream: Dataset, sampler: StepSampler, *, workers: int) -> Iterator[Batch]:
+def micro_batches(stream: Dataset, sampler: Iterable[list[int]], *, workers: int) -> Iterator:
     """The micro-batches that the sampler names, read ahead by worker processes.
+
+    Args:
+        stream: gives samples by index, or an InputError; its `collate` makes a batch of some.
 
     Raises: InputError for a picture that cannot be used, when its batch is due.
     """
     loader = DataLoader(
         stream,
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=_Collate(stream.collate),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_ignore_signals,
     )
-    for batch in loader:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            f"a data worker was killed, which happens when memory runs out: lower data.workers "
+            f"({workers}); {error}"
+        ) from error
 
 
 def _ignore_signals(worker: int) -> None:

@@ -5,10 +5,11 @@ A manifest is JSON lines, one pair each, paths relative to the file, one instruc
 """
 
 import json
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from PIL import Image
@@ -74,22 +75,48 @@ class EditPair:
 Cut = Callable[[tuple[int, int]], Geometry]  # size of a picture -> what to take of it
 
 
-class Pairs(Protocol):
+class Pairs(ABC):
     """A numbered set of pairs."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def task(self, item: int) -> str:
         """The task of the pair of this number, without looking at its pictures."""
 
-    def get(self, item: int, cut: Cut, generator: torch.Generator) -> EditPair:
-        """The pair of this number, cut by `cut`; all that is random comes from the generator.
+    @abstractmethod
+    def instructions(self, item: int) -> Sequence[str]:
+        """What may be said of the pair, at least one sentence."""
+
+    @abstractmethod
+    def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Source and target, (3, H, W) in [0, 1], cut by `cut`; the generator makes all that is
+        random in them.
 
         Raises: InputError for a picture that cannot be read, naming the file and its origin.
         """
 
+    @abstractmethod
+    def files(self, item: int) -> Sequence[Path]:
+        """The picture files that the pair is made from."""
 
-class ManifestPairs:
+    @abstractmethod
+    def describe(self, item: int) -> str:
+        """The pair's pictures in a line: equal lines and equal files make equal pictures."""
+
+    def get(self, item: int, cut: Cut, generator: torch.Generator) -> EditPair:
+        """The pair of this number; of several instructions one is drawn, after the pictures."""
+        pictures = self.pictures(item, cut, generator)
+        return EditPair(*pictures, self.instruction(item, generator), self.task(item))
+
+    def instruction(self, item: int, generator: torch.Generator) -> str:
+        """One of the pair's instructions."""
+        sentences = self.instructions(item)
+        return sentences[int(torch.randint(len(sentences), (), generator=generator))]
+
+
+class ManifestPairs(Pairs):
     """The pairs of a manifest. InputError names the file and line of whatever is wrong in it."""
 
     def __init__(self, path: str | Path) -> None:
@@ -103,30 +130,38 @@ class ManifestPairs:
         """See `Pairs.task`."""
         return self.records[item].task
 
-    def get(self, item: int, cut: Cut, generator: torch.Generator) -> EditPair:
-        """See `Pairs.get`. Of several instructions one is drawn."""
+    def instructions(self, item: int) -> Sequence[str]:
+        """See `Pairs.instructions`."""
+        return self.records[item].instructions
+
+    def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `Pairs.pictures`."""
         record = self.records[item]
-        where = f"{self.path} line {record.line}"
         try:
             source, target = load_image(record.source), load_image(record.target)
+            if source.size != target.size:
+                raise InputError(
+                    f"{record.source} is {source.width} x {source.height}, {record.target} is "
+                    f"{target.width} x {target.height}: a pair must have one size"
+                )
+            geometry = cut(source.size)
         except InputError as error:
-            raise InputError(f"{where}: {error}") from None
-        if source.size != target.size:
-            raise InputError(
-                f"{where}: {record.source} is {source.width} x {source.height}, {record.target} is "
-                f"{target.width} x {target.height}: a pair must have one size"
-            )
-        geometry = cut(source.size)
-        choice = int(torch.randint(len(record.instructions), (), generator=generator))
-        return EditPair(
-            geometry.apply(source),
-            geometry.apply(target),
-            record.instructions[choice],
-            record.task,
-        )
+            raise InputError(f"{self.path} line {record.line}: {error}") from None
+        return geometry.apply(source), geometry.apply(target)
+
+    def files(self, item: int) -> Sequence[Path]:
+        """See `Pairs.files`."""
+        return self.records[item].source, self.records[item].target
+
+    def describe(self, item: int) -> str:
+        """See `Pairs.describe`."""
+        record = self.records[item]
+        folder = self.path.parent
+        names = [os.path.relpath(path, folder) for path in (record.source, record.target)]
+        return json.dumps([*names, record.task])
 
 
-class DegradedPhotos:
+class DegradedPhotos(Pairs):
     """Photographs as targets, degraded on the fly as sources: every photo with every task.
 
     Args:
@@ -150,13 +185,25 @@ class DegradedPhotos:
         """See `Pairs.task`."""
         return self.tasks[item % len(self.tasks)]
 
-    def get(self, item: int, cut: Cut, generator: torch.Generator) -> EditPair:
-        """See `Pairs.get`."""
-        photo, task = divmod(item, len(self.tasks))
-        image = self._cache.load(self.photos[photo])
+    def instructions(self, item: int) -> Sequence[str]:
+        """See `Pairs.instructions`."""
+        return (INSTRUCTIONS[self.task(item)],)
+
+    def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `Pairs.pictures`."""
+        [photo] = self.files(item)
+        image = self._cache.load(photo)
         target = cut(image.size).apply(image)
-        source = degrade(target, self.tasks[task], generator, self.config)
-        return EditPair(source, target, INSTRUCTIONS[self.tasks[task]], self.tasks[task])
+        return degrade(target, self.task(item), generator, self.config), target
+
+    def files(self, item: int) -> Sequence[Path]:
+        """See `Pairs.files`."""
+        return (self.photos[item // len(self.tasks)],)
+
+    def describe(self, item: int) -> str:
+        """See `Pairs.describe`."""
+        [photo] = self.files(item)
+        return json.dumps([photo.name, self.task(item), asdict(self.config)])
 
 
 class PictureCache:

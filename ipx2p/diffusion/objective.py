@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ipx2p.devices import copy_to
 from ipx2p.errors import InputError
 from ipx2p.seeds import generator
 
@@ -40,10 +41,7 @@ class Draws:
 
     def to(self, device: torch.device) -> "Draws":
         """The same draws on a device; a copy to the GPU does not make it wait."""
-        tensors = vars(self).values()
-        if device.type == "cuda":
-            tensors = [t.pin_memory() for t in tensors]
-        return Draws(*(t.to(device, non_blocking=True) for t in tensors))
+        return Draws(*(copy_to(tensor, device) for tensor in vars(self).values()))
 
 
 def draw(

@@ -70,6 +70,10 @@ class VAEConfig:
         """Pixels of the picture along one latent pixel."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    def scale(self, unscaled: Tensor) -> Tensor:
+        """Unscaled latents, as the posterior gives them -> the scaled ones that are denoised."""
+        return unscaled * self.scaling_factor
+
     def write(self, path: Path) -> None:
         """Write the config.json that diffusers reads."""
         published: dict[str, Any] = {"_class_name": "AutoencoderKL", **asdict(self)}
@@ -299,8 +303,8 @@ class VAE(nn.Module):
         return self.decode(self.scale(posterior.sample(noise=noise))), posterior
 
     def scale(self, unscaled: Tensor) -> Tensor:
-        """Unscaled latents, as the posterior gives them -> the scaled ones that are denoised."""
-        return unscaled * self.config.scaling_factor
+        """See `VAEConfig.scale`."""
+        return self.config.scale(unscaled)
 
     @property
     def dtype(self) -> torch.dtype:

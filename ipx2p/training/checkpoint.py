@@ -44,7 +44,6 @@ def save_checkpoint(
     run: Path,
     step: int,
     *,
-    part: str,
     averaged: Weights,
     raw: Weights,
     moments: Mapping[str, Tensor],
@@ -55,9 +54,9 @@ def save_checkpoint(
     """Write checkpoints/step_NNNNNN, point `weights` and `weights_raw` at it, drop older ones.
 
     Args:
-        part: what is trained, "unet" or "vae": the name of its folder.
-        averaged, raw: the whole model with the average, and with the network that the optimizer
-            works on.
+        averaged, raw: the model with the average, and with the network that the optimizer works
+            on. What `raw` lacks is taken from `averaged`, and what that lacks from the checkpoint
+            before.
         moments: state of the optimizer, see `optimizer_tensors`.
         keep: how many of the newest checkpoints stay, this one included.
         keep_every: those of every so many steps stay too, and the best one, see `mark_best`.
@@ -66,13 +65,10 @@ def save_checkpoint(
     folder = run / "checkpoints" / f"step_{step:06d}"
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    earlier = find_checkpoints(run)
-    if earlier:
-        getattr(averaged, part).save(temporary / "weights" / part)
-        _link_missing(earlier[-1] / "weights", temporary / "weights")
-    else:
-        averaged.save(temporary / "weights")
-    getattr(raw, part).save(temporary / "weights_raw" / part)
+    averaged.save(temporary / "weights")
+    raw.save(temporary / "weights_raw")
+    for earlier in find_checkpoints(run)[-1:]:
+        _link_missing(earlier / "weights", temporary / "weights")
     _link_missing(temporary / "weights", temporary / "weights_raw")
     save_tensors(moments, temporary / "optimizer.safetensors")
     state = {"step": step, "world_size": world_size, "files": _fingerprints(temporary)}
@@ -90,7 +86,8 @@ def save_checkpoint(
 
 
 class CheckpointSaver:
-    """Saves checkpoints of a run, one at a time, in the background if asked to.
+    """Saves checkpoints of a run, one at a time, in the background if asked to and if a copy of
+    what is trained fits into memory.
 
     A checkpoint that could not be written is reported at once; the next one makes up for it.
     """
@@ -109,8 +106,10 @@ class CheckpointSaver:
     def save(self, step: int, averaged: Weights, raw: Weights, optimizer: Optimizer) -> None:
         """Save as it is now; in the background, only the copying of what is trained takes time."""
         self.wait()
-        moments = optimizer_tensors(getattr(raw, self.part), optimizer)
-        if not self.background:
+        network = getattr(raw, self.part)
+        moments = optimizer_tensors(network, optimizer)
+        copied = 2 * [*network.state_dict().values()] + [*moments.values()]
+        if not self.background or sum(tensor.nbytes for tensor in copied) > free_memory() / 2:
             self._save(step, averaged, raw, moments)
             return
         averaged, raw = (
@@ -139,7 +138,6 @@ class CheckpointSaver:
             save_checkpoint(
                 self.run,
                 step,
-                part=self.part,
                 averaged=averaged,
                 raw=raw,
                 moments=moments,
@@ -151,6 +149,15 @@ class CheckpointSaver:
             self.error = InputError(f"checkpoint of step {step} was not written: {error}")
             print(f"warning: {self.error}; the next one is tried", file=sys.stderr, flush=True)
             shutil.rmtree(self.run / "checkpoints" / f".step_{step:06d}", ignore_errors=True)
+
+
+def free_memory() -> int:
+    """Bytes of main memory that can be had without swapping; 0 where that is not known."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        return 1024 * int(line.split()[1])
+    return 0
 
 
 def _copy_to_cpu(module: Network) -> Network:

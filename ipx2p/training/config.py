@@ -61,7 +61,10 @@ class DataConfig:
     resolution: int = 256
     max_zoom: float = 1.125  # cuts are up to this much smaller than the picture's short side
     flip: bool = True
-    workers: int = 4
+    draws: int | None = None  # fixed cuts and degradations of each pair; None: new at each visit
+    cache: bool = False  # encode everything once, then train without the encoders
+    cache_dir: str = "cache"
+    workers: int = 4  # of each process
 
 
 @dataclass
@@ -150,6 +153,7 @@ class TrainConfig:
                 raise InputError(f"{key} is {value!r}; {suggestion(value, known)}")
         for key, value in (
             ("data.resolution", self.data.resolution),
+            ("data.draws", self.data.draws),
             ("train.steps", self.train.steps),
             ("train.batch_size", self.train.batch_size),
             ("train.accumulate", self.train.accumulate),
@@ -199,6 +203,8 @@ class TrainConfig:
             raise InputError(f"optimizer.betas is {self.optimizer.betas}, expected two in [0, 1)")
         if self.run.name != Path(self.run.name).name or self.run.name in ("", ".."):
             raise InputError(f"run.name is {self.run.name!r}, expected the name of one folder")
+        if self.data.cache and self.objective.kind == "autoencoder":
+            raise InputError("data.cache holds what an autoencoder gives: it cannot train one")
         self.objective.dropout.check("objective.dropout")
         self.validation.edit.check()
 
@@ -218,3 +224,9 @@ def _check_data(data: DataConfig) -> None:
     if not 1 <= data.max_zoom < math.inf:
         raise InputError(f"data.max_zoom is {data.max_zoom}, expected a number that is 1 or more")
     data.degrade.check("data.degrade")
+    if data.cache and data.draws is None and (data.photos is not None or data.max_zoom > 1):
+        what = "data.photos" if data.photos is not None else f"data.max_zoom={data.max_zoom}"
+        raise InputError(
+            f"data.cache cannot hold what {what} draws anew at each visit: set data.draws, how "
+            "many fixed cuts and degradations of each pair to encode"
+        )

@@ -50,8 +50,9 @@ class Interrupts:
         return stop
 
     def check(self) -> None:
-        """Raise `Stopped` if this process was asked to stop: for work that can be done again."""
-        if self.requested:
+        """Raise `Stopped` on all processes if any was asked to stop: for work that can be done
+        again. All of them must call it equally often, and wait for one another."""
+        if self.world.any(self.requested):
             raise Stopped
 
     def settle(self) -> None:

@@ -13,9 +13,10 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ipx2p.data.cache import EncodedBatch
 from ipx2p.data.loader import Batch
 from ipx2p.data.pairs import EditPair
-from ipx2p.devices import pick_dtype
+from ipx2p.devices import copy_to, pick_dtype
 from ipx2p.diffusion.objective import (
     draw,
     drop_conditions,
@@ -30,7 +31,7 @@ from ipx2p.errors import InputError
 from ipx2p.images import pixels_from_pixels01
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.unet import LATENT_CHANNELS, UNet
-from ipx2p.models.vae import VAE
+from ipx2p.models.vae import VAE, Posterior
 from ipx2p.seeds import generator, unit_noise
 from ipx2p.training.config import TrainConfig
 from ipx2p.training.speed import training_flops
@@ -75,11 +76,32 @@ class Learner(Protocol):
             check: called now and then; it may raise to leave the validation.
         """
 
-    def weights(self, module: nn.Module) -> Weights:
-        """All parts of the model with `module` in its place, to be saved."""
+    def weights(self, module: nn.Module, *, whole: bool) -> Weights:
+        """The model with `module` in its place, to be saved; `whole` with what is not trained."""
 
     def flops_per_sample(self) -> float | None:
         """FLOPs of one sample's forward and backward pass through what is trained."""
+
+
+class FrozenParts:
+    """Autoencoder and text encoder of a weights folder, which stay as they are."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.folder = folder
+        self.device = device
+        self._held: tuple[VAE, TextEncoder] | None = self._load()
+
+    def get(self) -> tuple[VAE, TextEncoder]:
+        """Both, on the device; loaded again for the caller alone once they were released."""
+        return self._held or self._load()
+
+    def release(self) -> None:
+        """Keep them in memory no longer."""
+        self._held = None
+
+    def _load(self) -> tuple[VAE, TextEncoder]:
+        vae, text = VAE.load(self.folder / "vae"), TextEncoder.load(self.folder)
+        return _frozen(vae, self.device), _frozen(text, self.device)
 
 
 class EditLearner:
@@ -114,31 +136,24 @@ class EditLearner:
                 "objective.prediction_type to v_prediction"
             )
         self.schedule = Schedule(schedule)
-        self.vae = _frozen(VAE.load(folder / "vae"), device)
-        self.text = _frozen(TextEncoder.load(folder), device)
-        _check_resolution(config, self.vae)
+        self.frozen = FrozenParts(folder, device)
+        vae, text = self.frozen.get()
+        self.vae_config = vae.config
+        _check_resolution(config, vae)
         edit = config.validation.edit
         self.schedule.plan(edit.sampler, edit.spacing, edit.num_steps)
 
         self.module = self.network = self._unet(folder).to(device).train()
         self.precision = pick_dtype(config.train.precision, device)
         self.editor(self.module)  # refuses parts that do not fit together
-        self.null_text = self.text.encode([""])
+        self.null_text = text.encode([""])
         self.held_out = held_out
-        self.validation = EditValidation(
-            held_out, self.vae, config.validation, config.run.seed, world
-        )
+        self.validation = EditValidation(held_out, vae, config.validation, config.run.seed, world)
 
-    def losses(self, batch: Batch) -> Losses:
+    def losses(self, batch: Batch | EncodedBatch) -> Losses:
         """See `Learner.losses`."""
         objective = self.config.objective
-        source_pixels, target_pixels = (
-            pixels.to(self.device, non_blocking=True)
-            for pixels in (batch.source_pixels, batch.target_pixels)
-        )
-        with torch.no_grad():
-            target = self.vae.encode(target_pixels)
-            source_latents = self.vae.encode(source_pixels).mode()
+        target, source_latents, text = self._encoded(batch)
         draws = draw(
             self.config.run.seed,
             batch.indices,
@@ -149,13 +164,13 @@ class EditLearner:
         quartiles = draws.timesteps * QUARTILES // self.schedule.config.num_train_timesteps
         hidden = _count_hidden(hide_text, hide_source)
         draws = draws.to(self.device)
-        latents = self.vae.scale(target.sample(noise=draws.posterior_noise))
+        latents = self.vae_config.scale(target.sample(noise=draws.posterior_noise))
         text, source_latents = drop_conditions(
-            self._text(batch.instructions),
+            text,
             source_latents,
             self.null_text,
-            hide_text.to(self.device, non_blocking=True),
-            hide_source.to(self.device, non_blocking=True),
+            copy_to(hide_text, self.device),
+            copy_to(hide_source, self.device),
         )
         noisy = self.schedule.add_noise(latents, draws.noise, draws.timesteps)
         with torch.autocast(
@@ -173,42 +188,45 @@ class EditLearner:
 
     def validate(self, averaged: nn.Module, raw: nn.Module, check: Callable[[], None]) -> Report:
         """See `Learner.validate`."""
-        scores, sheet = self.validation(self.editor(averaged), self.editor(raw), check)
-        return Report(scores, sheet, self._fixed_losses(averaged))
+        editor = self.editor(averaged)
+        raw_editor = Editor(raw, editor.vae, editor.text, self.schedule)
+        scores, sheet = self.validation(editor, raw_editor, check)
+        return Report(scores, sheet, self._fixed_losses(editor))
 
-    def weights(self, module: nn.Module) -> Weights:
+    def weights(self, module: nn.Module, *, whole: bool) -> Weights:
         """See `Learner.weights`."""
-        return Weights(module, self.vae, self.text, self.schedule.config)
+        frozen = self.frozen.get() if whole else (None, None)
+        return Weights(module, *frozen, self.schedule.config)
 
     def flops_per_sample(self) -> float:
         """See `Learner.flops_per_sample`."""
-        side = self.config.data.resolution // self.vae.config.downscale
+        side = self.config.data.resolution // self.vae_config.downscale
         return training_flops(self.module.config, side)
 
     def editor(self, module: nn.Module) -> Editor:
         """The model with `module` as its U-Net, ready to edit."""
-        return Editor(module, self.vae, self.text, self.schedule)
+        return Editor(module, *self.frozen.get(), self.schedule)
 
     @torch.no_grad()
-    def _fixed_losses(self, module: nn.Module) -> dict[str, float]:
+    def _fixed_losses(self, editor: Editor) -> dict[str, float]:
         """Loss in the middle of each quartile of the timesteps, with the same noise every time."""
         total = self.schedule.config.num_train_timesteps
+        middles = [total * (2 * q + 1) // (2 * QUARTILES) for q in range(QUARTILES)]
+        timesteps = torch.tensor(middles, device=self.device)
         losses = []
         for index in self.world.share(range(len(self.held_out))):
             pair = self.held_out[index]
             source, target = (
-                self.vae.encode(pixels_from_pixels01(pixels01)[None].to(self.device)).mode()
+                editor.vae.encode(pixels_from_pixels01(pixels01)[None].to(self.device)).mode()
                 for pixels01 in (pair.source_pixels01, pair.target_pixels01)
             )
-            latents = self.vae.scale(target).expand(QUARTILES, -1, -1, -1)
+            latents = self.vae_config.scale(target).expand(QUARTILES, -1, -1, -1)
             noise = unit_noise(latents.shape, self.config.run.seed, "validation noise", index)
             noise = noise.to(self.device)
-            middles = [total * (2 * q + 1) // (2 * QUARTILES) for q in range(QUARTILES)]
-            timesteps = torch.tensor(middles, device=self.device)
-            prediction = module(
+            prediction = editor.unet(
                 self.schedule.add_noise(latents, noise, timesteps),
                 timesteps.float(),
-                self.text.encode([pair.instruction]).expand(QUARTILES, -1, -1),
+                editor.text.encode([pair.instruction]).expand(QUARTILES, -1, -1),
                 source.expand(QUARTILES, -1, -1, -1),
             )
             target = self.schedule.target(latents, noise, timesteps)
@@ -216,20 +234,32 @@ class EditLearner:
         means = torch.tensor(self.world.merge(losses)).mean(0).tolist()
         return {f"loss_q{quartile}": value for quartile, value in enumerate(means, 1)}
 
-    def _text(self, instructions: Sequence[str]) -> Tensor:
-        """States of the instructions, (B, 77, D); each different one is encoded once."""
-        distinct = [*dict.fromkeys(instructions)]
-        rows = [distinct.index(instruction) for instruction in instructions]
-        return self.text.encode(distinct)[rows]
+    def _encoded(self, batch: Batch | EncodedBatch) -> tuple[Posterior, Tensor, Tensor]:
+        """The targets' posterior, the sources' mode and the sentences' states, (B, 77, D)."""
+        if isinstance(batch, EncodedBatch):
+            names = ("target_mean", "target_logvar", "source_latents", "text")
+            tensors = [copy_to(getattr(batch, name), self.device).float() for name in names]
+            mean, logvar, source_latents, text = tensors
+            return Posterior(torch.cat([mean, logvar], 1)), source_latents, text
+        vae, text = self.frozen.get()
+        source_pixels, target_pixels = (
+            copy_to(pixels, self.device) for pixels in (batch.source_pixels, batch.target_pixels)
+        )
+        distinct = [*dict.fromkeys(batch.instructions)]  # each is encoded once
+        rows = torch.tensor([distinct.index(instruction) for instruction in batch.instructions])
+        with torch.no_grad():
+            target, source_latents = vae.encode(target_pixels), vae.encode(source_pixels).mode()
+            states = text.encode(distinct).index_select(0, copy_to(rows, self.device))
+        return target, source_latents, states
 
     def _unet(self, folder: Path) -> UNet:
         sizes = self.config.model.unet
         if sizes is not None:
-            return _fresh(lambda: UNet(sizes), self.config.run.seed)
+            return _fresh(lambda: UNet(sizes), self.config.run.seed, self.world)
         unet = UNet.load(folder / "unet")
         channels = unet.config.in_channels
         start = "widened to 8" if channels == LATENT_CHANNELS else "taken as they are"
-        print(f"U-Net from {folder}, {channels} input channels, {start}")
+        self.world.print(f"U-Net from {folder}, {channels} input channels, {start}")
         return widen(unet)
 
 
@@ -256,7 +286,7 @@ class AutoencoderLearner:
         if sizes is None:
             vae = VAE.load(folder / "vae")
         else:
-            vae = _fresh(lambda: VAE(sizes), config.run.seed)
+            vae = _fresh(lambda: VAE(sizes), config.run.seed, world)
         _check_resolution(config, vae)
         self.module = self.network = vae.to(device).train()
 
@@ -279,7 +309,7 @@ class AutoencoderLearner:
         return validate_autoencoder(averaged, self.held_out, self.world)
 
     @torch.no_grad()
-    def weights(self, module: nn.Module) -> Weights:
+    def weights(self, module: nn.Module, *, whole: bool) -> Weights:
         """See `Learner.weights`. A fresh one is saved with the scale that its latents need."""
         if self.config.model.vae is not None:
             targets = torch.stack([pair.target_pixels01 for pair in self.held_out])
@@ -287,7 +317,7 @@ class AutoencoderLearner:
             scale = round(1 / module.encode(pixels).mean.std().item(), 5)  # to unit variance
             module = copy.copy(module)
             module.config = replace(module.config, scaling_factor=scale)
-        return Weights(None, module, self.text, self.schedule)
+        return Weights(None, module, self.text if whole else None, self.schedule)
 
     def flops_per_sample(self) -> None:
         """Not counted."""
@@ -323,11 +353,11 @@ def _frozen(module: Network, device: torch.device) -> Network:
     return module.to(device).eval().requires_grad_(False)
 
 
-def _fresh(build: Callable[[], Network], seed: int) -> Network:
+def _fresh(build: Callable[[], Network], seed: int, world: World) -> Network:
     """A network with weights drawn from the run's seed, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):  # networks are built on the CPU
         torch.manual_seed(generator(seed, "weights").initial_seed())
         network = build()
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    print(f"fresh {type(network).__name__}, {num_parameters / 1e6:.1f} M parameters")
+    world.print(f"fresh {type(network).__name__}, {num_parameters / 1e6:.1f} M parameters")
     return network

@@ -3,15 +3,15 @@
 import copy
 import hashlib
 import itertools
+import os
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.optim import AdamW
 
-import ipx2p
-from ipx2p.data.loader import SampleStream, StepSampler, micro_batches
-from ipx2p.data.pairs import DegradedPhotos, ManifestPairs, Pairs, find_photos
+from ipx2p.data.loader import StepSampler, micro_batches
 from ipx2p.devices import pick_device
 from ipx2p.distributed import World, open_world
 from ipx2p.errors import InputError
@@ -19,17 +19,17 @@ from ipx2p.training.checkpoint import (
     CheckpointSaver,
     find_checkpoints,
     load_checkpoint,
-    mark_best,
     point_at,
     world_size,
 )
-from ipx2p.training.config import DataConfig, StepsConfig, TrainConfig
+from ipx2p.training.config import StepsConfig, TrainConfig
 from ipx2p.training.ema import EMA
 from ipx2p.training.interrupts import Interrupts, Stopped
 from ipx2p.training.learners import LEARNERS, Learner
 from ipx2p.training.monitor import Monitor
 from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
 from ipx2p.training.run import Run
+from ipx2p.training.samples import check_unchanged, open_pairs, open_stream
 from ipx2p.training.speed import prepare
 from ipx2p.training.validation import fixed_pairs, score_table
 
@@ -56,6 +56,8 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         world.print(f"{run.folder} is finished, {run.num_steps} steps were done before")
         print_results(run, world)
         return
+    for warning in warnings(config, world):
+        world.print(f"warning: {warning}")
 
     train_pairs, held_out = open_pairs(config.data)
     fixed = fixed_pairs(
@@ -67,37 +69,38 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
     learner: Learner = LEARNERS[config.objective.kind](config, device, fixed, world)
     average = EMA(learner.module, config.train.ema_decay)
     learner.network = prepare(learner.module, config.train, world)
+    plain = copy.copy(learner.module)  # the same weights, not compiled
     optimizer = make_optimizer(learner.module, config.optimizer)
     where = f"{world.size} x {device.type}" if world.size > 1 else str(device)
     world.print(f"{len(train_pairs)} pairs to train on, {len(fixed)} held out, on {where}")
     if dry_run:
         world.print("dry run: everything is in order, nothing was written")
         return
+
     check_agreement(config, learner.module, world)
     if world.is_main:
         run.begin()
     world.barrier()
+    check_unchanged(train_pairs, run.folder / "pairs.json", world)
     step = saved = resume(run, learner, average, optimizer, world)
+    flops_per_sample = learner.flops_per_sample()
     monitor = Monitor(
-        run.folder,
-        config.train,
-        world,
-        device,
-        steps_done=step,
-        flops_per_sample=learner.flops_per_sample(),
+        run.folder, config.train, world, device, steps_done=step, flops_per_sample=flops_per_sample
     )
     on_cuda = device.type == "cuda"  # on the CPU the writing would only compete with the steps
     saver = CheckpointSaver(
         run.folder, learner.part, config.train, world_size=world.size, background=on_cuda
     )
-    plain = copy.copy(learner.module)  # the same weights, not compiled
+    stepper = Stepper(learner, optimizer, config.optimizer, world)
 
     def checkpoint() -> None:
         check_finite(run, learner.module, step)
         world.check_same(f"step {step}: the trained network", weights_hash(learner.module))
+        world.check_same(f"step {step}: its average", weights_hash(average.module))
         if world.is_main:
-            averaged, raw = learner.weights(average.module), learner.weights(plain)
-            saver.save(step, averaged, raw, optimizer)
+            whole = not find_checkpoints(run.folder)
+            models = (learner.weights(module, whole=whole) for module in (average.module, plain))
+            saver.save(step, *models, optimizer)
 
     def validate() -> None:
         report = learner.validate(average.module, plain, interrupts.check)
@@ -105,24 +108,16 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         if world.is_main:
             saver.wait()
             run.save_report(step, report)
-            mark_best(run.folder, step, report.quality())
 
-    sampler = StepSampler(
-        range(step, config.train.steps),
-        config.train.batch_size,
-        accumulate=config.train.accumulate,
-        world=world,
-    )
-    stream = SampleStream(
-        train_pairs,
-        seed=config.run.seed,
-        resolution=config.data.resolution,
-        max_zoom=config.data.max_zoom,
-        flip=config.data.flip,
-    )
-    batches = micro_batches(stream, sampler, workers=config.data.workers)
-    stepper = Stepper(learner, optimizer, config.optimizer, world)
     try:
+        stream = open_stream(config, train_pairs, learner, world, interrupts.check)
+        sampler = StepSampler(
+            range(step, config.train.steps),
+            config.train.batch_size,
+            accumulate=config.train.accumulate,
+            world=world,
+        )
+        batches = micro_batches(stream, sampler, workers=config.data.workers)
         if step and step % config.validation.every == 0 and not run.has_report(step):
             validate()  # the process was killed between a checkpoint and its validation
         monitor.resume()
@@ -135,18 +130,17 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
             average.update(learner.module, step)
             monitor.step(step, losses, rate, grad_norm, bad)
             if monitor.bad_in_row >= config.train.max_bad_steps:
-                raise InputError(
-                    divergence(run, f"{monitor.bad_in_row} updates in a row were left out")
-                )
+                what = f"{monitor.bad_in_row} updates in a row were left out"
+                raise InputError(divergence(run, what))
             if step % config.train.checkpoint_every == 0 or step == config.train.steps:
                 checkpoint()
                 saved = step
             if step % config.validation.every == 0 and step < config.train.steps:
                 validate()
             monitor.resume()
-        if step == config.train.steps:
+        if step == config.train.steps and not run.has_report(step):
             validate()
-    except Stopped:  # in the middle of a validation, which the next start makes up for
+    except Stopped:  # while encoding or validating, which the next start makes up for
         pass
     if step > saved:
         checkpoint()
@@ -156,6 +150,26 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         print_results(run, world)
     else:
         world.print(f"stopped after step {step}; the same command goes on from there")
+
+
+def warnings(config: TrainConfig, world: World) -> list[str]:
+    """What is likely to be a mistake, though it can be done."""
+    found = []
+    shares = asdict(config.objective.dropout)
+    never = [name for name, share in shares.items() if not share]
+    if config.objective.kind == "edit" and never:
+        found.append(
+            f"objective.dropout.{', objective.dropout.'.join(never)} is 0: guidance will ask for "
+            "predictions that were never trained, and spoil the edits; 0.05 is usual"
+        )
+    cores = os.cpu_count() or 1
+    workers = world.local_size * config.data.workers
+    if world.local_size > 1 and workers > cores:
+        found.append(
+            f"{world.local_size} processes with {config.data.workers} data workers each share "
+            f"{cores} cores: lower data.workers"
+        )
+    return found
 
 
 def check_batch(config: StepsConfig, world: World) -> None:
@@ -171,13 +185,13 @@ def check_batch(config: StepsConfig, world: World) -> None:
 def check_agreement(config: TrainConfig, module: nn.Module, world: World) -> None:
     """Raise InputError unless all processes start from the same settings, code and weights."""
     world.check_same("the settings", _hash(repr(config).encode()))
-    files = sorted(Path(ipx2p.__file__).parent.rglob("*.py"))
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
     world.check_same("the code of ipx2p", _hash(b"".join(path.read_bytes() for path in files)))
     world.check_same("the network at the start", weights_hash(module))
 
 
 def weights_hash(module: nn.Module) -> str:
-    """A short text that differs when any bit of the weights does, computed on their device."""
+    """A short text that tells weights apart by the sums of their bits, taken on their device."""
     sums = [
         (p.detach().contiguous().view(torch.int32).long() * (1 + i)).sum()
         for i, p in enumerate(module.parameters())
@@ -203,31 +217,13 @@ def divergence(run: Run, what: str) -> str:
     return f"{what}, {last}: lower optimizer.learning_rate, or look at the pictures"
 
 
-def open_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
-    """The pairs to train on, and those that only validation sees."""
-    if config.manifest is not None:
-        return ManifestPairs(config.manifest), ManifestPairs(config.validation_manifest)
-    photos = find_photos(Path(config.photos))
-    names = {photo.name for photo in photos}
-    if missing := [name for name in config.held_out if name not in names]:
-        raise InputError(
-            f"data.held_out names {', '.join(missing)}, not in {config.photos}: {sorted(names)}"
-        )
-    held_out = [photo for photo in photos if photo.name in config.held_out]
-    trained = [photo for photo in photos if photo.name not in config.held_out]
-    if not trained:
-        raise InputError(f"data.held_out names all photos of {config.photos}: none is left")
-    return (
-        DegradedPhotos(trained, config.tasks, config.degrade),
-        DegradedPhotos(held_out, config.tasks, config.degrade),
-    )
-
-
 def resume(run: Run, learner: Learner, average: EMA, optimizer: AdamW, world: World) -> int:
     """Load the newest checkpoint that is whole, if there is one; returns the steps done.
 
     Raises: InputError when there are checkpoints, and all of them are damaged.
     """
+    found = [str(folder) for folder in find_checkpoints(run.folder)]
+    world.check_same("what checkpoints there are (run.dir must be shared)", str(found))
     error: InputError | None = None
     for folder in reversed(find_checkpoints(run.folder)):
         try:

@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ipx2p.devices import pick_dtype
 from ipx2p.distributed import World
+from ipx2p.files import atomic_write
 from ipx2p.training.config import StepsConfig
 from ipx2p.training.learners import Losses
 from ipx2p.training.speed import peak_flops
@@ -52,10 +55,12 @@ class Monitor:
         self.records: list[tuple[list[Losses], Tensor]] = []
         self.busy_s = self.logged_busy_s = self.waiting_s = 0.0
         self.bad_steps = self.bad_in_row = 0
+        self.folder = folder
+        self.lines = folder / "metrics.jsonl"
+        self.board: SummaryWriter | None = None
+        self.is_writing = True
         if world.is_main:
-            # What was written after the last checkpoint will be written again.
-            self.board = SummaryWriter(folder / "tensorboard", purge_step=steps_done + 1)
-            self.lines = _open_lines(folder / "metrics.jsonl", steps_done)
+            _cut_lines(self.lines, steps_done)
         self.resume()
 
     def resume(self) -> None:
@@ -86,25 +91,41 @@ class Monitor:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Write numbers to TensorBoard and as a line of JSON."""
-        if not self.world.is_main:
-            return
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-        self.lines.write(json.dumps({"step": step, **values}) + "\n")
-        self.lines.flush()
+
+        def write(board: SummaryWriter) -> None:
+            _append(self.lines, json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                board.add_scalar(name, value, step)
+
+        self._write(write)
 
     def report(self, step: int, report: Report) -> None:
         """Write a validation."""
         self.scalars(step, report.scalars())
-        if self.world.is_main:
-            self.board.add_image("samples", np.asarray(report.sheet), step, dataformats="HWC")
-            self.board.flush()
+        sheet = np.asarray(report.sheet)
+        self._write(lambda board: board.add_image("samples", sheet, step, dataformats="HWC"))
+        self._write(lambda board: board.flush())
 
     def close(self) -> None:
         """Flush what is not yet on disk."""
-        if self.world.is_main:
-            self.board.close()
-            self.lines.close()
+        if self.board is not None:
+            self._write(lambda board: board.close())
+
+    def _write(self, write: Callable[[SummaryWriter], None]) -> None:
+        """Write on the main process; a full disk costs some of the log, not the run."""
+        if not self.world.is_main:
+            return
+        try:
+            if self.board is None:
+                # What was written after the last checkpoint will be written again.
+                folder, purge_step = self.folder / "tensorboard", self.steps_done + 1
+                self.board = SummaryWriter(folder, purge_step=purge_step)
+            write(self.board)
+            self.is_writing = True
+        except OSError as error:
+            if self.is_writing:
+                print(f"warning: the log is not written: {error}", file=sys.stderr, flush=True)
+            self.is_writing, self.board = False, None
 
     def _collect(self, step: int) -> dict[str, float]:
         """Means over the steps since the last line and over all processes."""
@@ -178,19 +199,27 @@ class Monitor:
         self.scalars(step, values)
 
 
-def _open_lines(path: Path, steps_done: int):
-    """The file, open to go on after the lines of `steps_done`; later and broken ones are cut."""
+def _append(path: Path, line: str) -> None:
+    """Add a line, or nothing."""
+    with path.open("a") as file:
+        end = file.tell()
+        try:
+            file.write(line)
+            file.flush()
+        except OSError:
+            os.truncate(path, end)
+            raise
+
+
+def _cut_lines(path: Path, steps_done: int) -> None:
+    """Keep the lines of the steps done; later ones, and one that a kill cut short, go."""
     kept = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= steps_done:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                break  # the process was killed while it wrote this one
-    file = path.open("w")
-    file.writelines(f"{line}\n" for line in kept)
-    return file
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(ValueError, KeyError):
+            if json.loads(line)["step"] <= steps_done:
+                kept.append(f"{line}\n")
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(kept))
 
 
 def _clock(seconds: float) -> str:

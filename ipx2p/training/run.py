@@ -11,7 +11,7 @@ from ipx2p.config import config_differences, load_config, save_config
 from ipx2p.errors import InputError
 from ipx2p.files import atomic_write, check_writable, read_json, write_json
 from ipx2p.images import save_image
-from ipx2p.training.checkpoint import find_checkpoints, num_steps, sweep
+from ipx2p.training.checkpoint import find_checkpoints, mark_best, num_steps, sweep
 from ipx2p.training.config import TrainConfig
 from ipx2p.training.validation import Report, TaskScore
 
@@ -23,6 +23,7 @@ FREE = {
     "train.keep_checkpoints",
     "train.keep_every",
     "train.max_bad_steps",
+    "data.cache_dir",
     "data.workers",
 }
 # These may change too, but then other roundings make the weights differ in their last bits.
@@ -32,6 +33,7 @@ ROUNDING = {
     "train.channels_last",
     "train.compile",
     "train.recompute_activations",
+    "data.cache",
 }
 
 
@@ -86,9 +88,18 @@ class Run:
         return self._scores_path(step).exists()
 
     def save_report(self, step: int, report: Report) -> None:
-        """Write the sheet of a validation and, beside it, its scores."""
-        save_image(report.sheet, self.sheet_path(step))
-        write_json({"scores": [asdict(s) for s in report.scores]}, self._scores_path(step))
+        """Write the sheet of a validation and, beside it, its scores; keep the best checkpoint.
+
+        Raises: InputError if that of the last step cannot be written; others are only warned of.
+        """
+        try:
+            save_image(report.sheet, self.sheet_path(step))
+            write_json({"scores": [asdict(s) for s in report.scores]}, self._scores_path(step))
+            mark_best(self.folder, step, report.quality())
+        except InputError as error:
+            if step == self.num_steps:
+                raise
+            print(f"warning: {error}", file=sys.stderr, flush=True)
 
     def final_scores(self) -> list[TaskScore]:
         """The scores of the validation after the last step."""

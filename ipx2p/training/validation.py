@@ -134,7 +134,7 @@ class EditValidation:
         """Edit and score; the sheet has a row per pair.
 
         Args:
-            check: called now and then; it may raise to leave the validation.
+            check: called now and then by all processes; it may raise to leave the validation.
         """
         edits = self._edit(averaged, check)
         after, after_raw = self._measure(edits), self._measure(self._edit(raw, check))
@@ -165,9 +165,12 @@ class EditValidation:
         mine = self.world.share(range(len(self.pairs)))
         size = self.config.batch_size
         results: list[Tensor] = []
-        for start in range(0, len(mine), size):
+        most = -(-len(self.pairs) // self.world.size)  # of any process: all must check alike
+        for start in range(0, most, size):
             check()
             part = mine[start : start + size]
+            if not part:
+                break
             results += editor.edit(
                 [image_from_pixels01(self.sources[index]) for index in part],
                 [self.pairs[index].instruction for index in part],

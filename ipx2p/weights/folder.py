@@ -21,11 +21,11 @@ NOT_THERE = [None, None]  # how model_index.json says that a part is missing
 
 @dataclass
 class Weights:
-    """All parts of a model. `unet` is None only while an autoencoder is made for one."""
+    """The parts of a model; training leaves out what it does not have or has saved before."""
 
     unet: UNet | None
-    vae: VAE
-    text: TextEncoder
+    vae: VAE | None
+    text: TextEncoder | None
     schedule: ScheduleConfig
 
     @classmethod
@@ -46,9 +46,11 @@ class Weights:
         )
 
     def save(self, folder: Path) -> None:
-        """Write a folder that diffusers and `Editor.load` open."""
-        self.vae.save(folder / "vae")
-        self.text.save(folder)
+        """Write the parts; all of them are a folder that diffusers and `Editor.load` open."""
+        if self.vae is not None:
+            self.vae.save(folder / "vae")
+        if self.text is not None:
+            self.text.save(folder)
         self.schedule.write(folder / "scheduler" / "scheduler_config.json")
         if self.unet is not None:
             self.unet.save(folder / "unet")

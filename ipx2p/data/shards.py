@@ -1,0 +1,135 @@
+"""Rows of tensors under keys, in safetensors files that are mapped into memory (layer 2).
+
+A shard holds some rows, stacked, and is never changed once it is written; its header names the keys
+of its rows and the checksum of its tensors. Shards need no order and no index beside them: whoever
+opens the folder finds what is there, also after a kill in the middle of a write.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ipx2p.distributed import World
+from ipx2p.errors import InputError
+from ipx2p.files import atomic_write
+
+
+class Shards:
+    """The rows in a folder, which several processes and runs may share.
+
+    Args:
+        folder: made when the first shard is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places: dict[str, tuple[Path, int]] = {}  # key -> shard and row
+        self._written: dict[str, tuple[Path, int]] = {}  # by this process, not yet exchanged
+        self._files: dict[Path, Any] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.places
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_files": {}}  # every process maps the files by itself
+
+    def open(self, world: World) -> None:
+        """Find the rows that are there; a damaged shard is named and removed.
+
+        All processes must call it; they all get what the first one finds.
+        """
+        self.places, self._files = {}, {}
+        paths = world.gather(sorted(self.folder.glob("*.safetensors")))[0]
+        keys = world.merge([_read_keys(path) for path in world.share(paths)])
+        for path, found in zip(paths, keys, strict=True):
+            if found is None:
+                world.print(f"warning: {path} is damaged: encoding what it held again")
+                if world.is_main:
+                    path.unlink(missing_ok=True)
+                continue
+            self.places |= {key: (path, row) for row, key in enumerate(found)}
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        """The tensors of one row."""
+        path, row = self.places[key]
+        if path not in self._files:
+            self._files[path] = safe_open(path, framework="pt")
+        file = self._files[path]
+        return {name: file.get_slice(name)[row] for name in file.keys()}  # noqa: SIM118
+
+    def write(self, rows: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Add rows, all with tensors of the same names and shapes, as one shard.
+
+        Raises: InputError if it cannot be written.
+        """
+        keys = [*rows]
+        names = sorted(rows[keys[0]])
+        tensors = {name: torch.stack([rows[key][name] for key in keys]) for name in names}
+        metadata = {"keys": json.dumps(keys), "checksum": str(_checksum(tensors, names))}
+        path = self.folder / f"{_hash(keys)}.safetensors"
+        with atomic_write(path) as temporary:
+            try:
+                save_file(tensors, temporary, metadata=metadata)
+            except SafetensorError as error:  # how that library says that the disk is full
+                raise OSError(str(error)) from error
+        self._written |= {key: (path, row) for row, key in enumerate(keys)}
+
+    def exchange(self, world: World) -> None:
+        """Learn what all processes have written; all of them must call it."""
+        for written in world.gather(self._written):
+            self.places |= written
+        self._written = {}
+
+
+def make_key(*parts: object) -> str:
+    """A key that hangs on all the parts, which JSON can write."""
+    return _hash(parts)
+
+
+def _hash(value: Any) -> str:
+    return blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+
+
+def _read_keys(path: Path) -> list[str] | None:
+    """The keys of a shard's rows, or None if it is not as it was written."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = sorted(file.keys())
+            checksum = _checksum({name: file.get_tensor(name) for name in names}, names)
+        keys = json.loads(metadata["keys"])
+        intact = metadata["checksum"] == str(checksum) and path.stem == _hash(keys)
+    except (SafetensorError, OSError, ValueError, KeyError):
+        return None
+    return keys if intact else None
+
+
+def _checksum(tensors: Mapping[str, Tensor], names: Iterable[str]) -> int:
+    total = 0
+    for name in names:
+        total = zlib.crc32(tensors[name].contiguous().flatten().view(torch.uint8).numpy(), total)
+    return total
+
+
+def check_finite(row: Mapping[str, Tensor], what: str) -> None:
+    """Raise InputError for numbers that would spoil the training."""
+    for name, tensor in row.items():
+        if not tensor.isfinite().all():
+            raise InputError(
+                f"{what}: the {name} has values that are not finite in {tensor.dtype}: check the "
+                "weights of the encoders"
+            )
+
+
+def missing(keys: Sequence[str], shards: Shards) -> list[int]:
+    """The places in `keys` of those that are not there, each different one once."""
+    first = {key: place for place, key in reversed([*enumerate(keys)])}
+    return sorted(place for key, place in first.items() if key not in shards)
