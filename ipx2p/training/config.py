@@ -143,70 +143,80 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError for settings that cannot be or do not go together."""
         _check_data(self.data)
-        for key, value, known in (
-            ("objective.kind", self.objective.kind, OBJECTIVES),
-            ("optimizer.schedule", self.optimizer.schedule, LEARNING_RATE_SCHEDULES),
-            ("objective.prediction_type", self.objective.prediction_type, PREDICTION_TYPES),
-            ("train.precision", self.train.precision, PRECISIONS),
-        ):
-            if value is not None and value not in known:
-                raise InputError(f"{key} is {value!r}; {suggestion(value, known)}")
-        for key, value in (
-            ("data.resolution", self.data.resolution),
-            ("data.draws", self.data.draws),
-            ("train.steps", self.train.steps),
-            ("train.batch_size", self.train.batch_size),
-            ("train.accumulate", self.train.accumulate),
-            ("train.max_bad_steps", self.train.max_bad_steps),
-            ("train.keep_every", self.train.keep_every),
-            ("train.log_every", self.train.log_every),
-            ("train.checkpoint_every", self.train.checkpoint_every),
-            ("train.keep_checkpoints", self.train.keep_checkpoints),
-            ("validation.every", self.validation.every),
-            ("validation.pairs_per_task", self.validation.pairs_per_task),
-            ("validation.batch_size", self.validation.batch_size),
-        ):
-            if value is not None and value < 1:
-                raise InputError(f"{key} is {value}, expected 1 or more")
-            if value is not None and value > MAX_COUNT:
-                raise InputError(f"{key} is {value}, expected at most {MAX_COUNT}")
-        if self.optimizer.max_grad_norm != math.inf and not self.optimizer.max_grad_norm > 0:
-            raise InputError(
-                f"optimizer.max_grad_norm is {self.optimizer.max_grad_norm}, expected a number "
-                "above 0, or .inf for no limit"
-            )
-        if not 0 < self.optimizer.learning_rate <= 1000:
-            raise InputError(
-                f"optimizer.learning_rate is {self.optimizer.learning_rate}, expected a number "
-                "above 0 and at most 1000"
-            )
-        if self.objective.min_snr_gamma is not None and not self.objective.min_snr_gamma > 0:
-            raise InputError(
-                f"objective.min_snr_gamma is {self.objective.min_snr_gamma}, expected a number "
-                "above 0"
-            )
-        for key, value in (
-            ("data.workers", self.data.workers),
-            ("optimizer.warmup_steps", self.optimizer.warmup_steps),
-            ("optimizer.weight_decay", self.optimizer.weight_decay),
-            ("objective.kl_weight", self.objective.kl_weight),
-        ):
-            if not 0 <= value < math.inf:
-                raise InputError(f"{key} is {value}, expected a number that is 0 or more")
-        if self.data.workers > MAX_WORKERS:
-            raise InputError(
-                f"data.workers is {self.data.workers}, expected at most {MAX_WORKERS} processes"
-            )
-        if not 0 <= self.train.ema_decay < 1:
-            raise InputError(f"train.ema_decay is {self.train.ema_decay}, expected 0 to below 1")
-        if len(self.optimizer.betas) != 2 or not all(0 <= b < 1 for b in self.optimizer.betas):
-            raise InputError(f"optimizer.betas is {self.optimizer.betas}, expected two in [0, 1)")
+        _check_choices(self)
+        _check_counts(self)
+        _check_numbers(self)
         if self.run.name != Path(self.run.name).name or self.run.name in ("", ".."):
             raise InputError(f"run.name is {self.run.name!r}, expected the name of one folder")
         if self.data.cache and self.objective.kind == "autoencoder":
             raise InputError("data.cache holds what an autoencoder gives: it cannot train one")
         self.objective.dropout.check("objective.dropout")
         self.validation.edit.check()
+
+
+def _check_choices(config: TrainConfig) -> None:
+    for key, value, known in (
+        ("objective.kind", config.objective.kind, OBJECTIVES),
+        ("optimizer.schedule", config.optimizer.schedule, LEARNING_RATE_SCHEDULES),
+        ("objective.prediction_type", config.objective.prediction_type, PREDICTION_TYPES),
+        ("train.precision", config.train.precision, PRECISIONS),
+    ):
+        if value is not None and value not in known:
+            raise InputError(f"{key} is {value!r}; {suggestion(value, known)}")
+
+
+def _check_counts(config: TrainConfig) -> None:
+    for key, value in (
+        ("data.resolution", config.data.resolution),
+        ("data.draws", config.data.draws),
+        ("train.steps", config.train.steps),
+        ("train.batch_size", config.train.batch_size),
+        ("train.accumulate", config.train.accumulate),
+        ("train.max_bad_steps", config.train.max_bad_steps),
+        ("train.keep_every", config.train.keep_every),
+        ("train.log_every", config.train.log_every),
+        ("train.checkpoint_every", config.train.checkpoint_every),
+        ("train.keep_checkpoints", config.train.keep_checkpoints),
+        ("validation.every", config.validation.every),
+        ("validation.pairs_per_task", config.validation.pairs_per_task),
+        ("validation.batch_size", config.validation.batch_size),
+    ):
+        if value is not None and value < 1:
+            raise InputError(f"{key} is {value}, expected 1 or more")
+        if value is not None and value > MAX_COUNT:
+            raise InputError(f"{key} is {value}, expected at most {MAX_COUNT}")
+    if config.data.workers > MAX_WORKERS:
+        raise InputError(
+            f"data.workers is {config.data.workers}, expected at most {MAX_WORKERS} processes"
+        )
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    optimizer, gamma = config.optimizer, config.objective.min_snr_gamma
+    if optimizer.max_grad_norm != math.inf and not optimizer.max_grad_norm > 0:
+        raise InputError(
+            f"optimizer.max_grad_norm is {optimizer.max_grad_norm}, expected a number above 0, or "
+            ".inf for no limit"
+        )
+    if not 0 < optimizer.learning_rate <= 1000:
+        raise InputError(
+            f"optimizer.learning_rate is {optimizer.learning_rate}, expected a number above 0 and "
+            "at most 1000"
+        )
+    if gamma is not None and not 0 < gamma < math.inf:
+        raise InputError(f"objective.min_snr_gamma is {gamma}, expected a number above 0")
+    for key, value in (
+        ("data.workers", config.data.workers),
+        ("optimizer.warmup_steps", optimizer.warmup_steps),
+        ("optimizer.weight_decay", optimizer.weight_decay),
+        ("objective.kl_weight", config.objective.kl_weight),
+    ):
+        if not 0 <= value < math.inf:
+            raise InputError(f"{key} is {value}, expected a number that is 0 or more")
+    if not 0 <= config.train.ema_decay < 1:
+        raise InputError(f"train.ema_decay is {config.train.ema_decay}, expected 0 to below 1")
+    if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
+        raise InputError(f"optimizer.betas is {optimizer.betas}, expected two in [0, 1)")
 
 
 def _check_data(data: DataConfig) -> None:
