@@ -99,8 +99,8 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         world.check_same(f"step {step}: its average", weights_hash(average.module))
         if world.is_main:
             whole = not find_checkpoints(run.folder)
-            models = (learner.weights(module, whole=whole) for module in (average.module, plain))
-            saver.save(step, *models, optimizer)
+            averaged = learner.weights(average.module, whole=whole)
+            saver.save(step, averaged, learner.weights(plain, whole=False), optimizer)
 
     def validate() -> None:
         report = learner.validate(average.module, plain, interrupts.check)

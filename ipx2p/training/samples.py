@@ -64,7 +64,8 @@ def check_unchanged(pairs: Pairs, path: Path, world: World) -> None:
         path: where the run keeps what its pairs were, a short hash of each.
     """
     lines = [
-        json.dumps([pairs.describe(item), *pairs.instructions(item)]) for item in range(len(pairs))
+        f"{pairs.describe(item)} {json.dumps(pairs.instructions(item))}"
+        for item in range(len(pairs))
     ]
     hashes = [blake2b(line.encode(), digest_size=4).hexdigest() for line in lines]
     world.check_same("the list of pairs", blake2b("".join(hashes).encode()).hexdigest()[:16])
@@ -80,7 +81,8 @@ def check_unchanged(pairs: Pairs, path: Path, world: World) -> None:
         changes.append(f"there were {len(before)} pairs and are {len(hashes)}")
     known = set(before) if isinstance(before, list) else set()
     other = [line for line, value in zip(lines, hashes, strict=True) if value not in known]
-    changes += [f"new is {other[0]}, the first of {len(other)}"] if other else []
+    if other:
+        changes.append(f"{len(other)} are new, such as {other[0][:100]}")
     raise InputError(
         f"the pairs are not those that {path.parent} learned from: "
         f"{'; '.join(changes) or 'they stand in another order'}. Bring them back, or choose "

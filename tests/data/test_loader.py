@@ -1,11 +1,15 @@
 """The endless stream of samples, addressed by a global index."""
 
+import os
+import signal
+
 import pytest
 import torch
 
 from ipx2p.data.degrade import DegradeConfig
-from ipx2p.data.loader import SampleStream, batches
+from ipx2p.data.loader import Framing, SampleStream, StepSampler, micro_batches
 from ipx2p.data.pairs import DegradedPhotos, find_photos
+from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from tests.conftest import ROOT
 
@@ -16,21 +20,14 @@ def stream():
     return make_stream(photos)
 
 
-def make_stream(photos, seed=0):
+def make_stream(photos, seed=0, draws=None):
     pairs = DegradedPhotos(photos, ["denoise", "enhance"], DegradeConfig())
-    return SampleStream(pairs, seed=seed, resolution=16, max_zoom=2.0, flip=True)
+    return SampleStream(pairs, Framing(16, max_zoom=2.0, draws=draws), seed=seed)
 
 
-def take(stream, *, first_step=0, num_steps=4, batch_size=3, workers=0):
-    return [
-        *batches(
-            stream,
-            first_step=first_step,
-            num_steps=num_steps,
-            batch_size=batch_size,
-            workers=workers,
-        )
-    ]
+def take(stream, steps=range(4), batch_size=3, workers=0, **dealt):
+    sampler = StepSampler(steps, batch_size, **dealt)
+    return [*micro_batches(stream, sampler, workers=workers)]
 
 
 def test_batches_hold_the_samples_of_their_step(stream):
@@ -49,8 +46,8 @@ def assert_same(one, other):
 
 
 def test_a_resumed_stream_goes_on_where_it_was(stream):
-    whole = take(stream, num_steps=6)
-    resumed = take(stream, first_step=4, num_steps=6)
+    whole = take(stream, range(6))
+    resumed = take(stream, range(4, 6))
     assert len(resumed) == 2
     for one, other in zip(whole[4:], resumed, strict=True):
         assert_same(one, other)
@@ -62,22 +59,64 @@ def test_workers_change_nothing(stream):
 
 
 def test_batch_size_does_not_change_the_samples(stream):
-    small = torch.cat([batch.source_pixels for batch in take(stream, batch_size=2, num_steps=6)])
-    large = torch.cat([batch.source_pixels for batch in take(stream, batch_size=6, num_steps=2)])
+    small = torch.cat([batch.source_pixels for batch in take(stream, range(6), batch_size=2)])
+    large = torch.cat([batch.source_pixels for batch in take(stream, range(2), batch_size=6)])
     assert torch.equal(small, large)
+
+
+@pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (2, 1), (1, 4), (2, 3), (3, 2)])
+def test_a_step_has_the_same_samples_however_it_is_dealt(size, accumulate):
+    dealt = [
+        [*StepSampler(range(5, 7), 12, accumulate=accumulate, world=World(rank, size))]
+        for rank in range(size)
+    ]
+    assert {len(part) for parts in dealt for part in parts} == {12 // size // accumulate}
+    for step in range(2):
+        samples = [
+            index
+            for parts in dealt
+            for part in parts[step * accumulate : (step + 1) * accumulate]
+            for index in part
+        ]
+        assert samples == [*range((5 + step) * 12, (6 + step) * 12)]
+
+
+def test_fixed_draws_come_again_but_for_the_mirroring(stream):
+    fixed = make_stream(stream.pairs.photos, draws=2)
+    count = len(fixed.pairs)
+    visits = {}
+    for index in range(8 * count):
+        visit = fixed.visits[index]
+        visits.setdefault((visit.item, visit.draw), []).append(visit)
+    assert len(visits) == 2 * count and {len(found) for found in visits.values()} == {4}
+    assert {visit.mirrored for found in visits.values() for visit in found} == {False, True}
+    for found in [*visits.values()][:4]:
+        pictures = [fixed[visit.index][1].source_pixels01 for visit in found]
+        upright = [p.flip(-1) if v.mirrored else p for p, v in zip(pictures, found, strict=True)]
+        assert all(torch.equal(picture, upright[0]) for picture in upright)
+    one, other = (fixed[visits[0, draw][0].index][1].target_pixels01 for draw in range(2))
+    assert not torch.equal(one, other)
+
+
+def test_a_fixed_draw_does_not_hang_on_its_place_among_the_pairs(stream):
+    fewer, more = (make_stream(photos, draws=1) for photos in
+                   (stream.pairs.photos[2:3], stream.pairs.photos))  # fmt: skip
+    one, other = (s.framing.fixed_pictures(s.pairs, item, 0, 0)
+                  for s, item in ((fewer, 0), (more, 4)))  # fmt: skip
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
 def test_every_epoch_holds_every_pair_once_in_its_own_order(stream):
     count = len(stream.pairs)
-    epochs = [[stream._item(e * count + i) for i in range(count)] for e in range(3)]
+    epochs = [[stream.visits.item(e * count + i) for i in range(count)] for e in range(3)]
     assert all(sorted(epoch) == [*range(count)] for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_samples_of_one_pair_differ_between_epochs(stream):
     count = len(stream.pairs)
-    first = {stream._item(i): i for i in range(count)}
-    second = {stream._item(count + i): count + i for i in range(count)}
+    first = {stream.visits.item(i): i for i in range(count)}
+    second = {stream.visits.item(count + i): count + i for i in range(count)}
     a, b = stream[first[0]][1], stream[second[0]][1]
     assert a.task == b.task and not torch.equal(a.target_pixels01, b.target_pixels01)
 
@@ -93,3 +132,16 @@ def test_a_picture_that_cannot_be_used_is_one_error_also_from_workers(tmp_path, 
     with pytest.raises(InputError, match=r"bad\.png: not a picture") as caught:
         take(make_stream([tmp_path / "bad.png"]), workers=workers)
     assert "Traceback" not in str(caught.value)
+
+
+class Killed(SampleStream):
+    """A stream whose worker is killed, as the system does when memory runs out."""
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line(stream):
+    killed = Killed(stream.pairs, stream.framing, seed=0)
+    with pytest.raises(InputError, match=r"a data worker was killed.*lower data\.workers \(1\)"):
+        take(killed, workers=1)

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from ipx2p.diffusion.objective import DropoutConfig, draw, drop_conditions, loss_per_sample
+from ipx2p.diffusion.objective import (
+    DropoutConfig,
+    draw,
+    drop_conditions,
+    hidden_conditions,
+    loss_per_sample,
+    min_snr_weight,
+)
+from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
 from ipx2p.errors import InputError
 
 SHAPE = (4, 3, 5)
@@ -37,7 +45,8 @@ def dropped(uniform, dropout):
     count = len(uniform)
     text, source = torch.ones(count, 77, 6), torch.ones(count, *SHAPE)
     null_text = torch.full((1, 77, 6), -1.0)
-    text, source = drop_conditions(text, source, null_text, uniform, dropout)
+    hidden = hidden_conditions(uniform, dropout)
+    text, source = drop_conditions(text, source, null_text, *hidden)
     assert (text.flatten(1).std(1) == 0).all() and (source.flatten(1).std(1) == 0).all()
     return text[:, 0, 0] == -1, source[:, 0, 0, 0] == 0
 
@@ -77,3 +86,22 @@ def test_loss_is_the_mean_square_of_each_sample(generator):
     ]
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, torch.stack(expected))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_caps_the_weight_of_x0_at_gamma(prediction_type, generator):
+    """Errors of one size in x0, as each kind of network makes them, weigh min(SNR, gamma)."""
+    schedule = Schedule(ScheduleConfig(prediction_type=prediction_type))
+    timesteps = torch.arange(0, 1000, 37)
+    latents, noise, error = torch.randn(3, len(timesteps), *SHAPE, generator=generator)
+    snr = schedule.snr(timesteps)
+    alpha = (snr / (1 + snr)).sqrt().view(-1, 1, 1, 1)
+    noisy = schedule.add_noise(latents, noise, timesteps)
+    wrong = latents + 0.01 * error  # with the noise that explains the same noisy latents
+    wrong_noise = (noisy - alpha * wrong) / (1 - alpha**2).sqrt()
+    loss = loss_per_sample(
+        schedule.target(wrong, wrong_noise, timesteps), schedule.target(latents, noise, timesteps)
+    )
+    weighted = loss * min_snr_weight(snr, 5.0, prediction_type)
+    expected = (0.01 * error).square().flatten(1).mean(1) * snr.clamp(max=5.0)
+    torch.testing.assert_close(weighted, expected, rtol=0.02, atol=1e-7)

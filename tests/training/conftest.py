@@ -4,7 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from ipx2p.training.checkpoint import find_checkpoints, num_steps
 from ipx2p.training.config import TrainConfig
 from ipx2p.training.loop import train
 from tests.conftest import GOLDEN, ROOT
@@ -30,6 +33,38 @@ optimizer: {{learning_rate: 1.0e-3, warmup_steps: 2, schedule: cosine}}
 train: {{steps: 4, batch_size: 3, checkpoint_every: 2, log_every: 1, device: cpu}}
 validation: {{every: 3, pairs_per_task: 2, edit: {{num_steps: 2}}}}
 """
+QUICK_VAE = (
+    "objective.kind=autoencoder",
+    "model.unet=null",
+    "model.vae={block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4}",
+)
+
+
+def all_tensors(run: Path) -> dict[str, torch.Tensor]:
+    """Every tensor that the newest checkpoint of a run holds."""
+    newest = find_checkpoints(run)[-1]
+    return {
+        f"{path.relative_to(newest)}:{key}": tensor
+        for path in sorted(newest.rglob("*.safetensors"))
+        for key, tensor in load_file(path).items()
+    }
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """The newest checkpoints of two runs are equal bit for bit."""
+    one, other = all_tensors(one), all_tensors(other)
+    assert one.keys() == other.keys()
+    assert [key for key, tensor in one.items() if not torch.equal(tensor, other[key])] == []
+
+
+def forget(run: Path, step: int) -> None:
+    """Make it look as if the run had been killed just after the checkpoint of a step."""
+    for checkpoint in find_checkpoints(run):
+        if num_steps(checkpoint) > step:
+            shutil.rmtree(checkpoint)
+    for path in (run / "samples").glob("step_*"):
+        if int(path.stem.removeprefix("step_")) >= step:
+            path.unlink()
 
 
 @pytest.fixture

@@ -7,24 +7,26 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from ipx2p.data.loader import SampleStream, batches
+from ipx2p.data.loader import Framing, SampleStream, StepSampler, micro_batches
 from ipx2p.diffusion.objective import draw
+from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from ipx2p.training.checkpoint import MOMENTS, load_optimizer, optimizer_tensors
 from ipx2p.training.ema import EMA
 from ipx2p.training.learners import EditLearner
-from ipx2p.training.loop import open_pairs, train
+from ipx2p.training.loop import train
 from ipx2p.training.run import Run
+from ipx2p.training.samples import open_pairs
 from ipx2p.training.validation import TaskScore, fixed_pairs, score_table
 from tests.conftest import GOLDEN
-from tests.training.test_loop import QUICK_VAE
+from tests.training.conftest import QUICK_VAE
 
 
 def edit_learner(config) -> EditLearner:
     """The learner of a run, with its held-out pairs."""
     _, held_out = open_pairs(config.data)
     fixed = fixed_pairs(held_out, per_task=1, resolution=config.data.resolution, seed=0)
-    return EditLearner(config, torch.device("cpu"), fixed)
+    return EditLearner(config, torch.device("cpu"), fixed, World())
 
 
 def test_average_follows_with_a_decay_that_warms_up():
@@ -116,7 +118,10 @@ def test_equal_seeds_give_equal_fresh_weights(make_config):
 
 def test_table_shows_every_score():
     table = score_table(
-        [TaskScore("enhance", 4, 9.123, 15.456, 25.789), TaskScore("x", 1, None, None, 20)]
+        [
+            TaskScore("enhance", 4, 25.789, 0.9, psnr_input=9.123, psnr_edit=15.456),
+            TaskScore("x", 1, 20, 0.8),
+        ]
     )
     assert [*table.splitlines()[1].split()] == ["enhance", "4", "9.12", "15.46", "25.79"]
     assert [*table.splitlines()[2].split()] == ["x", "1", "-", "-", "20.00"]
@@ -126,22 +131,25 @@ def test_table_shows_every_score():
 def test_edit_objective_shows_the_network_what_the_paper_says(make_config, prediction_type):
     learner = edit_learner(make_config(f"objective.prediction_type={prediction_type}"))
     trained, _ = open_pairs(make_config().data)
-    stream = SampleStream(trained, seed=0, resolution=32, max_zoom=1.0, flip=True)
-    batch = next(batches(stream, first_step=0, num_steps=1, batch_size=60, workers=0))
+    stream = SampleStream(trained, Framing(32), seed=0)
+    [batch] = micro_batches(stream, StepSampler(range(1), 60), workers=0)
     draws = draw(0, batch.indices, (4, 4, 4), 1000)
+    vae, text = learner.frozen.get()
     with torch.no_grad():
-        target = learner.vae.encode(batch.target_pixels)
-        source = learner.vae.encode(batch.source_pixels).mean  # modal, unscaled
-        states = learner.text.encode(batch.instructions)
-    latents = learner.vae.config.scaling_factor * target.sample(noise=draws.posterior_noise)
+        target = vae.encode(batch.target_pixels)
+        source = vae.encode(batch.source_pixels).mean  # modal, unscaled
+        states = text.encode(batch.instructions)
+    latents = vae.config.scaling_factor * target.sample(noise=draws.posterior_noise)
     seen = {}
 
     def network(noisy, timesteps, text, source_latents):
         seen.update(noisy=noisy, timesteps=timesteps, text=text, source=source_latents)
         return learner.schedule.target(latents, draws.noise, draws.timesteps)
 
-    learner.module = network
-    torch.testing.assert_close(learner.losses(batch), torch.zeros(60), atol=1e-10, rtol=0)
+    learner.network = network
+    losses = learner.losses(batch)
+    torch.testing.assert_close(losses.weighted, torch.zeros(60), atol=1e-10, rtol=0)
+    assert torch.equal(losses.quartiles, draws.timesteps // 250)
     assert torch.equal(seen["timesteps"], draws.timesteps.float())
     noisy = learner.schedule.add_noise(latents, draws.noise, draws.timesteps)
     torch.testing.assert_close(seen["noisy"], noisy)
@@ -151,7 +159,11 @@ def test_edit_objective_shows_the_network_what_the_paper_says(make_config, predi
     torch.testing.assert_close(seen["source"][~no_source], source[~no_source])
     assert seen["source"][no_source].count_nonzero() == 0
     torch.testing.assert_close(seen["text"][~no_text], states[~no_text])
-    null_text = learner.text.encode([""])[0]
+    counts = {"text": (no_text & ~no_source), "image": (no_source & ~no_text)}
+    assert {name: int(hidden.sum()) for name, hidden in counts.items()} | {
+        "both": int((no_text & no_source).sum())
+    } == losses.hidden
+    null_text = text.encode([""])[0]
     torch.testing.assert_close(seen["text"][no_text], null_text.expand(int(no_text.sum()), -1, -1))
 
 

@@ -1,0 +1,174 @@
+"""A run that was stopped goes on as if it had not been, bit for bit."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import ipx2p.data.cache
+import ipx2p.training.checkpoint
+from ipx2p.editor import Editor
+from ipx2p.errors import InputError
+from ipx2p.training.loop import train
+from ipx2p.training.optimizer import Stepper
+from tests.conftest import ROOT
+from tests.training.conftest import QUICK_VAE, assert_same_run, forget
+
+SLOW = pytest.mark.slow
+CACHE = ("data.draws=2", "data.cache=true")
+BF16 = ("train.precision=bfloat16", "train.batch_size=4", "train.accumulate=2")
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Where a run of this test caches."""
+    return f"data.cache_dir={tmp_path / 'cache'}"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param((), id="edit"),
+        pytest.param((*BF16, *CACHE), id="bf16-cached"),
+        pytest.param(BF16, id="bf16", marks=SLOW),
+        pytest.param(QUICK_VAE, id="autoencoder", marks=SLOW),
+        pytest.param(
+            ("train.recompute_activations=true", "train.channels_last=false"),
+            id="recomputed",
+            marks=SLOW,
+        ),
+    ],
+)
+def test_two_and_two_steps_equal_four_bitwise(make_config, run_folder, cache, extra):
+    train(make_config(*extra, cache))
+    whole = shutil.copytree(run_folder, run_folder.with_name("whole"), symlinks=True)
+    forget(run_folder, 2)
+    train(make_config(*extra, cache))
+    assert_same_run(run_folder, whole)
+
+
+@pytest.mark.slow
+def test_the_point_of_an_epoch_does_not_matter(make_config, run_folder):
+    """28 pairs, 12 a step: the epoch ends within the third step."""
+    every = ("train.batch_size=12", "train.checkpoint_every=1", "train.keep_checkpoints=9")
+    train(make_config(*every))
+    whole = shutil.copytree(run_folder, run_folder.with_name("whole"), symlinks=True)
+    for step in (1, 2, 3):
+        forget(run_folder, step)
+        train(make_config(*every))
+        assert_same_run(run_folder, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [(), CACHE], ids=["pictures", "cached"])
+def test_a_new_process_goes_on_bitwise(make_config, run_folder, tmp_path, cache, kind):
+    extra = (*BF16, *kind, cache)
+    train(make_config(*extra))
+    whole = shutil.copytree(run_folder, run_folder.with_name("whole"), symlinks=True)
+    forget(run_folder, 2)
+    command = [sys.executable, "train.py", tmp_path / "config.yaml", f"run.dir={tmp_path / 'runs'}"]
+    done = subprocess.run([*command, *extra], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "step_000002" in done.stdout, done.stdout + done.stderr
+    assert_same_run(run_folder, whole)
+
+
+# Signals
+
+
+@pytest.fixture
+def signal_when(monkeypatch):
+    """Send this process a signal when a function of some owner is called for the n-th time."""
+
+    def signal_when(owner, name, call, number=signal.SIGTERM):
+        function, calls = getattr(owner, name), []
+
+        def replaced(*args, **kwargs):
+            calls.append(name)
+            if len(calls) == call:
+                os.kill(os.getpid(), number)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, replaced)
+
+    return signal_when
+
+
+@pytest.mark.parametrize(
+    ("number", "owner", "name", "call", "steps"),
+    [
+        pytest.param(signal.SIGTERM, Stepper, "__call__", 3, 3, id="step"),
+        pytest.param(signal.SIGINT, Stepper, "__call__", 1, 1, id="interrupt", marks=SLOW),
+        pytest.param(
+            signal.SIGUSR1, ipx2p.training.checkpoint, "save_tensors", 1, 2, id="checkpoint"
+        ),
+        pytest.param(signal.SIGTERM, Editor, "edit", 1, 3, id="validation"),
+    ],
+)
+def test_a_signal_ends_the_run_in_order_and_it_goes_on_bitwise(
+    make_config, run_folder, trained_once, signal_when, monkeypatch, capsys,
+    number, owner, name, call, steps,
+):  # fmt: skip
+    signal_when(owner, name, call, number)
+    train(make_config())
+    out = capsys.readouterr().out
+    assert f"{number.name}: stopping after this step" in out
+    assert f"stopped after step {steps}; the same command goes on from there" in out
+    monkeypatch.undo()
+    train(make_config())
+    assert f"going on from {run_folder / 'checkpoints' / f'step_{steps:06d}'}" in (
+        capsys.readouterr().out
+    )
+    assert_same_run(run_folder, trained_once)
+
+
+def test_a_signal_while_encoding_keeps_what_is_done(
+    make_config, run_folder, cache, tmp_path, signal_when, monkeypatch, capsys
+):
+    elsewhere = f"data.cache_dir={tmp_path / 'other'}"
+    train(make_config(*CACHE, elsewhere, "run.name=whole"))
+    signal_when(ipx2p.data.cache, "_encode", 5)
+    train(make_config(*CACHE, cache))
+    assert "stopped after step 0" in capsys.readouterr().out
+    monkeypatch.undo()
+    encoded = []
+    encode = ipx2p.data.cache._encode
+    monkeypatch.setattr(
+        ipx2p.data.cache, "_encode", lambda *a, **k: encoded.append(1) or encode(*a, **k)
+    )
+    train(make_config(*CACHE, cache))
+    assert len(encoded) == 2 * 28 - 5
+    assert_same_run(run_folder, run_folder.with_name("whole"))
+
+
+# What changed between two starts
+
+
+def test_more_or_other_photographs_are_refused_and_named(make_config, finished_run, tmp_path):
+    shutil.copytree(ROOT / "assets" / "photos", tmp_path / "photos")
+    forget(finished_run, 2)
+    config = finished_run / "config.yaml"
+    config.write_text(config.read_text().replace(str(ROOT / "assets"), str(tmp_path)))
+    photos = f"data.photos={tmp_path / 'photos'}"
+    (tmp_path / "photos" / "bee.jpg").rename(tmp_path / "photos" / "wasp.jpg")
+    with pytest.raises(
+        InputError, match=r'the pairs are not those .*2 are new, such as \["wasp\.jpg"'
+    ):
+        train(make_config(photos))
+    (tmp_path / "photos" / "wasp.jpg").unlink()
+    with pytest.raises(InputError, match="there were 28 pairs and are 26"):
+        train(make_config(photos))
+
+
+def test_another_number_of_processes_goes_on_and_says_what_is_lost(
+    make_config, finished_run, capsys
+):
+    forget(finished_run, 2)
+    state = finished_run / "checkpoints" / "step_000002" / "state.json"
+    state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
+    train(make_config("train.accumulate=3"))
+    out = capsys.readouterr().out
+    assert "not bit for bit as without the stop: train.accumulate was 1 and is 3; there were 2 "
+    assert "processes and are 1" in out and "step 4/4" in out
