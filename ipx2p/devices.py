@@ -1,5 +1,7 @@
 """Where and in what precision to compute (layer 0)."""
 
+import resource
+
 import torch
 from torch import Tensor
 
@@ -47,3 +49,10 @@ def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most memory taken so far: of the GPU by tensors, of the CPU by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # which counts in KiB

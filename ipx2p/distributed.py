@@ -105,6 +105,18 @@ def _read_environment() -> World:
         ) from None
 
 
+def _open_store(world: World) -> dist.Store:
+    """Where the processes find one another.
+
+    On one machine `torchrun --max-restarts` keeps it from one attempt to the next: the addresses of
+    the processes that ended must not be found there. On several machines each attempt has its own.
+    """
+    store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=TIMEOUT))
+    if world.local_size < world.size:
+        return store
+    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+
+
 @contextmanager
 def open_world() -> Iterator[World]:
     """The world that `torchrun` describes in the environment, or this process alone.
@@ -120,7 +132,13 @@ def open_world() -> Iterator[World]:
     if cuda:
         torch.cuda.set_device(world.local_rank)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=_open_store(world),
+            rank=world.rank,
+            world_size=world.size,
+            timeout=TIMEOUT,
+        )
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes of torchrun cannot reach one another: {error}") from error
     try:

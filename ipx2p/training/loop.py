@@ -67,6 +67,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         seed=config.run.seed,
     )
     learner: Learner = LEARNERS[config.objective.kind](config, device, fixed, world)
+    check_agreement(config, learner.module, world)
     average = EMA(learner.module, config.train.ema_decay)
     learner.network = prepare(learner.module, config.train, world)
     plain = copy.copy(learner.module)  # the same weights, not compiled
@@ -77,7 +78,6 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         world.print("dry run: everything is in order, nothing was written")
         return
 
-    check_agreement(config, learner.module, world)
     if world.is_main:
         run.begin()
     world.barrier()
@@ -146,6 +146,8 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         checkpoint()
     saver.close()
     monitor.close()
+    if world.is_main:
+        run.end()
     if step == config.train.steps and run.has_report(step):
         print_results(run, world)
     else:

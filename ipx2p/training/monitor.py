@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ipx2p.devices import pick_dtype
+from ipx2p.devices import memory_bytes, pick_dtype
 from ipx2p.distributed import World
 from ipx2p.files import atomic_write
 from ipx2p.training.config import StepsConfig
@@ -182,8 +182,7 @@ class Monitor:
         }
         if self.flops_per_sample is not None:
             values["mfu"] = rate * self.flops_per_sample / self.peak
-        if self.device.type == "cuda":
-            values["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        values["memory_gib"] = memory_bytes(self.device) / 2**30
         self.logged_step, self.logged_busy_s, self.waiting_s = step, self.busy_s, 0.0
         return values
 

@@ -79,6 +79,10 @@ class Run:
         with atomic_write(self.folder / "command.txt") as path:
             path.write_text(f"{command}\n")
 
+    def end(self) -> None:
+        """Give the folder back."""
+        os.close(self._lock)
+
     def sheet_path(self, step: int) -> Path:
         """Where the sheet of a validation lies."""
         return self.folder / "samples" / f"step_{step:06d}.png"

@@ -41,7 +41,9 @@ def prepare(module: nn.Module, config: StepsConfig, world: World) -> nn.Module:
         torch.set_float32_matmul_precision("high")  # TF32, for what is not bfloat16
         torch.backends.cudnn.allow_tf32 = True
     if config.channels_last:
-        module.to(memory_format=torch.channels_last)
+        for parameter in module.parameters():
+            if parameter.dim() == 4 and parameter.shape[2:].numel() > 1:  # 1 x 1 has no order
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if config.recompute_activations:
         recompute_activations(module)
     if config.compile:
@@ -52,7 +54,6 @@ def prepare(module: nn.Module, config: StepsConfig, world: World) -> nn.Module:
     return DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
 
