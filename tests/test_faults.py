@@ -77,15 +77,51 @@ FAULTS = {
     ),
     "a pair cut in two ways": (
         "ipx2p/data/pairs.py",
-        "            geometry.apply(target),",
-        "            cut(source.size).apply(target),",
+        "return geometry.apply(source), geometry.apply(target)",
+        "return geometry.apply(source), cut(source.size).apply(target)",
         "tests/data/test_pairs.py",
     ),
     "a shuffle that forgets its place on resume": (
         "ipx2p/data/loader.py",
-        "self.steps = range(first_step, num_steps)",
-        "self.steps = range(num_steps - first_step)",
+        "first = step * self.batch_size",
+        "first = (step - self.steps.start) * self.batch_size",
         "tests/data/test_loader.py",
+    ),
+    "moments restored in another memory order than their weights": (
+        "ipx2p/training/checkpoint.py",
+        "moment = torch.empty_like(parameter, requires_grad=False)",
+        "moment = torch.empty(parameter.shape)",
+        "tests/training/test_parts.py",
+    ),
+    "noise that hangs on the place in the batch": (
+        "ipx2p/diffusion/objective.py",
+        'generator(seed, "objective", index)',
+        'generator(seed, "objective", len(rows))',
+        "tests/diffusion/test_objective.py",
+    ),
+    "a cache that does not see that a picture changed": (
+        "ipx2p/data/cache.py",
+        "self._chance(item, draw), *content)",
+        "self._chance(item, draw), item)",
+        "tests/data/test_cache.py",
+    ),
+    "a mirrored source beside an upright target in the cache": (
+        "ipx2p/data/cache.py",
+        '"source_latents": mean[0::2].contiguous()',
+        '"source_latents": mean[0::2].flip(0).contiguous()',
+        "tests/data/test_cache.py",
+    ),
+    "an update that is applied although it is not finite": (
+        "ipx2p/training/optimizer.py",
+        "self.optimizer.found_inf, self.optimizer.grad_scale = bad, None",
+        "self.optimizer.found_inf, self.optimizer.grad_scale = 0 * bad, None",
+        "tests/training/test_mishaps.py",
+    ),
+    "a checkpoint that is named before it is whole": (
+        "ipx2p/training/checkpoint.py",
+        'temporary = folder.with_name(f".{folder.name}")',
+        "temporary = folder",
+        "tests/training/test_mishaps.py",
     ),
 }  # fmt: skip
 

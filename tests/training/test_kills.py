@@ -1,0 +1,63 @@
+"""Runs that are killed with -9, whatever they are doing, end like runs that are not."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.training.conftest import YAML, assert_same_run
+
+KILLS = 10
+SETTINGS = ("train.steps=150", "train.checkpoint_every=3", "validation.every=7",
+            "validation.pairs_per_task=1", "data.workers=1", "data.draws=2")  # fmt: skip
+
+
+def start(folder, name, *extra):
+    """A run in a process group of its own, which prints into NAME.txt."""
+    command = [sys.executable, "train.py", folder / "config.yaml", f"run.dir={folder}"]
+    with (folder / f"{name}.txt").open("a") as log:
+        return subprocess.Popen(
+            [*command, f"run.name={name}", *SETTINGS, *extra],
+            cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+
+def wait_for(process, happened):
+    while not happened() and process.poll() is None:
+        time.sleep(0.001)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [False, True])
+def test_ten_kills_at_random_moments_change_nothing(tmp_path, cached):
+    (tmp_path / "config.yaml").write_text(YAML)
+    extra = (f"data.cache_dir={tmp_path / 'cache'}",) if cached else ()
+    extra += (f"data.cache={cached}",)
+    moments = random.Random(0)
+    run, log = tmp_path / "killed", tmp_path / "killed.txt"
+    writing = 0
+    for kill in range(KILLS):
+        process = start(tmp_path, "killed", *extra)
+        begun = log.stat().st_size
+        wait_for(process, lambda size=begun: log.stat().st_size > size)
+        if kill % 2:  # while a checkpoint is written
+            wait_for(process, lambda: any((run / "checkpoints").glob(".step_*")))
+            time.sleep(moments.uniform(0, 0.05))
+            writing += any((run / "checkpoints").glob(".step_*"))
+        else:
+            time.sleep(moments.uniform(0, 3))
+        assert process.poll() is None, log.read_text()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert writing > 0
+    assert start(tmp_path, "killed", *extra).wait() == 0, log.read_text()
+    out = log.read_text()
+    assert "Traceback" not in out and "damaged" not in out and out.count("going on from") > 3
+    assert start(tmp_path, "whole", *extra).wait() == 0
+    assert_same_run(run, tmp_path / "whole")

@@ -1,0 +1,152 @@
+"""What makes training fast changes what it computes by roundings only."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ipx2p.distributed import World
+from ipx2p.models.unet import UNet, UNetConfig
+from ipx2p.training.config import OptimizerConfig, StepsConfig
+from ipx2p.training.learners import Losses
+from ipx2p.training.loop import train
+from ipx2p.training.optimizer import Stepper, make_optimizer
+from ipx2p.training.speed import peak_flops, prepare, training_flops
+from tests.conftest import GOLDEN
+from tests.training.conftest import all_tensors
+
+
+@pytest.fixture
+def inputs(generator):
+    """Noisy latents, timesteps, text and source latents for the golden U-Net."""
+    latents, source = torch.randn(2, 2, 4, 8, 8, generator=generator)
+    return latents, torch.tensor([951.0, 3.0]), torch.randn(2, 77, 32, generator=generator), source
+
+
+def run(inputs, **settings):
+    """Prediction and gradients of the golden U-Net after `prepare`, and the bytes it kept for the
+    backward pass."""
+    module = UNet.load(GOLDEN / "diffusers" / "unet").train()
+    network = prepare(module, StepsConfig(steps=1, **settings), World())
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.nbytes) or t, lambda t: t
+    ):
+        prediction = network(*inputs)
+    prediction.square().mean().backward()
+    return prediction, [parameter.grad for parameter in module.parameters()], sum(kept)
+
+
+def test_channels_last_and_recomputed_equal_plain(inputs):
+    plain, grads, kept = run(inputs, channels_last=False)
+    last, last_grads, _ = run(inputs, channels_last=True)
+    recomputed, recomputed_grads, less = run(
+        inputs, channels_last=False, recompute_activations=True
+    )
+    torch.testing.assert_close(last, plain, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(last_grads, grads, atol=1e-5, rtol=1e-3)
+    assert torch.equal(recomputed, plain)
+    assert all(torch.equal(a, b) for a, b in zip(recomputed_grads, grads, strict=True))
+    assert less < kept / 2
+
+
+def test_channels_last_reaches_the_weights_that_have_an_order():
+    module = UNet.load(GOLDEN / "diffusers" / "unet")
+    prepare(module, StepsConfig(steps=1), World())
+    assert module.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not module.conv_in.weight.is_contiguous()
+
+
+def compiled_run(make_config, run_folder, monkeypatch, backend):
+    compile = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **options: compile(self, backend=backend, **options)
+    )
+    torch._dynamo.reset()
+    counters.clear()
+    train(make_config("train.compile=true"))
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1  # training; validation runs as it is written
+    return all_tensors(run_folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_run_has_one_graph_and_the_weights_of_an_eager_one(
+    make_config, run_folder, trained_once, monkeypatch, backend
+):
+    compiled = compiled_run(make_config, run_folder, monkeypatch, backend)
+    eager = all_tensors(trained_once)
+    assert compiled.keys() == eager.keys()  # clean names, too
+    for name, tensor in eager.items():
+        # Adam's first steps move each weight by about the learning rate, whatever its gradient.
+        torch.testing.assert_close(compiled[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("side", "teraflops"), [(32, 0.54), pytest.param(64, 2.41, marks=pytest.mark.slow)]
+)
+def test_flops_of_stable_diffusion_are_those_counted_by_hand(side, teraflops):
+    flops = training_flops(UNetConfig(in_channels=8), side)
+    assert flops / 1e12 == pytest.approx(teraflops, rel=0.01)
+
+
+def test_the_peak_of_a_cpu_is_measured():
+    assert 1e8 < peak_flops(torch.device("cpu"), torch.float32) < 1e14
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what would make the host wait for a device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "the host reads a tensor"
+        return func(*args, **kwargs or {})
+
+
+class Squares:
+    """A learner of one layer; its batches are tensors."""
+
+    def __init__(self):
+        self.module = self.network = nn.Linear(3, 1, bias=False)
+        nn.init.ones_(self.module.weight)
+
+    def losses(self, batch):
+        losses = self.network(batch).square().flatten()
+        return Losses(losses, losses.detach())
+
+
+def stepper(**settings):
+    learner = Squares()
+    config = OptimizerConfig(learning_rate=0.1, **settings)
+    optimizer = make_optimizer(learner.module, config)
+    return Stepper(learner, optimizer, config, World()), learner.module
+
+
+def test_an_update_waits_for_nothing(generator):
+    step, _ = stepper()
+    with NoWaiting():
+        step([torch.randn(4, 3, generator=generator)], 0.1)
+
+
+def test_micro_batches_add_up_to_their_batch(generator):
+    batch = torch.randn(6, 3, generator=generator)
+    (one, module), (other, accumulated) = stepper(), stepper()
+    for _ in range(3):
+        _, norm, bad = one([batch], 0.1)
+        losses, other_norm, _ = other([*batch.chunk(3)], 0.1)
+        assert len(losses) == 3 and bad == 0
+        torch.testing.assert_close(other_norm, norm)
+    torch.testing.assert_close(accumulated.weight, module.weight)
+
+
+def test_gradients_are_clipped(generator):
+    batch = 100 * torch.randn(6, 3, generator=generator)
+    step, module = stepper(max_grad_norm=1e-9)
+    before = copy.deepcopy(module.weight)
+    _, norm, _ = step([batch], 1e-3)
+    assert norm > 1000
+    # Adam divides by the gradient's size, but next to its epsilon of 1e-8 a tiny one counts less.
+    assert (module.weight - before).abs().max() < 3e-4
