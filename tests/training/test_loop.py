@@ -230,6 +230,31 @@ def test_prediction_type_is_written_with_the_weights(make_config, run_folder):
     assert json.loads(path.read_text())["prediction_type"] == "v_prediction"
 
 
+def test_zero_terminal_snr_is_written_with_the_weights_and_sampled_with(
+    make_config, run_folder, coffee
+):
+    with pytest.raises(InputError, match=r"zero-terminal SNR.*set objective\.prediction_type"):
+        train(make_config("objective.zero_terminal_snr=true", "objective.prediction_type=epsilon"))
+    train(make_config("objective.zero_terminal_snr=true", "objective.prediction_type=v_prediction"))
+    path = run_folder / "weights" / "scheduler" / "scheduler_config.json"
+    assert json.loads(path.read_text())["rescale_betas_zero_snr"] is True
+    editor = Editor.load(run_folder / "weights", device="cpu")
+    assert editor.schedule.plan("euler", "trailing", 2).sigmas[0] == pytest.approx(4096, rel=1e-3)
+    assert editor.edit([coffee], ["x"], num_steps=2).images[0].size == (64, 64)
+
+
+def test_weights_of_the_loss_change_what_is_learned_but_not_what_is_logged(
+    make_config, run_folder, finished_run
+):
+    finished = finished_run.rename(finished_run.with_name("finished"))
+    train(make_config("objective.min_snr_gamma=1"))
+    first = [
+        json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+        for run in (run_folder, finished)
+    ]
+    assert first[0]["loss"] == first[1]["loss"] and first[0]["grad_norm"] != first[1]["grad_norm"]
+
+
 def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_folder):
     train(make_config(*QUICK_VAE))
     config = json.loads((run_folder / "weights" / "vae" / "config.json").read_text())
@@ -265,6 +290,12 @@ def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_fold
         ("run.name=${", r"the value is not YAML"),
         ("data.held_out=[[a]]", r"data\.held_out is \[\['a'\]\], expected a list of single values"),
         ("data.workers=1000000", r"data\.workers is 1000000, expected at most 256"),
+        ("data.draws=0", r"data\.draws is 0, expected 1 or more"),
+        ("data.cache=true", r"data\.cache cannot hold what data\.photos draws anew.* data\.draws"),
+        ("train.precision=float16", r"train\.precision is 'float16'; .*bfloat16"),
+        ("train.accumulate=2", r"batch_size is 3, expected a multiple of 2: 1 processes with 2"),
+        ("train.max_bad_steps=0", r"train\.max_bad_steps is 0"),
+        ("objective.min_snr_gamma=0", r"objective\.min_snr_gamma is 0"),
         ("data.max_zoom=.inf", r"data\.max_zoom is inf"),
         ("data.degrade.low_light.cast=5", r"data\.degrade\.low_light\.cast is 5"),
         ("data.degrade.noise.shot=[0, .inf]", r"data\.degrade\.noise\.shot is"),

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import ipx2p.training.checkpoint
+from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from ipx2p.training.checkpoint import find_checkpoints
 from ipx2p.training.learners import EditLearner
-from ipx2p.training.loop import train
+from ipx2p.training.loop import train, warnings
 from tests.conftest import ROOT
 from tests.training.conftest import all_tensors, assert_same_run, forget
 
@@ -226,3 +227,10 @@ def test_no_dropout_is_warned_of(make_config, capsys):
     assert "warning: objective.dropout.image, objective.dropout.both is 0: guidance will" in out
     train(make_config(), dry_run=True)
     assert "warning" not in capsys.readouterr().out
+
+
+def test_more_workers_than_cores_are_warned_of(make_config):
+    config = make_config("data.workers=48")
+    [warning] = warnings(config, World(0, 8, 0, 8))
+    assert "8 processes with 48 data workers each share" in warning
+    assert warnings(make_config("data.workers=0"), World(0, 8, 0, 8)) == []
