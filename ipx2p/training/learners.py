@@ -255,7 +255,7 @@ class EditLearner:
     def _unet(self, folder: Path) -> UNet:
         sizes = self.config.model.unet
         if sizes is not None:
-            return _fresh(lambda: UNet(sizes), self.config.run.seed, self.world)
+            return fresh_network(lambda: UNet(sizes), self.config.run.seed, self.world)
         unet = UNet.load(folder / "unet")
         channels = unet.config.in_channels
         start = "widened to 8" if channels == LATENT_CHANNELS else "taken as they are"
@@ -286,7 +286,7 @@ class AutoencoderLearner:
         if sizes is None:
             vae = VAE.load(folder / "vae")
         else:
-            vae = _fresh(lambda: VAE(sizes), config.run.seed, world)
+            vae = fresh_network(lambda: VAE(sizes), config.run.seed, world)
         _check_resolution(config, vae)
         self.module = self.network = vae.to(device).train()
 
@@ -353,7 +353,7 @@ def _frozen(module: Network, device: torch.device) -> Network:
     return module.to(device).eval().requires_grad_(False)
 
 
-def _fresh(build: Callable[[], Network], seed: int, world: World) -> Network:
+def fresh_network(build: Callable[[], Network], seed: int, world: World) -> Network:
     """A network with weights drawn from the run's seed, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):  # networks are built on the CPU
         torch.manual_seed(generator(seed, "weights").initial_seed())
