@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import convert_weights
+import ipx2p.bench
 import sample
 import train
 from ipx2p.cli import run_command
@@ -27,7 +28,12 @@ from tests.conftest import GOLDEN, ROOT
 FOLDER, LDM = GOLDEN / "diffusers", GOLDEN / "ldm.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 QUICK = ["--steps", "1", "--resolution", "16", "--device", "cpu"]
-COMMANDS = {"sample": sample, "train": train, "convert_weights": convert_weights}
+COMMANDS = {
+    "sample": sample,
+    "train": train,
+    "convert_weights": convert_weights,
+    "ipx2p.bench": ipx2p.bench,
+}
 
 
 @pytest.fixture
@@ -75,6 +81,11 @@ def assert_one_line(result, message):
 # Help
 
 
+def invocation(name):
+    """How a command is typed."""
+    return f"python -m {name}" if "." in name else f"python {name}.py"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_examples_and_imports_nothing_heavy(name):
     probe = (
@@ -87,7 +98,7 @@ def test_help_shows_examples_and_imports_nothing_heavy(name):
     run = subprocess.run(
         [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert f"python {name}.py" in run.stdout and "examples:" in run.stdout
+    assert invocation(name) in run.stdout and "examples:" in run.stdout
     assert max(map(len, run.stdout.splitlines())) <= 100
 
 
@@ -102,7 +113,7 @@ def test_lists_in_help_are_those_of_the_code(command):
 def test_examples_in_help_parse():
     for name, module in COMMANDS.items():
         text = module.EXAMPLES.replace("\\\n", " ")
-        lines = re.findall(rf"python {name}\.py (.*)", text)
+        lines = re.findall(rf"  {re.escape(invocation(name))} (.*)", text)
         assert len(lines) >= 3
         for line in lines:
             module.parse(shlex.split(line))

@@ -38,8 +38,9 @@ LAYERS = {
         *("ipx2p.training.learners", "ipx2p.training.ema", "ipx2p.training.optimizer"),
         *("ipx2p.training.checkpoint", "ipx2p.training.interrupts", "ipx2p.training.monitor"),
         *("ipx2p.training.run", "ipx2p.training.samples", "ipx2p.training.loop"),
+        "ipx2p.training.benchmark",
     ],
-    5: ["train", "sample", "convert_weights"],
+    5: ["train", "sample", "convert_weights", "ipx2p.bench"],
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 PLACE = {name: place for names in LAYERS.values() for place, name in enumerate(names)}

@@ -1,0 +1,316 @@
+"""How fast training is: steps that encode their pictures beside steps with `data.cache` (layer 4).
+
+What is timed is the trainer's own: learner, stepper, average, stream of samples, cache. The two
+kinds take turns in one process, on the same samples, so that what else the machine does falls on
+both. A turn has the networks in memory that its kind needs; its first step, in which data workers
+start and a compiler may run, is left out. Results are medians over the turns of a kind.
+"""
+
+import itertools
+import json
+import platform
+import re
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+import transformers
+from omegaconf import MISSING
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ipx2p import __version__
+from ipx2p.data.loader import StepSampler, micro_batches
+from ipx2p.devices import dtype_name, pick_device, pick_dtype
+from ipx2p.diffusion.schedule import ScheduleConfig
+from ipx2p.distributed import World, open_world
+from ipx2p.errors import InputError
+from ipx2p.images import image_from_pixels_u8, save_image
+from ipx2p.models.text import TextEncoder, load_tokenizer
+from ipx2p.models.unet import UNetConfig
+from ipx2p.models.vae import VAE, VAEConfig
+from ipx2p.seeds import generator
+from ipx2p.training.config import ModelConfig, TrainConfig
+from ipx2p.training.ema import EMA
+from ipx2p.training.learners import EditLearner, FrozenParts, fresh_network
+from ipx2p.training.loop import check_batch
+from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
+from ipx2p.training.samples import open_pairs, open_stream
+from ipx2p.training.speed import peak_flops, prepare
+from ipx2p.training.validation import fixed_pairs
+from ipx2p.weights.folder import Weights
+
+PICTURES, CACHE = "pictures (encoding each step)", "data.cache"
+WIDTH = len(PICTURES)
+NETWORKS = ("U-Net", "autoencoder", "text encoder")
+MIN_PAIRS = 4  # and at least one for each sample of a step, so that no sentence comes twice in it
+PICTURE_SCALE = 2  # pictures are so much larger than what is trained on
+TOKENIZER = Path(__file__).parents[2] / "assets" / "tiny" / "tokenizer"
+CLIP_L = {  # the text encoder of Stable Diffusion 1.x
+    "architectures": ["CLIPTextModel"],
+    "hidden_act": "quick_gelu",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 77,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "projection_dim": 768,
+    "vocab_size": 49408,
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn took: the mean time of a step, on the clock and on all cores of this process
+    together, the share of it that passed waiting for data, and the most memory held."""
+
+    step_s: float
+    cpu_s: float
+    waiting_share: float
+    memory_gib: float
+
+
+def benchmark_training(config: TrainConfig, *, turns: int, steps: int, command: str) -> None:
+    """Time training steps, and print a row for each kind and how they compare.
+
+    Args:
+        config: settings to measure; pictures, and where they are missing weights, are made up.
+        turns: of each kind. steps: those of a turn that are measured.
+        command: as it was typed.
+    Raises: InputError for bad settings or weights, and for steps that come to no update.
+    """
+    for name, value in (("--turns", turns), ("--steps", steps)):
+        if value < 1:
+            raise InputError(f"{name} is {value}, expected 1 or more")
+    with open_world() as world, _temporary_folder(world) as folder:
+        train = replace(config.train, steps=2 * turns * (1 + steps))
+        config = complete(replace(config, train=train), folder, world)
+        bench = Bench(config, world)
+        world.print(bench.header(command))
+        done: dict[str, list[Turn]] = {PICTURES: [], CACHE: []}
+        for index, kind in itertools.product(range(turns), done):
+            turn = bench.turn(kind, index, steps)
+            times = f"{turn.step_s:.4g} s a step, cpu {turn.cpu_s:.4g} s"
+            world.print(f"turn {1 + index} of {turns}: {kind}: {times}")
+            done[kind].append(turn)
+        world.print(bench.table(done))
+        world.barrier()  # nobody needs the folder any more
+
+
+@contextmanager
+def _temporary_folder(world: World) -> Iterator[Path]:
+    """A folder for all processes of this machine, removed at the end."""
+    name = tempfile.mkdtemp(prefix="ipx2p-bench-") if world.is_main else None
+    folder = Path(world.gather(name)[0])
+    try:
+        yield folder
+    finally:
+        if world.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def complete(config: TrainConfig, folder: Path, world: World) -> TrainConfig:
+    """The settings with made-up pictures and, where they name none, made-up weights.
+
+    Raises: InputError for settings that cannot be, before anything is written.
+    """
+    data = replace(
+        config.data,
+        manifest=str(folder / "train.jsonl"),
+        validation_manifest=str(folder / "held_out.jsonl"),
+        draws=1,
+        cache_dir=str(folder / "cache"),
+    )
+    config = replace(config, data=data)
+    config.check()
+    check_batch(config.train, world)
+    pick_device(config.train.device, world.local_rank)
+    if world.is_main:
+        write_pictures(config, folder)
+    if config.model.weights == MISSING:
+        weights = folder / "weights"
+        if world.is_main:
+            write_weights(weights, config.run.seed, world)
+        config = replace(config, model=ModelConfig(weights=str(weights), unet=UNetConfig()))
+    world.barrier()
+    return config
+
+
+def write_pictures(config: TrainConfig, folder: Path) -> None:
+    """Pairs of smooth random pictures, as JPEG, and the manifests that list them."""
+    num_pairs = max(MIN_PAIRS, config.train.batch_size)
+    side = PICTURE_SCALE * config.data.resolution
+    lines = []
+    for pair in range(num_pairs + 1):
+        draws = generator(config.run.seed, "benchmark pictures", pair)
+        record = {"instruction": f"edit number {pair}", "task": "benchmark"}
+        for name in ("source", "target"):
+            coarse = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=draws)
+            record[name] = f"{name}_{pair}.jpg"
+            save_image(image_from_pixels_u8(coarse).resize((side, side)), folder / record[name])
+        lines.append(f"{json.dumps(record)}\n")
+    Path(config.data.validation_manifest).write_text(lines.pop())
+    Path(config.data.manifest).write_text("".join(lines))
+
+
+def write_weights(folder: Path, seed: int, world: World) -> None:
+    """The frozen parts of Stable Diffusion 1.5 in their real sizes, random, 0.8 GB."""
+    vae = fresh_network(lambda: VAE(VAEConfig()), seed, world)
+    model = fresh_network(lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)), seed, world)
+    text = TextEncoder(model, CLIP_L, *load_tokenizer(TOKENIZER))
+    Weights(None, vae, text, ScheduleConfig()).save(folder)
+
+
+class Bench:
+    """A run that is not kept: what the training loop builds, and turns of its steps."""
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self.config = config
+        self.world = world
+        self.device = pick_device(config.train.device, world.local_rank)
+        data, seed = config.data, config.run.seed
+        pairs, held_out = open_pairs(data)
+        fixed = fixed_pairs(held_out, per_task=1, resolution=data.resolution, seed=seed)
+        learner = self.learner = EditLearner(config, self.device, fixed, world)
+        self.average = EMA(learner.module, config.train.ema_decay)
+        learner.network = prepare(learner.module, config.train, world)
+        optimizer = make_optimizer(learner.module, config.optimizer)
+        self.stepper = Stepper(learner, optimizer, config.optimizer, world)
+        self.dtype = pick_dtype(config.train.precision, self.device)
+        self.flops = learner.flops_per_sample()
+        self.peak = world.size * peak_flops(self.device, self.dtype)
+        self.steps_done = 0
+        networks = zip(NETWORKS, (learner.module, *learner.frozen.get()), strict=True)
+        self.sizes = [f"{name} {num_parameters(network) / 1e6:.1f} M" for name, network in networks]
+        self.streams = {}
+        for kind in (PICTURES, CACHE):
+            config = replace(self.config, data=replace(data, cache=kind == CACHE))
+            self.streams[kind] = open_stream(config, pairs, learner, world, lambda: None)
+
+    def turn(self, kind: str, index: int, num_steps: int) -> Turn:
+        """One step that is not measured, and `num_steps` that are; equal index, equal samples."""
+        if kind == CACHE:
+            self.learner.frozen.release()
+        else:
+            self.learner.frozen = FrozenParts(self.learner.frozen.folder, self.device)
+        train, first = self.config.train, index * (1 + num_steps)
+        sampler = StepSampler(
+            range(first, first + 1 + num_steps),
+            train.batch_size,
+            accumulate=train.accumulate,
+            world=self.world,
+        )
+        batches = micro_batches(self.streams[kind], sampler, workers=self.config.data.workers)
+        _reset_peak_memory(self.device)
+        self._step(batches)
+        _synchronize(self.device)
+        since, cpu_since = time.perf_counter(), time.process_time()
+        steps = [self._step(batches) for _ in range(num_steps)]
+        _synchronize(self.device)
+        elapsed_s, cpu_s = time.perf_counter() - since, time.process_time() - cpu_since
+        if any(bad.item() for _, bad in steps):
+            raise InputError(f"{kind}: a loss or gradient was not finite, such steps are shorter")
+        return Turn(
+            step_s=elapsed_s / num_steps,
+            cpu_s=cpu_s / num_steps,
+            waiting_share=sum(waiting_s for waiting_s, _ in steps) / elapsed_s,
+            memory_gib=_peak_memory_gib(self.device),
+        )
+
+    def _step(self, batches: Iterator) -> tuple[float, Tensor]:
+        """One step of the training loop: seconds spent waiting for data, and whether its update
+        was left out."""
+        since = time.perf_counter()
+        parts = [*itertools.islice(batches, self.config.train.accumulate)]
+        waiting_s = time.perf_counter() - since
+        rate = learning_rate(self.config.optimizer, self.steps_done, self.config.train.steps)
+        _, _, bad = self.stepper(parts, rate)
+        self.steps_done += 1
+        self.average.update(self.learner.module, self.steps_done)
+        return waiting_s, bad
+
+    def header(self, command: str) -> str:
+        """What is measured, on what, and how to do it again."""
+        data, train = self.config.data, self.config.train
+        ways = [name for name in ("compile", "recompute_activations") if getattr(train, name)]
+        return "\n".join(
+            (
+                f"versions: ipx2p {__version__}, python {platform.python_version()}, "
+                f"torch {torch.__version__}, transformers {transformers.__version__}",
+                f"device: {self.world.size} x {_device_name(self.device)}, "
+                f"{torch.get_num_threads()} threads, {dtype_name(self.dtype)}",
+                f"parameters: {', '.join(self.sizes)}",
+                f"step: {data.resolution} px, batch size {train.batch_size}, accumulate "
+                f"{train.accumulate}, {data.workers} workers{''.join(f', {way}' for way in ways)}",
+                f"MFU: {self.flops / 1e12:.3g} TFLOP a sample (U-Net, forward and backward) "
+                f"against {self.peak / 1e12:.3g} TFLOP/s",
+                f"command: {command}",
+            )
+        )
+
+    def table(self, done: dict[str, list[Turn]]) -> str:
+        """Medians over the turns of each kind, and how their rates compare."""
+        lines = [
+            f"{'':<{WIDTH}}{'step s':>9}{'fastest':>9}{'samples/s':>11}{'MFU':>8}{'GiB':>8}"
+            f"{'waiting':>9}"
+        ]
+        middle, fastest = {}, {}
+        for kind, turns in done.items():
+            middle[kind] = step_s = median(turn.step_s for turn in turns)
+            fastest[kind] = min(turn.step_s for turn in turns)
+            rate = self.config.train.batch_size / step_s
+            lines.append(
+                f"{kind:<{WIDTH}}{step_s:>9.4g}{fastest[kind]:>9.4g}{rate:>11.4g}"
+                f"{rate * self.flops / self.peak:>8.1%}"
+                f"{median(turn.memory_gib for turn in turns):>8.2f}"
+                f"{median(turn.waiting_share for turn in turns):>9.1%}"
+            )
+        lines.append(
+            f"samples/s with / without data.cache: {middle[PICTURES] / middle[CACHE]:.2f} "
+            f"(fastest turns: {fastest[PICTURES] / fastest[CACHE]:.2f})"
+        )
+        return "\n".join(lines)
+
+
+def num_parameters(network: nn.Module) -> int:
+    """How many numbers it learns, or has learned."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):  # Linux; elsewhere there is no such file
+        if found := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()):
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # Linux; elsewhere the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """On the GPU what tensors held, on the CPU what the process held (without data workers)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
