@@ -1,6 +1,7 @@
 """Where and in what precision to compute (layer 0)."""
 
 import resource
+import sys
 
 import torch
 from torch import Tensor
@@ -52,7 +53,9 @@ def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most memory taken so far: of the GPU by tensors, of the CPU by this process."""
+    """The most memory taken so far: on a GPU by tensors, on the CPU by this process (without its
+    data workers)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # which counts in KiB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

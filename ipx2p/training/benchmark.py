@@ -10,9 +10,7 @@ import itertools
 import json
 import platform
 import re
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ipx2p import __version__
 from ipx2p.data.loader import StepSampler, micro_batches
-from ipx2p.devices import dtype_name, pick_device, pick_dtype
+from ipx2p.devices import dtype_name, memory_bytes, pick_device, pick_dtype
 from ipx2p.diffusion.schedule import ScheduleConfig
 from ipx2p.distributed import World, open_world
 from ipx2p.errors import InputError
@@ -44,7 +42,7 @@ from ipx2p.training.learners import EditLearner, FrozenParts, fresh_network
 from ipx2p.training.loop import check_batch
 from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
 from ipx2p.training.samples import open_pairs, open_stream
-from ipx2p.training.speed import peak_flops, prepare
+from ipx2p.training.speed import peak_flops, prepare, set_layout
 from ipx2p.training.validation import fixed_pairs
 from ipx2p.weights.folder import Weights
 
@@ -181,6 +179,7 @@ class Bench:
         pairs, held_out = open_pairs(data)
         fixed = fixed_pairs(held_out, per_task=1, resolution=data.resolution, seed=seed)
         learner = self.learner = EditLearner(config, self.device, fixed, world)
+        set_layout(learner.module, config.train)
         self.average = EMA(learner.module, config.train.ema_decay)
         learner.network = prepare(learner.module, config.train, world)
         optimizer = make_optimizer(learner.module, config.optimizer)
@@ -223,7 +222,7 @@ class Bench:
             step_s=elapsed_s / num_steps,
             cpu_s=cpu_s / num_steps,
             waiting_share=sum(waiting_s for waiting_s, _ in steps) / elapsed_s,
-            memory_gib=_peak_memory_gib(self.device),
+            memory_gib=memory_bytes(self.device) / 2**30,
         )
 
     def _step(self, batches: Iterator) -> tuple[float, Tensor]:
@@ -306,11 +305,3 @@ def _reset_peak_memory(device: torch.device) -> None:
         return
     with suppress(OSError):  # Linux; elsewhere the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory_gib(device: torch.device) -> float:
-    """On the GPU what tensors held, on the CPU what the process held (without data workers)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

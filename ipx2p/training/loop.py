@@ -30,7 +30,7 @@ from ipx2p.training.monitor import Monitor
 from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
 from ipx2p.training.run import Run
 from ipx2p.training.samples import check_unchanged, open_pairs, open_stream
-from ipx2p.training.speed import prepare
+from ipx2p.training.speed import prepare, set_layout
 from ipx2p.training.validation import fixed_pairs, score_table
 
 
@@ -68,6 +68,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
     )
     learner: Learner = LEARNERS[config.objective.kind](config, device, fixed, world)
     check_agreement(config, learner.module, world)
+    set_layout(learner.module, config.train)
     average = EMA(learner.module, config.train.ema_decay)
     learner.network = prepare(learner.module, config.train, world)
     plain = copy.copy(learner.module)  # the same weights, not compiled

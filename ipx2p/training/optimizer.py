@@ -72,10 +72,12 @@ class Stepper:
                 (losses.weighted.mean() / len(micro_batches)).backward()
             finite = finite * losses.weighted.detach().isfinite().all()
             all_losses.append(losses)
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in self.parameters])
         finite = finite * grad_norm.isfinite()
         bad = 1 - (self.world.mean(finite) == 1).float()
-        self.optimizer.found_inf, self.optimizer.grad_scale = bad, None
+        # The fused optimizer divides gradients by `grad_scale` as it goes: clipping for nothing.
+        self.optimizer.grad_scale = (grad_norm / self.config.max_grad_norm).clamp(min=1)
+        self.optimizer.found_inf = bad
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return all_losses, grad_norm, bad

@@ -32,6 +32,14 @@ PEAKS = {
 MATMUL_SIDE = 1024
 
 
+def set_layout(module: nn.Module, config: StepsConfig) -> None:
+    """Order the weights in memory as training wants them; copies of the network come after that,
+    since average and moments walk through it side by side with the weights."""
+    for parameter in module.parameters() if config.channels_last else ():
+        if parameter.dim() == 4 and parameter.shape[2:].numel() > 1:  # 1 x 1 has no order
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 def prepare(module: nn.Module, config: StepsConfig, world: World) -> nn.Module:
     """Make a network fast to train; in place, so that its state-dict keys stay.
 
@@ -40,10 +48,6 @@ def prepare(module: nn.Module, config: StepsConfig, world: World) -> nn.Module:
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32, for what is not bfloat16
         torch.backends.cudnn.allow_tf32 = True
-    if config.channels_last:
-        for parameter in module.parameters():
-            if parameter.dim() == 4 and parameter.shape[2:].numel() > 1:  # 1 x 1 has no order
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if config.recompute_activations:
         recompute_activations(module)
     if config.compile:

@@ -14,7 +14,7 @@ from ipx2p.training.config import OptimizerConfig, StepsConfig
 from ipx2p.training.learners import Losses
 from ipx2p.training.loop import train
 from ipx2p.training.optimizer import Stepper, make_optimizer
-from ipx2p.training.speed import peak_flops, prepare, training_flops
+from ipx2p.training.speed import peak_flops, prepare, set_layout, training_flops
 from tests.conftest import GOLDEN
 from tests.training.conftest import all_tensors
 
@@ -30,7 +30,9 @@ def run(inputs, **settings):
     """Prediction and gradients of the golden U-Net after `prepare`, and the bytes it kept for the
     backward pass."""
     module = UNet.load(GOLDEN / "diffusers" / "unet").train()
-    network = prepare(module, StepsConfig(steps=1, **settings), World())
+    config = StepsConfig(steps=1, **settings)
+    set_layout(module, config)
+    network = prepare(module, config, World())
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.append(t.nbytes) or t, lambda t: t
@@ -55,7 +57,7 @@ def test_channels_last_and_recomputed_equal_plain(inputs):
 
 def test_channels_last_reaches_the_weights_that_have_an_order():
     module = UNet.load(GOLDEN / "diffusers" / "unet")
-    prepare(module, StepsConfig(steps=1), World())
+    set_layout(module, StepsConfig(steps=1))
     assert module.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert not module.conv_in.weight.is_contiguous()
 
@@ -149,4 +151,18 @@ def test_gradients_are_clipped(generator):
     _, norm, _ = step([batch], 1e-3)
     assert norm > 1000
     # Adam divides by the gradient's size, but next to its epsilon of 1e-8 a tiny one counts less.
-    assert (module.weight - before).abs().max() < 3e-4
+    assert 0 < (module.weight - before).abs().max() < 3e-4
+
+
+def test_clipping_is_that_of_torch(generator):
+    batch = 10 * torch.randn(6, 3, generator=generator)
+    step, module = stepper(max_grad_norm=0.5)
+    other = copy.deepcopy(module)
+    optimizer = torch.optim.AdamW(other.parameters(), lr=0.1, weight_decay=0.01)
+    for scale in (1.0, 1e-3, 2.0):
+        step([scale * batch], 0.1)
+        optimizer.zero_grad()
+        other(scale * batch).square().mean().backward()
+        nn.utils.clip_grad_norm_(other.parameters(), 0.5)
+        optimizer.step()
+        torch.testing.assert_close(module.weight, other.weight)
