@@ -187,9 +187,9 @@ def test_a_killed_process_is_restarted_and_the_run_goes_on_bitwise(launch, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_signal_to_all_processes_ends_them_in_order(launch, processes):
+def test_a_signal_to_all_processes_ends_them_in_order(launch):
     """As Slurm sends it: to every process, at some moment; what follows is the same run."""
+    processes = 2
     every = (*SHORT, "train.batch_size=8", "validation.every=3", "data.workers=1")
     process = launch.start("stopped", processes, *every)
     printed = []
@@ -198,8 +198,7 @@ def test_a_signal_to_all_processes_ends_them_in_order(launch, processes):
         if line.startswith("step 4/"):
             break
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    trainers = [process.pid] if processes == 1 else [*map(int, children.stdout.split())]
-    for pid in trainers:
+    for pid in map(int, children.stdout.split()):
         os.kill(pid, signal.SIGUSR1)
         time.sleep(0.3)  # not all at the same moment
     printed.append(process.communicate(timeout=120)[0])

@@ -17,12 +17,12 @@ SETTINGS = ("train.steps=150", "train.checkpoint_every=3", "validation.every=7",
             "validation.pairs_per_task=1", "data.workers=1", "data.draws=2")  # fmt: skip
 
 
-def start(folder, name, *extra):
+def start(folder, name):
     """A run in a process group of its own, which prints into NAME.txt."""
     command = [sys.executable, "train.py", folder / "config.yaml", f"run.dir={folder}"]
     with (folder / f"{name}.txt").open("a") as log:
         return subprocess.Popen(
-            [*command, f"run.name={name}", *SETTINGS, *extra],
+            [*command, f"run.name={name}", *SETTINGS],
             cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
@@ -34,16 +34,13 @@ def wait_for(process, happened):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cached", [False, True])
-def test_ten_kills_at_random_moments_change_nothing(tmp_path, cached):
+def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     (tmp_path / "config.yaml").write_text(YAML)
-    extra = (f"data.cache_dir={tmp_path / 'cache'}",) if cached else ()
-    extra += (f"data.cache={cached}",)
     moments = random.Random(0)
     run, log = tmp_path / "killed", tmp_path / "killed.txt"
     writing = 0
     for kill in range(KILLS):
-        process = start(tmp_path, "killed", *extra)
+        process = start(tmp_path, "killed")
         begun = log.stat().st_size
         wait_for(process, lambda size=begun: log.stat().st_size > size)
         if kill % 2:  # while a checkpoint is written
@@ -56,8 +53,8 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, cached):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert writing > 0
-    assert start(tmp_path, "killed", *extra).wait() == 0, log.read_text()
+    assert start(tmp_path, "killed").wait() == 0, log.read_text()
     out = log.read_text()
     assert "Traceback" not in out and "damaged" not in out and out.count("going on from") > 3
-    assert start(tmp_path, "whole", *extra).wait() == 0
+    assert start(tmp_path, "whole").wait() == 0
     assert_same_run(run, tmp_path / "whole")
