@@ -15,6 +15,9 @@ examples:
   # the same with other settings: any key of the config files as group.key=value
   python train.py configs/quickstart.yaml run.name=longer train.steps=2000
 
+  # on 8 GPUs of one machine; README.md has Slurm and several machines
+  torchrun --nproc-per-node 8 train.py mine.yaml
+
   # check settings, weights and data without training
   python train.py configs/quickstart.yaml --dry-run
 """

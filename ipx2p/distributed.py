@@ -5,10 +5,12 @@ Gradients travel over NCCL on CUDA and over gloo on the CPU. Small messages betw
 """
 
 import os
+import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,6 +87,25 @@ class World:
                     f"{other}: start all of them with the same files and settings"
                 )
 
+    def check_shared(self, folder: Path, key: str) -> None:
+        """Raise InputError unless what the first process writes to a folder is seen by all."""
+        if self.size == 1:
+            return
+        token = folder / f".shared_{secrets.token_hex(8)}"
+        token = self.gather(token)[0]
+        if self.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            token.touch()
+        self.barrier()
+        seen = self.gather(token.exists())
+        if self.is_main:
+            token.unlink()
+        if not all(seen):
+            raise InputError(
+                f"{key} is {folder}, which rank {seen.index(False)} does not share with rank 0: "
+                "choose a folder that all machines see"
+            )
+
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a tensor over the processes, on its device; the device is not waited for."""
         if self.size > 1:
@@ -94,15 +115,17 @@ class World:
 
 
 def _read_environment() -> World:
-    names = {"RANK": None, "WORLD_SIZE": None, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    names = {"RANK": None, "WORLD_SIZE": None, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": None}
     values = {name: os.environ.get(name, default) for name, default in names.items()}
-    try:
-        return World(*(int(value) for value in values.values()))
-    except (TypeError, ValueError):
-        raise InputError(
-            f"the environment has RANK but no whole set of numbers beside it: {values}; start with "
-            "torchrun, or set them all"
-        ) from None
+    values["LOCAL_WORLD_SIZE"] = values["LOCAL_WORLD_SIZE"] or values["WORLD_SIZE"]
+    with suppress(TypeError, ValueError):
+        world = World(*(int(value) for value in values.values()))
+        if 0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size:
+            return world
+    raise InputError(
+        f"the environment has RANK, but the numbers beside it do not make sense: {values}; start "
+        "with torchrun, or set them all"
+    )
 
 
 def _open_store(world: World) -> dist.Store:
@@ -118,8 +141,11 @@ def _open_store(world: World) -> dist.Store:
 
 
 @contextmanager
-def open_world() -> Iterator[World]:
+def open_world(*, cuda: bool) -> Iterator[World]:
     """The world that `torchrun` describes in the environment, or this process alone.
+
+    Args:
+        cuda: whether each process works on a GPU of its own.
 
     Raises: InputError when the processes cannot find one another; one that is raised inside gets
         the number of its process; when another process has ended, one that says so.
@@ -128,8 +154,12 @@ def open_world() -> Iterator[World]:
         yield World()
         return
     world = _read_environment()
-    cuda = torch.cuda.is_available()
     if cuda:
+        if world.local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"rank {world.rank}: there is no GPU number {world.local_rank}: start at most "
+                f"{torch.cuda.device_count()} processes on this machine"
+            )
         torch.cuda.set_device(world.local_rank)
     try:
         dist.init_process_group(

@@ -13,7 +13,7 @@ itself: what it gets does not depend on what else was missing, or on who encoded
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,7 @@ class Cache:
 
         Raises: InputError for a picture that cannot be used, or one whose cut is not fixed.
         """
+        self.world.check_shared(self.folder, "data.cache_dir")
         self._fill_latents(vae, workers)
         self._fill_text(text)
 
@@ -109,14 +110,15 @@ class Cache:
     def _fill_latents(self, vae: VAE, workers: int) -> None:
         digests = digest_files(self.folder / "files.json", self.pairs, self.world)
         framing = self.framing
-        how = (digest(vae.state_dict()), framing.resolution, framing.max_zoom, framing.flip)
+        network = [asdict(vae.config), digest(vae.state_dict())]
+        how = (network, framing.resolution, framing.max_zoom, framing.flip)
         self.latent_keys = [
             make_key("latents", *how, self._chance(item, draw), *content)
             for item in range(len(self.pairs))
             for content in [[digests[str(path)] for path in self.pairs.files(item)]]
             for draw in range(self.num_draws)
         ]
-        self.latents.open(self.world)
+        self.latents.open(self.world, {*self.latent_keys})
         todo = missing(self.latent_keys, self.latents)
         pictures = FixedPictures(self.pairs, framing, seed=self.seed)
         mine = [[place] for place in self.world.share(todo)]
@@ -131,13 +133,13 @@ class Cache:
     def _fill_text(self, text: TextEncoder) -> None:
         sentences = {""}.union(*map(self.pairs.instructions, range(len(self.pairs))))
         sentences = sorted(sentences)
-        weights = digest(text.state_dict())
+        network = [text.config, digest(text.state_dict())]
         keys = [
-            make_key("text", weights, text.tokenize([sentence])[0].tolist())
+            make_key("text", network, text.tokenize([sentence])[0].tolist())
             for sentence in sentences
         ]
         self.text_keys = dict(zip(sentences, keys, strict=True))
-        self.text.open(self.world)
+        self.text.open(self.world, {*keys})
         todo = missing(keys, self.text)
         rows = (
             {"states": text.encode([sentences[place]])[0].to("cpu", DTYPE)}
@@ -237,11 +239,15 @@ class EncodedStream(Dataset):
         self.latents, self.latent_keys = cache.latents, cache.latent_keys
         self.text, self.text_keys = cache.text, cache.text_keys
 
-    def __getitem__(self, index: int) -> tuple[int, str, dict[str, Tensor]]:
+    def __getitem__(self, index: int) -> tuple[int, str, dict[str, Tensor]] | InputError:
+        """The sample; a file that is gone is returned as the error it is, see `SampleStream`."""
         visit = self.visits[index]
-        row = self.latents.read(self.latent_keys[visit.item * self.num_draws + visit.draw])
-        sample = {name: tensor[int(visit.mirrored)] for name, tensor in row.items()}
-        sample["text"] = self.states(visit.instruction)
+        try:
+            row = self.latents.read(self.latent_keys[visit.item * self.num_draws + visit.draw])
+            sample = {name: tensor[int(visit.mirrored)] for name, tensor in row.items()}
+            sample["text"] = self.states(visit.instruction)
+        except InputError as error:
+            return error
         return index, self.visits.pairs.task(visit.item), sample
 
     def states(self, sentence: str) -> Tensor:

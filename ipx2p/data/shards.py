@@ -7,7 +7,7 @@ opens the folder finds what is there, also after a kill in the middle of a write
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,16 @@ class Shards:
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_files": {}}  # every process maps the files by itself
 
-    def open(self, world: World) -> None:
-        """Find the rows that are there; a damaged shard is named and removed.
+    def open(self, world: World, wanted: Container[str]) -> None:
+        """Find which of the wanted rows are there; a damaged shard is named and removed.
 
         All processes must call it; they all get what the first one finds.
         """
         self.places, self._files = {}, {}
-        paths = world.gather(sorted(self.folder.glob("*.safetensors")))[0]
-        keys = world.merge([_read_keys(path) for path in world.share(paths)])
+        # Hidden files are being written, by a run that shares the folder.
+        paths = sorted(self.folder.glob("[!.]*.safetensors"))
+        paths = world.gather(paths)[0]
+        keys = world.merge([_read_keys(path, wanted) for path in world.share(paths)])
         for path, found in zip(paths, keys, strict=True):
             if found is None:
                 world.print(f"warning: {path} is damaged: encoding what it held again")
@@ -58,12 +60,20 @@ class Shards:
             self.places |= {key: (path, row) for row, key in enumerate(found)}
 
     def read(self, key: str) -> dict[str, Tensor]:
-        """The tensors of one row."""
+        """The tensors of one row.
+
+        Raises: InputError if its file is gone.
+        """
         path, row = self.places[key]
-        if path not in self._files:
-            self._files[path] = safe_open(path, framework="pt")
-        file = self._files[path]
-        return {name: file.get_slice(name)[row] for name in file.keys()}  # noqa: SIM118
+        try:
+            if path not in self._files:
+                self._files[path] = safe_open(path, framework="pt")
+            file = self._files[path]
+            return {name: file.get_slice(name)[row] for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"cannot read {path}: {error}: start again, and what it held is encoded anew"
+            ) from error
 
     def write(self, rows: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Add rows, all with tensors of the same names and shapes, as one shard.
@@ -98,18 +108,23 @@ def _hash(value: Any) -> str:
     return blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
-def _read_keys(path: Path) -> list[str] | None:
-    """The keys of a shard's rows, or None if it is not as it was written."""
+def _read_keys(path: Path, wanted: Container[str]) -> list[str] | None:
+    """The keys of a shard's rows if any is wanted, or None if it is not as it was written."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            keys = json.loads(metadata["keys"])
+            if path.stem != _hash(keys):
+                return None
+            if not any(key in wanted for key in keys):
+                return []
             names = sorted(file.keys())
             checksum = _checksum({name: file.get_tensor(name) for name in names}, names)
-        keys = json.loads(metadata["keys"])
-        intact = metadata["checksum"] == str(checksum) and path.stem == _hash(keys)
-    except (SafetensorError, OSError, ValueError, KeyError):
+    except (SafetensorError, FileNotFoundError, ValueError, KeyError):
         return None
-    return keys if intact else None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return keys if metadata["checksum"] == str(checksum) else None
 
 
 def _checksum(tensors: Mapping[str, Tensor], names: Iterable[str]) -> int:

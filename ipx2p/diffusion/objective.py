@@ -26,7 +26,7 @@ class DropoutConfig:
     def check(self, where: str) -> None:
         """Raise InputError for shares that cannot be."""
         shares = (self.text, self.image, self.both)
-        if min(shares) < 0 or sum(shares) > 1:
+        if not all(share >= 0 for share in shares) or sum(shares) > 1:
             raise InputError(f"{where}: shares {shares} must be 0 or more and sum to at most 1")
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
+from ipx2p.devices import copy_to
 from ipx2p.errors import InputError
 from ipx2p.files import atomic_write, read_json, write_json
 from ipx2p.tensors import TEXT_STEMS, find_weights, load_strict, read_tensors, save_tensors
@@ -88,7 +89,7 @@ class TextEncoder(nn.Module):
         The empty string gives the null text of classifier-free guidance.
         """
         device = next(self.parameters()).device
-        return self(self.tokenize(sentences).to(device))
+        return self(copy_to(self.tokenize(sentences), device))
 
     @classmethod
     def load(

@@ -89,7 +89,10 @@ def benchmark_training(config: TrainConfig, *, turns: int, steps: int, command: 
     for name, value in (("--turns", turns), ("--steps", steps)):
         if value < 1:
             raise InputError(f"{name} is {value}, expected 1 or more")
-    with open_world() as world, _temporary_folder(world) as folder:
+    with (
+        open_world(cuda=pick_device(config.train.device).type == "cuda") as world,
+        _temporary_folder(world) as folder,
+    ):
         train = replace(config.train, steps=2 * turns * (1 + steps))
         config = complete(replace(config, train=train), folder, world)
         bench = Bench(config, world)

@@ -36,6 +36,7 @@ NAME = re.compile(r"step_(\d{6,})")
 KINDS = ("weights", "weights_raw")
 STATE = "state.json"  # written last, with size and checksum of every other file
 BEST = "best.json"
+REPLACED = ".replaced"  # ends the hidden name of a checkpoint that is written a second time
 Network = TypeVar("Network", bound=nn.Module)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 
@@ -47,6 +48,7 @@ def save_checkpoint(
     averaged: Weights,
     raw: Weights,
     moments: Mapping[str, Tensor],
+    link_from: Path | None = None,
     world_size: int = 1,
     keep: int,
     keep_every: int | None = None,
@@ -55,9 +57,9 @@ def save_checkpoint(
 
     Args:
         averaged, raw: the model with the average, and with the network that the optimizer works
-            on. What `raw` lacks is taken from `averaged`, and what that lacks from the checkpoint
-            before.
+            on. What `raw` lacks is taken from `averaged`, and what that lacks from `link_from`.
         moments: state of the optimizer, see `optimizer_tensors`.
+        link_from: an earlier checkpoint, whose other parts are those of this one too.
         keep: how many of the newest checkpoints stay, this one included.
         keep_every: those of every so many steps stay too, and the best one, see `mark_best`.
     Raises: InputError if it cannot be written whole; earlier checkpoints are then intact.
@@ -67,17 +69,20 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     averaged.save(temporary / "weights")
     raw.save(temporary / "weights_raw")
-    for earlier in find_checkpoints(run)[-1:]:
-        _link_missing(earlier / "weights", temporary / "weights")
+    if link_from is not None:
+        _link_missing(link_from / "weights", temporary / "weights")
     _link_missing(temporary / "weights", temporary / "weights_raw")
     save_tensors(moments, temporary / "optimizer.safetensors")
     state = {"step": step, "world_size": world_size, "files": _fingerprints(temporary)}
     write_json(state, temporary / STATE)
-    _remove(folder)
+    replaced = folder.with_name(f".{folder.name}{REPLACED}")
+    if folder.exists():
+        folder.rename(replaced)
     temporary.rename(folder)
     with suppress(OSError):  # not every file system flushes folders
         flush_to_disk(folder.parent)
     point_at(run, folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     for old in find_checkpoints(run)[:-keep]:
         regular = keep_every is not None and num_steps(old) % keep_every == 0
         if not regular and num_steps(old) != best_step(run):
@@ -101,6 +106,7 @@ class CheckpointSaver:
         self.world_size = world_size
         self.background = background
         self.error: InputError | None = None  # of the last one
+        self.newest: Path | None = None  # that was written since the start, so known to be whole
         self._thread: threading.Thread | None = None
 
     def save(self, step: int, averaged: Weights, raw: Weights, optimizer: Optimizer) -> None:
@@ -135,17 +141,18 @@ class CheckpointSaver:
     def _save(self, step: int, averaged: Weights, raw: Weights, moments: dict) -> None:
         self.error = None
         try:
-            save_checkpoint(
+            self.newest = save_checkpoint(
                 self.run,
                 step,
                 averaged=averaged,
                 raw=raw,
                 moments=moments,
+                link_from=self.newest,
                 world_size=self.world_size,
                 keep=self.config.keep_checkpoints,
                 keep_every=self.config.keep_every,
             )
-        except (InputError, OSError) as error:
+        except Exception as error:  # also of a library: nobody else looks into this thread
             self.error = InputError(f"checkpoint of step {step} was not written: {error}")
             print(f"warning: {self.error}; the next one is tried", file=sys.stderr, flush=True)
             shutil.rmtree(self.run / "checkpoints" / f".step_{step:06d}", ignore_errors=True)
@@ -189,7 +196,11 @@ def num_steps(checkpoint: Path) -> int:
 def sweep(run: Path) -> None:
     """Remove what a killed process left unfinished; for the process that owns the run."""
     for rest in (run / "checkpoints").glob(".step_*"):
-        shutil.rmtree(rest)
+        original = rest.with_name(rest.name.removeprefix(".").removesuffix(REPLACED))
+        if rest.name.endswith(REPLACED) and not original.exists():
+            rest.rename(original)  # it was killed between the two renames
+        else:
+            shutil.rmtree(rest)
 
 
 def mark_best(run: Path, step: int, score: float) -> bool:
@@ -212,18 +223,35 @@ def best_step(run: Path) -> int | None:
     return read_json(path).get("step") if path.exists() else None
 
 
-def verify(folder: Path) -> None:
-    """Raise InputError that names a file of the checkpoint that is not as it was written."""
+def damages(folder: Path) -> dict[str, str]:
+    """The files of a checkpoint that are not as they were written, and a line about each.
+
+    Raises: InputError if not even that can be told.
+    """
     files = read_json(folder / STATE).get("files")
     if not isinstance(files, dict):
         raise InputError(f"{folder / STATE} has no list of files")
+    found = {}
     for name, expected in files.items():
         try:
-            found = _fingerprint(folder / name)
+            if _fingerprint(folder / name) != expected:
+                found[name] = f"{folder / name} is damaged: it is not as it was written"
         except OSError as error:
-            raise InputError(f"cannot read {folder / name}: {error.strerror}") from error
-        if found != expected:
-            raise InputError(f"{folder / name} is damaged: it is not as it was written")
+            found[name] = f"cannot read {folder / name}: {error.strerror}"
+    return found
+
+
+def is_trained(name: str, part: str) -> bool:
+    """Whether a file of a checkpoint holds what training changes, and needs to go on."""
+    places = tuple(f"{kind}/{part}/" for kind in KINDS)
+    return name.startswith(places) or name == "optimizer.safetensors"
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that it is not taken for one; returns its new place."""
+    place = folder.with_name(f"damaged_{folder.name}")
+    shutil.rmtree(place, ignore_errors=True)
+    return folder.rename(place)
 
 
 def load_checkpoint(
@@ -232,10 +260,8 @@ def load_checkpoint(
     """Bring average, network and optimizer to where the checkpoint left them.
 
     Returns: the number of steps done.
-    Raises: InputError for a damaged checkpoint, or one of a network of other sizes; nothing is
-        changed when a file is not as it was written.
+    Raises: InputError for a damaged checkpoint, or one of a network of other sizes.
     """
-    verify(folder)
     for kind, network in zip(KINDS, (average, module), strict=True):
         path = find_weights(folder / kind / part)
         tensors = read_tensors(path)
@@ -268,7 +294,8 @@ def load_optimizer(
     expected = {}
     for name, parameter in module.named_parameters():
         moment = torch.empty_like(parameter, requires_grad=False)
-        expected |= {f"{name}.step": torch.zeros(()), f"{name}.exp_avg": moment}
+        step = torch.zeros((), device=parameter.device)  # where a fused optimizer counts
+        expected |= {f"{name}.step": step, f"{name}.exp_avg": moment}
         expected |= {f"{name}.exp_avg_sq": torch.empty_like(moment)}
     check_fit(expected, tensors, where)
     for name, parameter in module.named_parameters():
@@ -320,7 +347,7 @@ def _link_missing(source: Path, target: Path) -> None:
 def _remove(checkpoint: Path) -> None:
     """Remove a checkpoint so that half of it is never taken for one."""
     if checkpoint.exists():
-        hidden = checkpoint.with_name(f".{checkpoint.name}.old")
+        hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
         shutil.rmtree(hidden, ignore_errors=True)
         checkpoint.rename(hidden)
         shutil.rmtree(hidden)

@@ -104,7 +104,7 @@ class StepsConfig:
     channels_last: bool = True
     compile: bool = False  # minutes at the start, faster steps afterwards
     recompute_activations: bool = False  # in the backward pass: less memory, about a third slower
-    max_bad_steps: int = 20  # in a row, with a loss or gradient that is not finite
+    max_bad_steps: int = 20  # in a row, with a loss or gradient that is not finite; seen at a log
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2  # the newest
@@ -115,7 +115,7 @@ class StepsConfig:
 class ValidationConfig:
     """What is edited to see how the training does."""
 
-    every: int = 500
+    every: int = 500  # the best checkpoint is one of those that are validated
     pairs_per_task: int = 8
     batch_size: int = 8
     edit: EditSettings = field(default_factory=EditSettings)

@@ -79,6 +79,9 @@ class Learner(Protocol):
     def weights(self, module: nn.Module, *, whole: bool) -> Weights:
         """The model with `module` in its place, to be saved; `whole` with what is not trained."""
 
+    def networks(self) -> list[nn.Module]:
+        """All that a step runs through."""
+
     def flops_per_sample(self) -> float | None:
         """FLOPs of one sample's forward and backward pass through what is trained."""
 
@@ -198,6 +201,10 @@ class EditLearner:
         frozen = self.frozen.get() if whole else (None, None)
         return Weights(module, *frozen, self.schedule.config)
 
+    def networks(self) -> list[nn.Module]:
+        """See `Learner.networks`."""
+        return [self.module, *self.frozen.get()]
+
     def flops_per_sample(self) -> float:
         """See `Learner.flops_per_sample`."""
         side = self.config.data.resolution // self.vae_config.downscale
@@ -292,12 +299,12 @@ class AutoencoderLearner:
 
     def losses(self, batch: Batch) -> Losses:
         """See `Learner.losses`. L1 and L2 on pixels, KL per latent value."""
-        pixels = batch.target_pixels.to(self.device, non_blocking=True)
+        pixels = copy_to(batch.target_pixels, self.device)
         side = self.config.data.resolution // self.module.config.downscale
         shape = (LATENT_CHANNELS, side, side)
         seed = self.config.run.seed
         noise = torch.stack([unit_noise(shape, seed, "objective", i) for i in batch.indices])
-        decoded, posterior = self.network(pixels, noise)
+        decoded, posterior = self.network(pixels, copy_to(noise, self.device))
         difference = decoded.float() - pixels
         pixel_loss = (difference.abs() + difference.square()).flatten(1).mean(1)
         kl = posterior.kl() / noise[0].numel()
@@ -318,6 +325,10 @@ class AutoencoderLearner:
             module = copy.copy(module)
             module.config = replace(module.config, scaling_factor=scale)
         return Weights(None, module, self.text if whole else None, self.schedule)
+
+    def networks(self) -> list[nn.Module]:
+        """See `Learner.networks`."""
+        return [self.module]
 
     def flops_per_sample(self) -> None:
         """Not counted."""

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import itertools
+import multiprocessing
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +18,12 @@ from ipx2p.distributed import World, open_world
 from ipx2p.errors import InputError
 from ipx2p.training.checkpoint import (
     CheckpointSaver,
+    damages,
     find_checkpoints,
+    is_trained,
     load_checkpoint,
     point_at,
+    set_aside,
     world_size,
 )
 from ipx2p.training.config import StepsConfig, TrainConfig
@@ -29,7 +33,7 @@ from ipx2p.training.learners import LEARNERS, Learner
 from ipx2p.training.monitor import Monitor
 from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
 from ipx2p.training.run import Run
-from ipx2p.training.samples import check_unchanged, open_pairs, open_stream
+from ipx2p.training.samples import check_unchanged, note_pairs, open_pairs, open_stream
 from ipx2p.training.speed import prepare, set_layout
 from ipx2p.training.validation import fixed_pairs, score_table
 
@@ -41,18 +45,26 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
         dry_run: build everything, take no step and write nothing.
     Raises: InputError for bad settings, weights or pictures, on every process.
     """
-    with open_world() as world:
+    cuda = config.train.device != "cpu" and torch.cuda.is_available()
+    with open_world(cuda=cuda) as world:
         interrupts = Interrupts(world)
-        with interrupts.listen():
-            _train(config, world, interrupts, dry_run)
-            interrupts.settle()
+        try:
+            with interrupts.listen():
+                _train(config, world, interrupts, dry_run)
+                interrupts.settle()
+        except BaseException:
+            # Data workers outlive signals, and an exception that is on its way keeps them alive.
+            for process in multiprocessing.active_children():
+                if process.daemon:
+                    process.kill()
+            raise
 
 
 def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: bool) -> None:
     device = pick_device(config.train.device, world.local_rank)
     check_batch(config.train, world)
     run = Run(config)
-    if run.is_finished:
+    if world.gather(run.is_finished)[0]:
         world.print(f"{run.folder} is finished, {run.num_steps} steps were done before")
         print_results(run, world)
         return
@@ -67,7 +79,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         seed=config.run.seed,
     )
     learner: Learner = LEARNERS[config.objective.kind](config, device, fixed, world)
-    check_agreement(config, learner.module, world)
+    check_agreement(config, learner, world)
     set_layout(learner.module, config.train)
     average = EMA(learner.module, config.train.ema_decay)
     learner.network = prepare(learner.module, config.train, world)
@@ -79,11 +91,14 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         world.print("dry run: everything is in order, nothing was written")
         return
 
+    check_unchanged(train_pairs, run.folder, world)
     if world.is_main:
         run.begin()
+        note_pairs(train_pairs, run.folder)
     world.barrier()
-    check_unchanged(train_pairs, run.folder / "pairs.json", world)
-    step = saved = resume(run, learner, average, optimizer, world)
+    step, is_whole = resume(run, learner, average, optimizer, world)
+    saved = step if is_whole else -1
+    is_reported = world.gather(run.has_report(step))[0]
     flops_per_sample = learner.flops_per_sample()
     monitor = Monitor(
         run.folder, config.train, world, device, steps_done=step, flops_per_sample=flops_per_sample
@@ -99,8 +114,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         world.check_same(f"step {step}: the trained network", weights_hash(learner.module))
         world.check_same(f"step {step}: its average", weights_hash(average.module))
         if world.is_main:
-            whole = not find_checkpoints(run.folder)
-            averaged = learner.weights(average.module, whole=whole)
+            averaged = learner.weights(average.module, whole=saver.newest is None)
             saver.save(step, averaged, learner.weights(plain, whole=False), optimizer)
 
     def validate() -> None:
@@ -110,6 +124,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
             saver.wait()
             run.save_report(step, report)
 
+    stopped = False
     try:
         stream = open_stream(config, train_pairs, learner, world, interrupts.check)
         sampler = StepSampler(
@@ -119,7 +134,8 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
             world=world,
         )
         batches = micro_batches(stream, sampler, workers=config.data.workers)
-        if step and step % config.validation.every == 0 and not run.has_report(step):
+        is_last = step == config.train.steps
+        if step and (is_last or step % config.validation.every == 0) and not is_reported:
             validate()  # the process was killed between a checkpoint and its validation
         monitor.resume()
         while step < config.train.steps and not interrupts.agreed():
@@ -130,26 +146,25 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
             step += 1
             average.update(learner.module, step)
             monitor.step(step, losses, rate, grad_norm, bad)
-            if monitor.bad_in_row >= config.train.max_bad_steps:
-                what = f"{monitor.bad_in_row} updates in a row were left out"
+            if monitor.most_bad_in_row >= config.train.max_bad_steps:
+                what = f"{monitor.most_bad_in_row} updates in a row were left out"
                 raise InputError(divergence(run, what))
-            if step % config.train.checkpoint_every == 0 or step == config.train.steps:
+            is_last = step == config.train.steps
+            if is_last or step % config.train.checkpoint_every == 0:
                 checkpoint()
                 saved = step
-            if step % config.validation.every == 0 and step < config.train.steps:
+            if is_last or step % config.validation.every == 0:
                 validate()
             monitor.resume()
-        if step == config.train.steps and not run.has_report(step):
-            validate()
     except Stopped:  # while encoding or validating, which the next start makes up for
-        pass
+        stopped = True
     if step > saved:
         checkpoint()
     saver.close()
     monitor.close()
     if world.is_main:
         run.end()
-    if step == config.train.steps and run.has_report(step):
+    if step == config.train.steps and not stopped:
         print_results(run, world)
     else:
         world.print(f"stopped after step {step}; the same command goes on from there")
@@ -185,12 +200,14 @@ def check_batch(config: StepsConfig, world: World) -> None:
         )
 
 
-def check_agreement(config: TrainConfig, module: nn.Module, world: World) -> None:
+def check_agreement(config: TrainConfig, learner: Learner, world: World) -> None:
     """Raise InputError unless all processes start from the same settings, code and weights."""
     world.check_same("the settings", _hash(repr(config).encode()))
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     world.check_same("the code of ipx2p", _hash(b"".join(path.read_bytes() for path in files)))
-    world.check_same("the network at the start", weights_hash(module))
+    for network in learner.networks():
+        name = type(network).__name__
+        world.check_same(f"the {name} at the start", weights_hash(network))
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -220,39 +237,63 @@ def divergence(run: Run, what: str) -> str:
     return f"{what}, {last}: lower optimizer.learning_rate, or look at the pictures"
 
 
-def resume(run: Run, learner: Learner, average: EMA, optimizer: AdamW, world: World) -> int:
-    """Load the newest checkpoint that is whole, if there is one; returns the steps done.
+def resume(
+    run: Run, learner: Learner, average: EMA, optimizer: AdamW, world: World
+) -> tuple[int, bool]:
+    """Load the newest checkpoint that can be gone on from, if there is one; set damaged ones aside.
 
+    Returns: the steps done, and whether that checkpoint is whole: of what is not trained some may
+        be damaged, which the next checkpoint brings anew.
     Raises: InputError when there are checkpoints, and all of them are damaged.
     """
-    found = [str(folder) for folder in find_checkpoints(run.folder)]
+    found = find_checkpoints(run.folder)
     world.check_same("what checkpoints there are (run.dir must be shared)", str(found))
-    error: InputError | None = None
-    for folder in reversed(find_checkpoints(run.folder)):
-        try:
-            step = load_checkpoint(
-                folder,
-                part=learner.part,
-                average=average.module,
-                module=learner.module,
-                optimizer=optimizer,
-            )
-        except InputError as damage:
-            world.print(f"warning: {damage}: going back to the checkpoint before it")
-            error = error or damage
-            continue
-        if world.is_main:
-            point_at(run.folder, folder)  # the process may have been killed just before it
-        world.print(f"going on from {folder}")
-        rounding = [*run.rounding]
-        if world_size(folder) != world.size:
-            rounding.append(f"there were {world_size(folder)} processes and are {world.size}")
-        if rounding:
-            world.print(f"not bit for bit as without the stop: {'; '.join(rounding)}")
-        return step
-    if error is not None:
-        raise error
-    return 0
+    errors: list[str] = []
+    for folder in reversed(found):
+        error, frozen = check_checkpoint(folder, learner.part)
+        error, frozen = max(world.gather((error or "", frozen)))  # if not all could read it
+        if not error:
+            break
+        errors.append(error)
+        world.print(f"warning: {error}: going back to the checkpoint before it")
+    else:
+        if errors:
+            raise InputError(f"no checkpoint is whole: {errors[0]}")
+        return 0, True
+    step = load_checkpoint(
+        folder,
+        part=learner.part,
+        average=average.module,
+        module=learner.module,
+        optimizer=optimizer,
+    )
+    world.barrier()
+    if world.is_main:
+        for damaged in found[found.index(folder) + 1 :]:
+            print(f"the damaged checkpoint is kept as {set_aside(damaged)}")
+        run.forget_reports(step)
+        point_at(run.folder, folder)  # the process may have been killed just before it
+    world.barrier()
+    world.print(f"going on from {folder}")
+    for line in frozen:
+        world.print(f"warning: {line}: it is written anew with the next checkpoint")
+    rounding = [*run.rounding]
+    if world_size(folder) != world.size:
+        rounding.append(f"there were {world_size(folder)} processes and are {world.size}")
+    if rounding:
+        world.print(f"not bit for bit as without the stop: {'; '.join(rounding)}")
+    return step, not frozen
+
+
+def check_checkpoint(folder: Path, part: str) -> tuple[str | None, list[str]]:
+    """Why a checkpoint cannot be gone on from, and what else of it is damaged."""
+    try:
+        found = damages(folder)
+    except InputError as error:
+        return str(error), []
+    trained = [line for name, line in found.items() if is_trained(name, part)]
+    frozen = [line for name, line in found.items() if not is_trained(name, part)]
+    return (trained[0] if trained else None), frozen
 
 
 def print_results(run: Run, world: World) -> None:

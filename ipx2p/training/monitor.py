@@ -54,7 +54,7 @@ class Monitor:
         self.steps_done = self.logged_step = steps_done
         self.records: list[tuple[list[Losses], Tensor]] = []
         self.busy_s = self.logged_busy_s = self.waiting_s = 0.0
-        self.bad_steps = self.bad_in_row = 0
+        self.bad_steps = self.bad_in_row = self.most_bad_in_row = 0
         self.folder = folder
         self.lines = folder / "metrics.jsonl"
         self.board: SummaryWriter | None = None
@@ -93,7 +93,8 @@ class Monitor:
         """Write numbers to TensorBoard and as a line of JSON."""
 
         def write(board: SummaryWriter) -> None:
-            _append(self.lines, json.dumps({"step": step, **values}) + "\n")
+            numbers = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            _append(self.lines, json.dumps({"step": step, **numbers}) + "\n")
             for name, value in values.items():
                 board.add_scalar(name, value, step)
 
@@ -153,7 +154,7 @@ class Monitor:
         counts = sum((part[1] for part in gathered), Counter())
         hidden = sum((part[2] for part in gathered), Counter())
         return {
-            "loss": sum(sums.values()) / max(1, counts.total()),
+            "loss": sum(sums.values()) / counts.total() if counts else math.nan,
             **{name: sums[name] / counts[name] for name in sorted(sums) if name != "loss"},
             **{f"hidden_{name}": hidden[name] for name in losses[0].hidden},
             "bad_steps": self.bad_steps,
@@ -161,6 +162,7 @@ class Monitor:
 
     def _count_bad(self, step: int, bad: bool) -> None:
         self.bad_in_row = self.bad_in_row + 1 if bad else 0
+        self.most_bad_in_row = max(self.most_bad_in_row, self.bad_in_row)
         if not bad:
             return
         self.bad_steps += 1

@@ -4,6 +4,7 @@ import fcntl
 import os
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ipx2p.config import config_differences, load_config, save_config
 from ipx2p.errors import InputError
 from ipx2p.files import atomic_write, check_writable, read_json, write_json
 from ipx2p.images import save_image
-from ipx2p.training.checkpoint import find_checkpoints, mark_best, num_steps, sweep
+from ipx2p.training.checkpoint import damages, find_checkpoints, mark_best, num_steps, sweep
 from ipx2p.training.config import TrainConfig
 from ipx2p.training.validation import Report, TaskScore
 
@@ -55,8 +56,12 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all steps are done and the validation after them too."""
-        return self.steps_done == self.num_steps and self._scores_path(self.num_steps).exists()
+        """Whether all steps are done, the validation after them too, and nothing is damaged."""
+        if self.steps_done != self.num_steps or not self.has_report(self.num_steps):
+            return False
+        with suppress(InputError):
+            return not damages(find_checkpoints(self.folder)[-1])
+        return False
 
     def begin(self) -> None:
         """Take the folder for this process, and write down settings and command.
@@ -87,6 +92,12 @@ class Run:
         """Where the sheet of a validation lies."""
         return self.folder / "samples" / f"step_{step:06d}.png"
 
+    def forget_reports(self, step: int) -> None:
+        """Remove the reports of later steps, which will be done again."""
+        for path in (self.folder / "samples").glob("step_*.json"):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+
     def has_report(self, step: int) -> bool:
         """Whether the validation of a step was done."""
         return self._scores_path(step).exists()
@@ -100,7 +111,7 @@ class Run:
             save_image(report.sheet, self.sheet_path(step))
             write_json({"scores": [asdict(s) for s in report.scores]}, self._scores_path(step))
             mark_best(self.folder, step, report.quality())
-        except InputError as error:
+        except (InputError, OSError) as error:
             if step == self.num_steps:
                 raise
             print(f"warning: {error}", file=sys.stderr, flush=True)

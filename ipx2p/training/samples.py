@@ -16,6 +16,8 @@ from ipx2p.files import read_json, write_json
 from ipx2p.training.config import DataConfig, TrainConfig
 from ipx2p.training.learners import Learner
 
+PAIRS = "pairs.json"
+
 
 def open_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
     """The pairs to train on, and those that only validation sees."""
@@ -56,35 +58,37 @@ def open_stream(
     return cache.stream()
 
 
-def check_unchanged(pairs: Pairs, path: Path, world: World) -> None:
-    """Raise InputError if a run goes on with other pairs than it began with; note them if it
-    begins.
+def check_unchanged(pairs: Pairs, run: Path, world: World) -> None:
+    """Raise InputError if a run goes on with other pairs than it began with."""
+    lines, hashes = _list_pairs(pairs)
+    world.check_same("the list of pairs", blake2b("".join(hashes).encode()).hexdigest()[:16])
+    path = run / PAIRS
+    before = read_json(path).get("pairs") if path.exists() else hashes
+    if before == hashes:
+        return
+    known = set(before) if isinstance(before, list) else set()
+    other = [line for line, value in zip(lines, hashes, strict=True) if value not in known]
+    changes = []
+    if len(known) != len(set(hashes)):
+        changes.append(f"there were {len(before or ())} pairs and are {len(hashes)}")
+    if other:
+        changes.append(f"{len(other)} are new, such as {other[0][:100]}")
+    raise InputError(
+        f"the pairs are not those that {run} learned from: "
+        f"{'; '.join(changes) or 'they stand in another order'}. Bring them back, or choose "
+        "another run.name"
+    )
 
-    Args:
-        path: where the run keeps what its pairs were, a short hash of each.
-    """
+
+def note_pairs(pairs: Pairs, run: Path) -> None:
+    """Write down, once, which pairs a run learns from: a short hash of each."""
+    if not (run / PAIRS).exists():
+        write_json({"pairs": _list_pairs(pairs)[1]}, run / PAIRS)
+
+
+def _list_pairs(pairs: Pairs) -> tuple[list[str], list[str]]:
     lines = [
         f"{pairs.describe(item)} {json.dumps(pairs.instructions(item))}"
         for item in range(len(pairs))
     ]
-    hashes = [blake2b(line.encode(), digest_size=4).hexdigest() for line in lines]
-    world.check_same("the list of pairs", blake2b("".join(hashes).encode()).hexdigest()[:16])
-    if not path.exists():
-        if world.is_main:
-            write_json({"pairs": hashes}, path)
-        return
-    before = read_json(path).get("pairs")
-    if before == hashes:
-        return
-    changes = []
-    if isinstance(before, list) and len(before) != len(hashes):
-        changes.append(f"there were {len(before)} pairs and are {len(hashes)}")
-    known = set(before) if isinstance(before, list) else set()
-    other = [line for line, value in zip(lines, hashes, strict=True) if value not in known]
-    if other:
-        changes.append(f"{len(other)} are new, such as {other[0][:100]}")
-    raise InputError(
-        f"the pairs are not those that {path.parent} learned from: "
-        f"{'; '.join(changes) or 'they stand in another order'}. Bring them back, or choose "
-        "another run.name"
-    )
+    return lines, [blake2b(line.encode(), digest_size=4).hexdigest() for line in lines]

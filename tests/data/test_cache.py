@@ -139,6 +139,20 @@ def test_a_damaged_shard_is_named_and_rebuilt(fill, kind):
     assert fill()[1] == 0
 
 
+def test_a_shard_that_another_run_is_writing_is_left_alone(fill, folder):
+    fill()
+    writing = folder / "cache" / "latents" / ".0123.safetensors"
+    writing.write_bytes(b"half")
+    assert fill()[1] == 0 and writing.exists()
+
+
+def test_a_shard_that_is_gone_is_one_error(fill):
+    cache, _, _ = fill()
+    shutil.rmtree(cache.folder / "latents")
+    with pytest.raises(InputError, match="cannot read .*latents.*is encoded anew"):
+        batch(cache.stream(), 2)
+
+
 def test_lost_or_damaged_notes_on_files_cost_a_read_only(fill, folder):
     fill()
     (folder / "cache" / "files.json").write_text('{"a": 1')

@@ -86,6 +86,10 @@ def test_two_processes_equal_one_with_twice_the_micro_batches(launch, tmp_path, 
     assert "encoding pairs" not in out
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     assert_same_run(two, one)
+    for report in (two / "samples").glob("*.json"):
+        report.unlink()
+    code, out, _ = launch("two", 2, *extra, "validation.every=4")
+    assert code == 0 and "eta" not in out and "VAE ceiling" in out, out  # made up for, by both
 
 
 @pytest.mark.slow
@@ -133,6 +137,17 @@ def test_a_process_that_crashes_ends_the_job_in_under_a_minute(launch):
 
 
 @pytest.mark.slow
+def test_a_crash_ends_a_process_with_data_workers(launch):
+    change = (
+        "from ipx2p.training.ema import EMA\n"
+        "def crash(*_): raise RuntimeError('out of memory')\n"
+        "EMA.update = crash\n"
+    )
+    code, out, _ = launch("crash", 1, *SHORT, "data.workers=2", change=change)
+    assert code == 1 and "RuntimeError: out of memory" in out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -148,7 +163,7 @@ def test_a_process_that_crashes_ends_the_job_in_under_a_minute(launch):
             "    with torch.no_grad(): network.conv_in.bias[0] += float(os.environ['RANK'])\n"
             "    return network\n"
             "learners._fresh = changed\n",
-            "the network at the start differs between processes",
+            "the UNet at the start differs between processes",
         ),
         (
             "from ipx2p.training.ema import EMA\n"
@@ -214,8 +229,13 @@ def test_a_signal_to_all_processes_ends_them_in_order(launch):
 def test_what_torchrun_did_not_set_is_named(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(InputError, match="start with torchrun, or set them all"), open_world():
-        pass
+    with pytest.raises(InputError, match="start with torchrun, or set them all"):
+        open_world(cuda=False).__enter__()
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(InputError, match="do not make sense: .*'RANK': '2', 'WORLD_SIZE': '2'"):
+        open_world(cuda=False).__enter__()
 
 
 def test_shares_of_a_list_are_merged_in_its_order(monkeypatch):

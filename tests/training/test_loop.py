@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ipx2p.editor import Editor
 from ipx2p.errors import InputError
-from ipx2p.training.checkpoint import find_checkpoints
+from ipx2p.training.checkpoint import damages, find_checkpoints
 from ipx2p.training.config import OptimizerConfig
 from ipx2p.training.loop import train
 from ipx2p.training.optimizer import learning_rate
@@ -108,7 +108,8 @@ def test_a_validation_that_a_kill_prevented_is_made_up_for(make_config, run_fold
 def test_what_a_killed_process_left_is_swept_and_links_are_set_right(make_config, finished_run):
     checkpoints = finished_run / "checkpoints"
     (checkpoints / ".step_000006").mkdir()
-    (checkpoints / ".step_000002.old").mkdir()
+    (checkpoints / ".step_000002.removed").mkdir()
+    shutil.copytree(checkpoints / "step_000004", checkpoints / ".step_000004.replaced")
     (finished_run / "weights").unlink()
     (finished_run / "samples" / "step_000004.json").unlink()
     train(make_config())
@@ -139,7 +140,6 @@ def test_two_processes_do_not_share_a_run(make_config, run_folder):
         (lambda f: os.truncate(f / "optimizer.safetensors", 3000), "safetensors is damaged"),
         (lambda f: flip_a_bit(f / "optimizer.safetensors"), "safetensors is damaged"),
         (lambda f: (f / "weights" / UNET).unlink(), f"cannot read .*{UNET}"),
-        (lambda f: (f / "state.json").write_text("{}"), "has no list of files"),
         (lambda f: (f / "state.json").write_text("{"), "is not JSON"),
     ],
 )
@@ -148,12 +148,40 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
 ):
     older, newest = find_checkpoints(finished_run)
     spoil(newest)
-    for path in (finished_run / "samples").glob("step_000004*"):
-        path.unlink()
     train(make_config())
     out = capsys.readouterr().out
     assert re.search(f"warning: .*{message}.*going back to the checkpoint before it", out)
     assert f"going on from {older}" in out
+    assert f"is kept as {newest.with_name('damaged_step_000004')}" in out and "step 4/4" in out
+    assert_same_run(finished_run, trained_once)
+    train(make_config())
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_damage_to_what_is_not_trained_is_named_and_mended(
+    make_config, finished_run, trained_once, capsys
+):
+    newest = find_checkpoints(finished_run)[-1]
+    vae = newest / "weights" / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(vae.read_bytes())
+    content[-100] ^= 1
+    vae.write_bytes(content)  # in place: the file of all checkpoints
+    train(make_config())
+    out = capsys.readouterr().out
+    assert f"warning: {vae} is damaged" in out and "written anew with the next checkpoint" in out
+    assert "step 4/4" not in out  # nothing had to be learned again
+    assert_same_run(finished_run, trained_once)
+    assert not damages(find_checkpoints(finished_run)[-1])
+
+
+def test_what_follows_a_damaged_checkpoint_is_kept_and_whole(
+    make_config, finished_run, trained_once
+):
+    newest = find_checkpoints(finished_run)[-1]
+    shutil.rmtree(newest / "weights" / "vae")
+    os.truncate(newest / "optimizer.safetensors", 3000)
+    train(make_config("train.keep_checkpoints=1", "train.checkpoint_every=3"))
+    assert [path.name for path in find_checkpoints(finished_run)] == ["step_000003", "step_000004"]
     assert_same_run(finished_run, trained_once)
 
 
@@ -167,8 +195,7 @@ def flip_a_bit(path):
 def test_a_run_without_a_whole_checkpoint_is_refused(make_config, finished_run):
     for checkpoint in find_checkpoints(finished_run):
         os.truncate(checkpoint / "optimizer.safetensors", 3000)
-    (finished_run / "samples" / "step_000004.json").unlink()
-    with pytest.raises(InputError, match=r"step_000004/optimizer\.safetensors is damaged"):
+    with pytest.raises(InputError, match=r"no checkpoint is whole: .*step_000004/opt.* is damaged"):
         train(make_config())
 
 

@@ -86,6 +86,25 @@ def test_weights_that_are_not_finite_do_not_replace_good_ones(make_config, run_f
     assert [path.name for path in find_checkpoints(run_folder)] == ["step_000002"]
 
 
+def test_a_long_row_of_them_is_noticed_at_the_next_log(make_config, spoil):
+    spoil({*range(3, 9)})  # of steps 2 and 3
+    with pytest.raises(InputError, match="2 updates in a row were left out"):
+        train(make_config("train.max_bad_steps=2", "train.log_every=4", "validation.every=9"))
+
+
+def test_a_loss_that_is_never_finite_is_not_logged_as_zero(make_config, run_folder, spoil, capsys):
+    spoil({*range(99)})
+    train(make_config("train.batch_size=1", "validation.every=9"))
+    assert "step 1/4  loss nan" in capsys.readouterr().out
+    assert lines(run_folder)[0]["loss"] is None
+
+
+def test_sums_over_processes_are_rounded_and_still_judged_right(monkeypatch, make_config, capsys):
+    monkeypatch.setattr(World, "mean", lambda self, value: value * 0.9999999)
+    train(make_config("validation.every=9"))
+    assert "left out" not in capsys.readouterr().out
+
+
 # Disks
 
 
@@ -126,7 +145,6 @@ def test_a_last_checkpoint_that_failed_ends_the_run_with_an_error(
         train(make_config())
     assert [path.name for path in (run_folder / "checkpoints").iterdir()] == ["step_000002"]
     monkeypatch.undo()
-    forget(run_folder, 2)  # the report of the last step, which has no checkpoint
     train(make_config())
     assert_same_run(run_folder, trained_once)
 
