@@ -1,6 +1,7 @@
 """Train an edit model, or an autoencoder for one. `python train.py --help` shows examples."""
 
 import argparse
+import os
 
 from ipx2p.cli import Parser, run_command
 
@@ -35,6 +36,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Read the settings and train."""
     args = parse(argv)
+    # Large pages on the CPU, read when torch starts: a step takes and gives back gigabytes.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from ipx2p.training.config import TrainConfig
     from ipx2p.training.loop import train
 
