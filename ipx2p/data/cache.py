@@ -11,7 +11,7 @@ itself: what it gets does not depend on what else was missing, or on who encoded
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
@@ -36,6 +36,7 @@ from ipx2p.tensors import digest
 
 DTYPE = torch.float16  # finer than bfloat16, and latents and text states fit its range
 SHARD_ROWS = 128
+CHECK_FILES = 64  # how many a process reads before it looks whether it has to stop
 SHARD_S = 60.0  # a shard is closed after this time: so much work is lost by a kill at most
 
 
@@ -108,7 +109,7 @@ class Cache:
         return EncodedStream(self)
 
     def _fill_latents(self, vae: VAE, workers: int) -> None:
-        digests = digest_files(self.folder / "files.json", self.pairs, self.world)
+        digests = digest_files(self.folder / "files.json", self.pairs, self.world, self.check)
         framing = self.framing
         network = [asdict(vae.config), digest(vae.state_dict())]
         how = (network, framing.resolution, framing.max_zoom, framing.flip)
@@ -277,7 +278,9 @@ def _encode(vae: VAE, source: Tensor, target: Tensor, *, flip: bool) -> dict[str
     }
 
 
-def digest_files(known_path: Path, pairs: Pairs, world: World) -> dict[str, str | None]:
+def digest_files(
+    known_path: Path, pairs: Pairs, world: World, check: Callable[[], None]
+) -> dict[str, str | None]:
     """The content of every picture file as a hash, by path; spread over the processes.
 
     Args:
@@ -289,27 +292,31 @@ def digest_files(known_path: Path, pairs: Pairs, world: World) -> dict[str, str 
         known = read_json(known_path)
     paths = sorted({path for item in range(len(pairs)) for path in pairs.files(item)})
     mine = world.share(paths)
-    if any(str(path.absolute()) not in known for path in mine) and world.is_main:
-        mine = tqdm(mine, desc="reading pictures", unit=" files")
-    found = dict(zip(map(str, paths), world.merge(_digest_all(mine, known)), strict=True))
-    entries = {str(path.absolute()): found[str(path)] for path in paths}
-    if world.is_main and any(known.get(path) != entry for path, entry in entries.items()):
-        write_json(known | entries, known_path)
+    is_new = any(str(path.absolute()) not in known for path in paths)
+    entries = []
+    with tqdm(total=len(paths), desc="reading pictures", unit=" files",
+              disable=not (world.is_main and is_new)) as bar:  # fmt: skip
+        for turn in range(-(-len(paths) // world.size)):
+            entries += [_digest(path, known) for path in mine[turn : turn + 1]]
+            bar.update(min(world.size, len(paths) - turn * world.size))
+            if turn % CHECK_FILES == 0:
+                check()
+    found = dict(zip(map(str, paths), world.merge(entries), strict=True))
+    if world.is_main:
+        noted = known | {str(path.absolute()): found[str(path)] for path in paths}
+        if noted != known:
+            write_json(noted, known_path)
     return {path: entry[-1] for path, entry in found.items()}
 
 
-def _digest_all(paths: Iterable[Path], known: dict[str, Any]) -> list[list]:
-    """Size, times and hash of each file."""
-    entries = []
-    for path in paths:
-        try:
-            stat = path.stat()
-            entry = known.get(str(path.absolute()))
-            marks = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-            if not isinstance(entry, list) or entry[:-1] != marks:
-                content = blake2b(path.read_bytes(), digest_size=16)
-                entry = [*marks, content.hexdigest()]
-        except OSError:
-            entry = [None]
-        entries.append(entry)
-    return entries
+def _digest(path: Path, known: dict[str, Any]) -> list:
+    """Size, times and hash of a file; only None if it cannot be read."""
+    try:
+        stat = path.stat()
+        marks = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        entry = known.get(str(path.absolute()))
+        if isinstance(entry, list) and entry[:-1] == marks:
+            return entry
+        return [*marks, blake2b(path.read_bytes(), digest_size=16).hexdigest()]
+    except OSError:
+        return [None]

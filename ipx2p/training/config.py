@@ -150,6 +150,8 @@ class TrainConfig:
             raise InputError(f"run.name is {self.run.name!r}, expected the name of one folder")
         if self.data.cache and self.objective.kind == "autoencoder":
             raise InputError("data.cache holds what an autoencoder gives: it cannot train one")
+        if self.objective.kind == "autoencoder":
+            _check_autoencoder(self)
         self.objective.dropout.check("objective.dropout")
         self.validation.edit.check()
 
@@ -217,6 +219,15 @@ def _check_numbers(config: TrainConfig) -> None:
         raise InputError(f"train.ema_decay is {config.train.ema_decay}, expected 0 to below 1")
     if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
         raise InputError(f"optimizer.betas is {optimizer.betas}, expected two in [0, 1)")
+
+
+def _check_autoencoder(config: TrainConfig) -> None:
+    """What has no meaning for an autoencoder is not passed over in silence."""
+    for name in ("prediction_type", "zero_terminal_snr", "min_snr_gamma"):
+        if getattr(config.objective, name) is not None:
+            raise InputError(f"objective.{name} is for objective.kind edit: leave it out")
+    if config.train.precision == "bfloat16":
+        raise InputError("train.precision: an autoencoder is trained in float32")
 
 
 def _check_data(data: DataConfig) -> None:

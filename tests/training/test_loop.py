@@ -282,6 +282,19 @@ def test_weights_of_the_loss_change_what_is_learned_but_not_what_is_logged(
     assert first[0]["loss"] == first[1]["loss"] and first[0]["grad_norm"] != first[1]["grad_norm"]
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.min_snr_gamma=5", r"objective\.min_snr_gamma is for objective\.kind edit"),
+        ("train.precision=bfloat16", "an autoencoder is trained in float32"),
+        ("data.draws=1 data.cache=true", "data.cache holds what an autoencoder gives"),
+    ],
+)
+def test_what_means_nothing_to_an_autoencoder_is_refused(make_config, override, message):
+    with pytest.raises(InputError, match=message):
+        make_config(*QUICK_VAE, *override.split())
+
+
 def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_folder):
     train(make_config(*QUICK_VAE))
     config = json.loads((run_folder / "weights" / "vae" / "config.json").read_text())

@@ -1,5 +1,6 @@
 """A run that was stopped goes on as if it had not been, bit for bit."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 import ipx2p.data.cache
 import ipx2p.training.checkpoint
@@ -160,6 +162,33 @@ def test_more_or_other_photographs_are_refused_and_named(make_config, finished_r
     (tmp_path / "photos" / "wasp.jpg").unlink()
     with pytest.raises(InputError, match="there were 28 pairs and are 26"):
         train(make_config(photos))
+
+
+def test_a_manifest_that_changed_is_refused_with_what_changed(make_config, tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (32, 32), "teal").save(tmp_path / f"{name}.png")
+    line = {"source": "a.png", "target": "b.png", "instruction": "derain", "task": "derain"}
+    manifest = tmp_path / "train.jsonl"
+    config = make_config("data.photos=null", "data.held_out=[]", f"data.manifest={manifest}",
+                         f"data.validation_manifest={tmp_path / 'val.jsonl'}")  # fmt: skip
+    (tmp_path / "val.jsonl").write_text(json.dumps(line))
+    lines = [json.dumps(line | {"instruction": f"derain {number}"}) for number in range(3)]
+    manifest.write_text("\n".join(lines))
+    train(config)
+    run = tmp_path / "runs" / "test"
+    forget(run, 2)
+    before = (run / "config.yaml").read_bytes()
+    for changed, message in (
+        ([*lines[:2], lines[2].replace("2", "4")], r'1 are new, such as .*"derain 4"'),
+        (lines[:2], "there were 3 pairs and are 2"),
+        (lines[::-1], "they stand in another order"),
+    ):
+        manifest.write_text("\n".join(changed))
+        with pytest.raises(InputError, match=f"the pairs are not those .*: {message}"):
+            train(config)
+    assert (run / "config.yaml").read_bytes() == before
+    manifest.write_text("\n".join(lines))
+    train(config)
 
 
 def test_another_number_of_processes_goes_on_and_says_what_is_lost(
