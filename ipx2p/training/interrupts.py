@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
@@ -70,4 +70,5 @@ class Interrupts:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.requested = True
-        self.world.print(f"{signal.Signals(number).name}: stopping after this step")
+        with suppress(RuntimeError):  # it came in the middle of another print
+            self.world.print(f"{signal.Signals(number).name}: stopping after this step")

@@ -4,6 +4,7 @@ Model FLOPs utilisation (MFU) is the share of the peak that forward and backward
 PaLM (arXiv:2204.02311, app. B); what is computed twice to save memory does not count.
 """
 
+import re
 import time
 
 import torch
@@ -22,6 +23,7 @@ from ipx2p.training.config import StepsConfig
 # Dense bfloat16 and TF32 peaks in FLOP/s, from the vendor's data sheets.
 PEAKS = {
     "H200": (989e12, 495e12),
+    "H100 PCIe": (756e12, 378e12),
     "H100": (989e12, 495e12),
     "A100": (312e12, 156e12),
     "L40S": (362e12, 183e12),
@@ -29,7 +31,7 @@ PEAKS = {
     "RTX 4090": (165e12, 82.6e12),
     "RTX 3090": (71e12, 35.6e12),
 }
-MATMUL_SIDE = 1024
+MATMUL_SIDES = {"cpu": 1024, "cuda": 8192}  # enough to be busy with
 
 
 def set_layout(module: nn.Module, config: StepsConfig) -> None:
@@ -97,12 +99,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, peaks in PEAKS.items():
-            if known in name:
+            if re.search(rf"\b{known}\b", name):
                 return peaks[0] if dtype == torch.bfloat16 else peaks[1]
-    a = torch.ones(MATMUL_SIDE, MATMUL_SIDE, device=device, dtype=dtype)
+    side = MATMUL_SIDES.get(device.type, 1024)
+    a = torch.ones(side, side, device=device, dtype=dtype)
     durations_s = []
     for _ in range(5):
         start = time.perf_counter()
         (a @ a)[0, 0].item()
         durations_s.append(time.perf_counter() - start)
-    return 2 * MATMUL_SIDE**3 / min(durations_s)
+    return 2 * side**3 / min(durations_s)
