@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -60,6 +61,7 @@ class Monitor:
         self.board: SummaryWriter | None = None
         self.is_writing = True
         if world.is_main:
+            threading.excepthook = _pass_over_writer
             _cut_lines(self.lines, steps_done)
         self.resume()
 
@@ -111,6 +113,7 @@ class Monitor:
         """Flush what is not yet on disk."""
         if self.board is not None:
             self._write(lambda board: board.close())
+        threading.excepthook = threading.__excepthook__
 
     def _write(self, write: Callable[[SummaryWriter], None]) -> None:
         """Write on the main process; a full disk costs some of the log, not the run."""
@@ -198,6 +201,13 @@ class Monitor:
             f"waiting {values['waiting_share']:.0%}  eta {eta}"
         )
         self.scalars(step, values)
+
+
+def _pass_over_writer(args: threading.ExceptHookArgs) -> None:
+    """No traceback when TensorBoard's thread cannot write: its next call here tells."""
+    of_writer = type(args.thread).__module__.startswith("tensorboard.")
+    if not (of_writer and issubclass(args.exc_type, OSError)):
+        threading.__excepthook__(args)
 
 
 def _append(path: Path, line: str) -> None:
