@@ -12,7 +12,7 @@ itself: what it gets does not depend on what else was missing, or on who encoded
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -123,9 +123,9 @@ class Cache:
         todo = missing(self.latent_keys, self.latents)
         pictures = FixedPictures(self.pairs, framing, seed=self.seed)
         mine = [[place] for place in self.world.share(todo)]
-        batches = micro_batches(pictures, mine, workers=workers)
-        rows = (_encode(vae, *next(batches), flip=framing.flip) for _ in mine)
-        self._write(self.latents, self.latent_keys, todo, rows, "pairs")
+        with closing(micro_batches(pictures, mine, workers=workers)) as batches:
+            rows = (_encode(vae, *pair, flip=framing.flip) for pair in batches)
+            self._write(self.latents, self.latent_keys, todo, rows, "pairs")
 
     def _chance(self, item: int, draw: int) -> list | None:
         """What decides about the random part of a fixed draw; without draws nothing is random."""

@@ -5,7 +5,7 @@ its degradation come from generators keyed by i. So a resumed run continues the 
 """
 
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -189,8 +189,8 @@ class _Collate:
         return self.collate(samples)
 
 
-def micro_batches(stream: Dataset, sampler: Iterable[list[int]], *, workers: int) -> Iterator:
-    """The micro-batches that the sampler names, read ahead by worker processes.
+def micro_batches(stream: Dataset, sampler: Iterable[list[int]], *, workers: int) -> Generator:
+    """The micro-batches that the sampler names, read ahead by worker processes; `close` ends them.
 
     Args:
         stream: gives samples by index, or an InputError; its `collate` makes a batch of some.
@@ -205,8 +205,9 @@ def micro_batches(stream: Dataset, sampler: Iterable[list[int]], *, workers: int
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_ignore_signals,
     )
+    iterator = iter(loader)
     try:
-        for batch in loader:
+        for batch in iterator:
             if isinstance(batch, InputError):
                 raise batch
             yield batch
@@ -217,6 +218,11 @@ def micro_batches(stream: Dataset, sampler: Iterable[list[int]], *, workers: int
             f"a data worker was killed, which happens when memory runs out: lower data.workers "
             f"({workers}); {error}"
         ) from error
+    finally:
+        if workers:
+            # An exception on its way keeps the iterator alive, and with it its workers, for which
+            # the process would then wait for ever: they take no signal.
+            iterator._shutdown_workers()
 
 
 def _ignore_signals(worker: int) -> None:

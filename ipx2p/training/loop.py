@@ -3,8 +3,8 @@
 import copy
 import hashlib
 import itertools
-import multiprocessing
 import os
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,16 +48,9 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     cuda = config.train.device != "cpu" and torch.cuda.is_available()
     with open_world(cuda=cuda) as world:
         interrupts = Interrupts(world)
-        try:
-            with interrupts.listen():
-                _train(config, world, interrupts, dry_run)
-                interrupts.settle()
-        except BaseException:
-            # Data workers outlive signals, and an exception that is on its way keeps them alive.
-            for process in multiprocessing.active_children():
-                if process.daemon:
-                    process.kill()
-            raise
+        with interrupts.listen():
+            _train(config, world, interrupts, dry_run)
+            interrupts.settle()
 
 
 def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: bool) -> None:
@@ -133,29 +126,29 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
             accumulate=config.train.accumulate,
             world=world,
         )
-        batches = micro_batches(stream, sampler, workers=config.data.workers)
-        is_last = step == config.train.steps
-        if step and (is_last or step % config.validation.every == 0) and not is_reported:
-            validate()  # the process was killed between a checkpoint and its validation
-        monitor.resume()
-        while step < config.train.steps and not interrupts.agreed():
-            with monitor.waiting():
-                parts = [*itertools.islice(batches, config.train.accumulate)]
-            rate = learning_rate(config.optimizer, step, config.train.steps)
-            losses, grad_norm, bad = stepper(parts, rate)
-            step += 1
-            average.update(learner.module, step)
-            monitor.step(step, losses, rate, grad_norm, bad)
-            if monitor.most_bad_in_row >= config.train.max_bad_steps:
-                what = f"{monitor.most_bad_in_row} updates in a row were left out"
-                raise InputError(divergence(run, what))
+        with closing(micro_batches(stream, sampler, workers=config.data.workers)) as batches:
             is_last = step == config.train.steps
-            if is_last or step % config.train.checkpoint_every == 0:
-                checkpoint()
-                saved = step
-            if is_last or step % config.validation.every == 0:
-                validate()
+            if step and (is_last or step % config.validation.every == 0) and not is_reported:
+                validate()  # the process was killed between a checkpoint and its validation
             monitor.resume()
+            while step < config.train.steps and not interrupts.agreed():
+                with monitor.waiting():
+                    parts = [*itertools.islice(batches, config.train.accumulate)]
+                rate = learning_rate(config.optimizer, step, config.train.steps)
+                losses, grad_norm, bad = stepper(parts, rate)
+                step += 1
+                average.update(learner.module, step)
+                monitor.step(step, losses, rate, grad_norm, bad)
+                if monitor.most_bad_in_row >= config.train.max_bad_steps:
+                    what = f"{monitor.most_bad_in_row} updates in a row were left out"
+                    raise InputError(divergence(run, what))
+                is_last = step == config.train.steps
+                if is_last or step % config.train.checkpoint_every == 0:
+                    checkpoint()
+                    saved = step
+                if is_last or step % config.validation.every == 0:
+                    validate()
+                monitor.resume()
     except Stopped:  # while encoding or validating, which the next start makes up for
         stopped = True
     if step > saved:
@@ -298,6 +291,8 @@ def check_checkpoint(folder: Path, part: str) -> tuple[str | None, list[str]]:
 
 def print_results(run: Run, world: World) -> None:
     """Say what came out and where it lies."""
+    if not world.is_main:
+        return  # it may not see yet what the first process wrote
     world.print(score_table(run.final_scores()))
     world.print(f"before / after / target: {run.sheet_path(run.num_steps)}")
     world.print(f"weights (averaged): {run.folder / 'weights'}")
