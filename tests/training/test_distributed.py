@@ -157,12 +157,12 @@ def test_a_crash_ends_a_process_with_data_workers(launch):
         ),
         (
             "import ipx2p.training.learners as learners, torch\n"
-            "fresh = learners._fresh\n"
+            "fresh = learners.fresh_network\n"
             "def changed(*args):\n"
             "    network = fresh(*args)\n"
             "    with torch.no_grad(): network.conv_in.bias[0] += float(os.environ['RANK'])\n"
             "    return network\n"
-            "learners._fresh = changed\n",
+            "learners.fresh_network = changed\n",
             "the UNet at the start differs between processes",
         ),
         (
