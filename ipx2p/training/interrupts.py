@@ -28,13 +28,17 @@ class Interrupts:
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Take SIGINT, SIGTERM and SIGUSR1 as a request; the second one ends the process."""
+        """Take SIGINT, SIGTERM and SIGUSR1 as a request; the second one ends the process.
+
+        One of several processes takes none any more afterwards: the signal that stopped the others
+        may reach it late, when it has stopped with them.
+        """
         earlier = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in earlier.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler if self.world.size == 1 else signal.SIG_IGN)
 
     def agreed(self) -> bool:
         """Whether to stop now: the same answer on all processes, which all must ask.
