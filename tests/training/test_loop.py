@@ -92,6 +92,7 @@ def test_a_start_that_failed_does_not_hold_the_name(make_config, run_folder):
     train(make_config())
 
 
+@pytest.mark.slow
 def test_a_validation_that_a_kill_prevented_is_made_up_for(make_config, run_folder):
     overrides = ("train.checkpoint_every=1", "train.keep_checkpoints=9")
     train(make_config(*overrides))
@@ -174,6 +175,7 @@ def test_damage_to_what_is_not_trained_is_named_and_mended(
     assert not damages(find_checkpoints(finished_run)[-1])
 
 
+@pytest.mark.slow
 def test_what_follows_a_damaged_checkpoint_is_kept_and_whole(
     make_config, finished_run, trained_once
 ):

@@ -137,6 +137,7 @@ def test_a_checkpoint_that_failed_is_reported_and_the_next_one_makes_up_for_it(
     assert_same_run(run_folder, trained_once)
 
 
+@pytest.mark.slow
 def test_a_last_checkpoint_that_failed_ends_the_run_with_an_error(
     make_config, run_folder, trained_once, fail_to_save, monkeypatch
 ):
@@ -170,6 +171,7 @@ def test_a_limit_on_file_sizes_leaves_earlier_checkpoints_and_a_non_zero_exit(
     assert find_checkpoints(run_folder)[-1].name == "step_000004"
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_written_costs_no_run(make_config, run_folder, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -197,6 +199,7 @@ def test_a_checkpoint_written_in_the_background_is_the_same(
     assert (run_folder / "weights").resolve().parent == find_checkpoints(run_folder)[-1]
 
 
+@pytest.mark.slow
 def test_the_best_and_every_so_many_checkpoints_stay(make_config, run_folder, monkeypatch):
     from ipx2p.training.validation import Report
 

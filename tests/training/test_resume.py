@@ -126,6 +126,7 @@ def test_a_signal_ends_the_run_in_order_and_it_goes_on_bitwise(
     assert_same_run(run_folder, trained_once)
 
 
+@pytest.mark.slow
 def test_a_signal_while_encoding_keeps_what_is_done(
     make_config, run_folder, cache, tmp_path, signal_when, monkeypatch, capsys
 ):
