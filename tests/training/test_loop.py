@@ -134,6 +134,7 @@ def test_two_processes_do_not_share_a_run(make_config, run_folder):
     train(make_config())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

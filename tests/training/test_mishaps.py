@@ -45,7 +45,7 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("gradient_only", [False, True])
+@pytest.mark.parametrize("gradient_only", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_update_that_is_not_finite_changes_nothing(
     make_config, run_folder, spoil, capsys, gradient_only
 ):
