@@ -21,17 +21,20 @@ from ipx2p.files import atomic_write
 Config = TypeVar("Config")
 
 
-def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    kind: type[Config], path: str | Path | None, overrides: Sequence[str] = ()
+) -> Config:
     """Build the dataclass `kind` from its defaults, the YAML file and the overrides.
 
     Args:
         kind: a dataclass; nested ones are groups, written `group.key` in overrides.
-        path: the YAML file.
+        path: the YAML file; None for the defaults alone.
         overrides: `group.key=value` strings; values are read as YAML.
     Raises: InputError for a missing or broken file, an unknown key, a wrong type, a missing value.
     """
     settings = OmegaConf.structured(kind)
-    settings = _merge(settings, _read_yaml(Path(path)), where=str(path))
+    if path is not None:
+        settings = _merge(settings, _read_yaml(Path(path)), where=str(path))
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator or not key:

@@ -189,11 +189,14 @@ class _Collate:
         return self.collate(samples)
 
 
-def micro_batches(stream: Dataset, sampler: Iterable[list[int]], *, workers: int) -> Generator:
+def micro_batches(
+    stream: Dataset, sampler: Iterable[list[int]], *, workers: int, context: str | None = None
+) -> Generator:
     """The micro-batches that the sampler names, read ahead by worker processes; `close` ends them.
 
     Args:
         stream: gives samples by index, or an InputError; its `collate` makes a batch of some.
+        context: how workers are started, `spawn` if they are to use CUDA; None: the system's way.
 
     Raises: InputError for a picture that cannot be used, when its batch is due.
     """
@@ -204,6 +207,7 @@ def micro_batches(stream: Dataset, sampler: Iterable[list[int]], *, workers: int
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_ignore_signals,
+        multiprocessing_context=context if workers else None,
     )
     iterator = iter(loader)
     try:

@@ -1,0 +1,178 @@
+"""A data set on disk: manifests, pictures, sheets, and the file that says what made them (layer 2).
+
+SET/train.jsonl  val.jsonl  test.jsonl     manifests, split by source picture
+SET/pictures/                              what they name
+SET/sheets/TASK.jpg                        a few pairs of each task, to look at
+SET/dataset.json                           what made it; written last, so it means "whole"
+"""
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ipx2p import __version__
+from ipx2p.data.splits import assign_splits
+from ipx2p.errors import InputError
+from ipx2p.files import atomic_write, write_json
+from ipx2p.images import load_image, save_image
+from ipx2p.sheets import contact_sheet
+
+DATASET = "dataset.json"
+SPLITS = ("train", "val", "test")
+SHEET_ROWS = 6
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One pair that was made: its files, relative to the output folder, and what is said of it.
+
+    group: the source picture or scene, which stays in one split. split: as it was published, None
+    leaves it open. digests: content of the two files, see `digest_bytes`.
+    """
+
+    source: str
+    target: str
+    instruction: str | list[str]
+    task: str
+    group: str
+    digests: list[str]
+    split: str | None = None
+    source_caption: str | None = None
+    target_caption: str | None = None
+
+    def files(self) -> Iterable[tuple[str, str]]:
+        """Name and digest of both files."""
+        return zip((self.source, self.target), self.digests, strict=True)
+
+    def line(self) -> str:
+        """The pair as a line of a manifest."""
+        values = {"source": self.source, "target": self.target, "instruction": self.instruction,
+                  "task": self.task, "group": self.group}  # fmt: skip
+        captions = {"source_caption": self.source_caption, "target_caption": self.target_caption}
+        values |= {name: caption for name, caption in captions.items() if caption is not None}
+        return json.dumps(values, ensure_ascii=False)
+
+
+def digest_bytes(data: bytes) -> str:
+    """The content of a file as 32 hexadecimal digits."""
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+def read_lines(manifest: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a manifest that are not empty, with their numbers, one after another."""
+    try:
+        with open(manifest, encoding="utf-8-sig", newline="\n") as file:
+            yield from ((number, text) for number, text in enumerate(file, 1) if text.strip())
+    except FileNotFoundError:
+        raise InputError(f"manifest {manifest} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read manifest {manifest}: {error}") from error
+
+
+def write_manifests(
+    folder: Path, splits: Mapping[str, Sequence[tuple[str, str]]]
+) -> dict[str, dict[str, Any]]:
+    """Write the manifests of the splits that have any pairs.
+
+    Args:
+        splits: name -> task and line of each pair.
+    Returns: for dataset.json, counts by split and task, and the digest of each file.
+    """
+    counts, manifests = {}, {}
+    for split, pairs in splits.items():
+        if pairs:
+            text = "".join(f"{line}\n" for _, line in pairs)
+            counts[split] = dict(sorted(Counter(task for task, _ in pairs).items()))
+            manifests[f"{split}.jsonl"] = digest_bytes(text.encode())
+            with atomic_write(folder / f"{split}.jsonl") as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    return {"counts": counts, "manifests": manifests}
+
+
+def write_dataset(
+    folder: Path,
+    entries: Sequence[Entry],
+    *,
+    fingerprints: Mapping[str, str],
+    shares: Sequence[float],
+    seed: int,
+    about: dict[str, Any],
+) -> None:
+    """Split the pairs whose pictures lie in `folder`, and write all but these.
+
+    Args:
+        fingerprints: of the pictures of groups, see `assign_splits`.
+        about: what else dataset.json says.
+    """
+    entries, repeated = _drop_repeated(entries)
+    groups = {entry.group: entry.split for entry in entries}
+    split_of = assign_splits(groups, fingerprints, shares=shares, seed=seed)
+    digests = dict(item for entry in entries for item in entry.files())
+    _remove_others(folder / "pictures", {folder / name for name in digests})
+    written = write_manifests(folder, {
+        split: [(e.task, e.line()) for e in entries if split_of[e.group] == split]
+        for split in SPLITS
+    })  # fmt: skip
+    for task in sorted({entry.task for entry in entries}):
+        _save_sheet(folder, task, [entry for entry in entries if entry.task == task])
+    pictures = json.dumps(sorted(digests.items())).encode()
+    found = {
+        "pictures": {"count": len(digests), "digest": digest_bytes(pictures)},
+        "repeated": repeated,
+        "versions": _versions(),
+    }
+    write_json({**about, **written, **found}, folder / DATASET)
+
+
+def summary(dataset: dict[str, Any]) -> str:
+    """What a dataset.json says, in a line."""
+    parts = [
+        f"{sum(tasks.values())} {split} ({', '.join(f'{n} {task}' for task, n in tasks.items())})"
+        for split, tasks in dataset["counts"].items()
+    ]
+    if dataset.get("skipped"):
+        parts.append(f"{len(dataset['skipped'])} inputs skipped, see {DATASET}")
+    if dataset.get("repeated"):
+        parts.append(f"{dataset['repeated']} repeated pairs left out")
+    return ", ".join(parts)
+
+
+def _drop_repeated(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """Each pair once: the same photograph may lie in a folder under two names."""
+    kept: dict[tuple, Entry] = {}
+    for entry in entries:
+        kept.setdefault((*entry.digests, entry.task, str(entry.instruction)), entry)
+    return [*kept.values()], len(entries) - len(kept)
+
+
+def _remove_others(folder: Path, wanted: set[Path]) -> None:
+    """Remove what repeated pairs, changed inputs and killed processes have left."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path not in wanted and not path.is_dir():
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _save_sheet(output: Path, task: str, entries: Sequence[Entry]) -> None:
+    stride = max(1, len(entries) // SHEET_ROWS)
+    chosen = entries[: stride * SHEET_ROWS : stride]
+    labels = [e.instruction if isinstance(e.instruction, str) else e.instruction[0] for e in chosen]
+    sheet = contact_sheet(
+        [[load_image(output / name) for name in (e.source, e.target)] for e in chosen],
+        column_labels=["source", "target"],
+        row_labels=labels,
+        title=f"{task}: {len(chosen)} of {len(entries)} pairs",
+    )
+    save_image(sheet, output / "sheets" / f"{task.replace('/', '_')}.jpg")
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "Pillow", "numpy")}
+    return {"ipx2p": __version__, "python": platform.python_version(), **packages}

@@ -1,0 +1,422 @@
+"""`python -m ipx2p.data.prepare`, as a person uses it: recipes, mixes, checks, bad input."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ipx2p.data import prepare
+from ipx2p.data.degrade import DEGRADATIONS
+from ipx2p.data.instructions import POLICIES, bank
+from ipx2p.data.pairs import ManifestPairs
+from ipx2p.data.sources import SOURCES
+from ipx2p.errors import InputError
+from tests.conftest import ROOT
+from tests.data.test_builder import contents
+
+PHOTOS = ROOT / "assets" / "photos"
+SMALL = ("--size", "32", "--workers", "0")
+
+
+def run(*argv):
+    return prepare.main([str(arg) for arg in argv])
+
+
+def lines(folder, split="train"):
+    path = folder / f"{split}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def all_lines(folder):
+    return [line for split in ("train", "val", "test") for line in lines(folder, split)]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Six photographs, small."""
+    folder = tmp_path_factory.mktemp("photos")
+    for path in sorted(PHOTOS.glob("*.jpg"))[:6]:
+        image = Image.open(path)
+        image.reduce(6).save(folder / path.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def restored(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("restored") / "set"
+    run("restore", photos, folder, *SMALL)
+    return folder
+
+
+@pytest.fixture
+def copy(restored, tmp_path):
+    """A set that a test may damage."""
+    return Path(shutil.copytree(restored, tmp_path / "copy"))
+
+
+# Lists on the command line
+
+
+def test_help_lists_what_there_is():
+    assert set(prepare.SOURCES) == set(SOURCES)
+    assert prepare.POLICIES == POLICIES
+    assert tuple(DEGRADATIONS) == prepare.TASKS
+
+
+# Recipes
+
+
+def test_restore_makes_every_task_of_every_photo(restored):
+    found = all_lines(restored)
+    assert len(found) == 6 * 4 and {line["task"] for line in found} == {*DEGRADATIONS}
+    for line in found:
+        source, target = (Image.open(restored / line[role]) for role in ("source", "target"))
+        assert source.size == target.size and min(source.size) == 32
+        assert source.tobytes() != target.tobytes()
+    of_split = [{line["group"] for line in lines(restored, s)} for s in ("train", "val", "test")]
+    assert [len(groups) for groups in of_split] == [4, 1, 1]
+    assert len(set.union(*of_split)) == 6
+    assert {path.stem for path in (restored / "sheets").iterdir()} == {*DEGRADATIONS}
+
+
+def test_the_trainer_opens_what_is_made(restored):
+    pairs = ManifestPairs(restored / "train.jsonl")
+    assert len(pairs) == 16
+
+
+def test_cartoonize_keeps_the_photo_as_source(photos, tmp_path):
+    run("cartoonize", photos, tmp_path / "set", *SMALL, "--count", "3")
+    found = all_lines(tmp_path / "set")
+    assert len(found) == 3 and {line["task"] for line in found} == {"cartoonize"}
+    dataset = json.loads((tmp_path / "set" / "dataset.json").read_text())
+    assert dataset["settings"]["teacher"] == "classical"
+
+
+def test_combine_applies_several_degradations_in_physical_order(photos, tmp_path):
+    tasks = ("--tasks", "denoise+enhance", "enhance+denoise", "denoise+derain")
+    run("combine", photos, tmp_path / "set", *SMALL, "--count", "3", *tasks)
+    found = all_lines(tmp_path / "set")
+    assert {line["task"] for line in found} == {"enhance+denoise", "derain+denoise"}
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_lines_say_what_the_policy_asks_for(photos, tmp_path, policy):
+    few = (*SMALL, "--tasks", "derain", "--instructions", policy)
+    run("restore", photos, tmp_path / "set", *few)
+    said = [line["instruction"] for line in all_lines(tmp_path / "set")]
+    if policy == "per_step":
+        assert said == [[*bank("derain")]] * 6
+    else:
+        assert {*said} <= {*bank("derain")}
+        assert (len({*said}) == 1) == (policy == "fixed")
+
+
+def test_your_own_sentences_take_the_place_of_the_bank(photos, tmp_path):
+    (tmp_path / "mine.txt").write_text("stop the rain\nlet the sun in\n")
+    mine = ("--bank", f"derain={tmp_path / 'mine.txt'}")
+    run("restore", photos, tmp_path / "set", *SMALL, "--tasks", "derain", *mine)
+    said = [line["instruction"] for line in all_lines(tmp_path / "set")]
+    assert said == [["stop the rain", "let the sun in"]] * 6
+
+
+def test_severities_can_be_set(photos, restored, tmp_path):
+    few = (*SMALL, "--tasks", "enhance")
+    run("restore", photos, tmp_path / "set", *few, "--degrade", "low_light.stops=[6,7]")
+
+    def light(folder):
+        dark = [line for line in all_lines(folder) if line["task"] == "enhance"]
+        return sum(Image.open(folder / x["source"]).convert("L").resize((1, 1)).getpixel((0, 0))
+                   for x in dark)  # fmt: skip
+
+    assert light(tmp_path / "set") < light(restored) / 2
+
+
+def test_the_same_photo_under_two_names_is_used_once(photos, tmp_path):
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    shutil.copy(folder / "cat.jpg", folder / "a_cat_again.jpg") if (
+        folder / "cat.jpg"
+    ).exists() else shutil.copy(next(folder.glob("*.jpg")), folder / "again.jpg")
+    run("restore", folder, tmp_path / "set", *SMALL, "--tasks", "derain")
+    assert len(all_lines(tmp_path / "set")) == 6
+
+
+# Published sets
+
+
+@pytest.fixture
+def scans(photos, tmp_path):
+    """Two parallel folders."""
+    for path in photos.iterdir():
+        for name in ("old", "new"):
+            target = tmp_path / "scans" / name / f"{path.stem}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.open(path)
+            (image if name == "new" else image.convert("L")).save(target)
+    return tmp_path / "scans"
+
+
+IMPORT = ("--source", "old", "--target", "new", "--workers", "0")
+
+
+def test_import_copies_files_as_they_are(scans, tmp_path):
+    run("import", "folders", scans, tmp_path / "set", *IMPORT, "--task", "derain")
+    found = all_lines(tmp_path / "set")
+    assert len(found) == 6
+    published = {path.read_bytes() for path in (scans / "new").iterdir()}
+    assert {(tmp_path / "set" / line["target"]).read_bytes() for line in found} == published
+
+
+def test_import_can_reduce_and_link(scans, tmp_path):
+    run("import", "folders", scans, tmp_path / "a", *IMPORT, "--task", "derain", "--size", "24")
+    sizes = [Image.open(tmp_path / "a" / line["target"]).size for line in all_lines(tmp_path / "a")]
+    assert {min(size) for size in sizes} == {24}
+    run("import", "folders", scans, tmp_path / "b", *IMPORT, "--task", "derain", "--link")
+    linked = [tmp_path / "b" / line["target"] for line in all_lines(tmp_path / "b")]
+    assert {path.stat().st_nlink for path in linked} == {2}
+
+
+def test_a_task_without_sentences_asks_for_some(scans, tmp_path):
+    with pytest.raises(InputError, match=r"no sentences for the task 'scan': .* --bank scan=FILE"):
+        run("import", "folders", scans, tmp_path / "set", *IMPORT, "--task", "scan")
+    assert not (tmp_path / "set" / "train.jsonl").exists()
+
+
+def test_a_truncated_picture_is_named_and_nothing_looks_whole(scans, tmp_path):
+    bad = next((scans / "old").iterdir())
+    bad.write_bytes(bad.read_bytes()[:-50])
+    with pytest.raises(InputError, match=f"{bad}: damaged picture"):
+        run("import", "folders", scans, tmp_path / "set", *IMPORT, "--task", "derain")
+    assert not [*(tmp_path / "set").glob("*.json*")]
+
+
+# Mixes
+
+
+def test_mix_balances_the_tasks(restored, tmp_path):
+    run("mix", tmp_path / "all", restored, "--preset", "balanced")
+    tasks = [line["task"] for line in lines(tmp_path / "all")]
+    assert {task: tasks.count(task) for task in tasks} == dict.fromkeys(DEGRADATIONS, 4)
+    assert len(ManifestPairs(tmp_path / "all" / "train.jsonl")) == 16
+    assert run("check", tmp_path / "all", "--workers", "0") == 0
+
+
+def test_mix_takes_counts_and_weights_and_nests(restored, tmp_path):
+    run("mix", tmp_path / "a", restored, "--counts", "derain=3", "denoise=1")
+    run("mix", tmp_path / "b", restored, "--weights", "derain=2", "denoise=1", "enhance=0.5")
+    few, more = (
+        {(line["task"], line["source"]) for line in lines(tmp_path / name)} for name in ("a", "b")
+    )
+    tasks = [task for task, _ in more]
+    assert [tasks.count(task) for task in ("derain", "denoise", "enhance")] == [4, 2, 1]
+    assert few < more
+
+
+def test_mix_knows_the_preset_of_the_experiment(tmp_path):
+    (tmp_path / "many.jsonl").write_text(
+        "".join(
+            json.dumps({"source": f"{task}{n}.png", "target": "t.png", "instruction": "go",
+                        "task": task}) + "\n"
+            for task in DEGRADATIONS for n in range(1300)
+        )
+    )  # fmt: skip
+    run("mix", tmp_path / "all", tmp_path / "many.jsonl", "--preset", "blog")
+    tasks = [line["task"] for line in lines(tmp_path / "all")]
+    wanted = {"deblur": 1200, "derain": 686, "denoise": 8, "enhance": 23}
+    assert {task: tasks.count(task) for task in tasks} == wanted
+
+
+def test_mix_does_not_train_on_what_is_validated(restored, copy, tmp_path):
+    text = (copy / "val.jsonl").read_text()
+    (copy / "val.jsonl").unlink()
+    (copy / "train.jsonl").write_text((copy / "train.jsonl").read_text() + text)
+    run("mix", tmp_path / "all", restored, copy, "--counts", "derain=8")
+    held_out = {line["group"] for line in lines(tmp_path / "all", "val")}
+    assert held_out and not held_out & {line["group"] for line in lines(tmp_path / "all")}
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (("--preset", "blog"), r"too few pairs for 1200 of deblur \(there are 4\)"),
+        (("--counts", "derian=3"), "no pairs to train on of 'derian'; did you mean derain"),
+        (("--counts", "derain=x"), "--counts: invalid literal"),
+        (("--weights", "derain=-1"), "derain=-1.0: expected a number above 0"),
+        (("--counts", "derain"), "'derain' is not TASK=VALUE"),
+    ],
+)
+def test_mixes_that_cannot_be_are_refused(restored, tmp_path, how, message):
+    with pytest.raises(InputError, match=message):
+        run("mix", tmp_path / "all", restored, *how)
+    assert not (tmp_path / "all").exists()
+
+
+def test_an_unfinished_set_is_not_mixed(copy, tmp_path):
+    (copy / ".work").mkdir()
+    with pytest.raises(InputError, match="is not finished"):
+        run("mix", tmp_path / "all", copy, "--preset", "balanced")
+
+
+# Check and stats
+
+
+def rewrite(folder, change, split="train"):
+    """Change the first line of a manifest."""
+    first, *rest = lines(folder, split)
+    text = [change] if isinstance(change, str) else [json.dumps(first | change)]
+    text += [json.dumps(line) for line in rest]
+    (folder / f"{split}.jsonl").write_text("\n".join(text) + "\n")
+
+
+def test_check_is_content_with_what_prepare_makes(restored, capsys):
+    assert run("check", restored / "train.jsonl", "--workers", "0") == 0
+    assert "nothing is wrong" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("{", "bad lines"),
+        ({"task": None}, "bad lines"),
+        ({"instruction": "  "}, "bad lines"),
+        ({"source": "/etc/passwd"}, "bad lines"),
+        ({"source": "gone.png"}, "missing pictures"),
+        ({"source": "sheets"}, "unreadable pictures"),
+        ({"source": "dataset.json"}, "unreadable pictures"),
+    ],
+)
+def test_check_names_file_and_line(copy, capsys, change, message):
+    rewrite(copy, change)
+    assert run("check", copy / "train.jsonl", "--workers", "0") == 1
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{copy / 'train.jsonl'} line 1: ") and message in last
+
+
+def test_check_finds_pairs_of_two_sizes_and_repeated_ones(copy, capsys):
+    sizes = lines(copy)
+    other = next(x for x in sizes if Image.open(copy / x["target"]).size
+                 != Image.open(copy / sizes[0]["target"]).size)  # fmt: skip
+    rewrite(copy, {"target": other["target"]})
+    (copy / "train.jsonl").write_text(
+        (copy / "train.jsonl").read_text() + json.dumps(sizes[1]) + "\n"
+    )
+    assert run("check", copy, "--workers", "0") == 1
+    out = capsys.readouterr().out
+    assert "1 pairs of two sizes" in out and "1 repeated pairs" in out
+    assert f"line 17: the same pair as {copy / 'train.jsonl'} line 2" in out
+
+
+def test_check_finds_the_same_picture_in_two_splits(copy, capsys):
+    leaked = lines(copy, "val")[0]
+    rewrite(copy, leaked)
+    assert run("check", copy / "train.jsonl", "--workers", "0") == 1
+    out = capsys.readouterr().out
+    assert "val.jsonl line 1: uses a picture of " in out and "pictures in two splits" in out
+
+
+def test_check_finds_a_picture_that_was_saved_anew(copy, capsys):
+    leaked = lines(copy, "val")[0]
+    image = Image.open(copy / leaked["target"])
+    image.save(copy / "copy.jpg", quality=60)
+    rewrite(copy, {"source": "copy.jpg", "target": "copy.jpg"})
+    assert run("check", copy, "--workers", "0") == 1
+    assert "uses a picture that shows the same as one of" in capsys.readouterr().out
+
+
+def test_stats_count_pairs_sizes_sentences_and_tokens(restored, capsys):
+    run("stats", restored, "--tokenizer", ROOT / "assets" / "tiny")
+    out = capsys.readouterr().out
+    assert f"{restored / 'train.jsonl'}: 16 pairs, 4 tasks" in out
+    assert f"different sentences: {len(bank('derain'))}" in out
+    assert "short side, pixels: 32" in out and "tokens, of 77:" in out
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--tasks", "derian"), "--tasks: .*'derian'; did you mean derain"),
+        (("--tasks", "derain+denoise"), "'derain\\+denoise' is for the recipe combine"),
+        (("--degrade", "noise.shoot=[1,2]"), "unknown key noise.shoot; did you mean noise.shot"),
+        (("--degrade", "noise.shot=[2,1]"), "--degrade.noise.shot is"),
+        (("--size", "0"), "--size is 0, expected 1 or more"),
+        (("--workers", "-1"), "--workers is -1, expected 0 or more"),
+        (("--count", "7"), "holds 6 pictures, 7 were asked for"),
+        (("--split", "0", "50", "50"), "the shares of train, val and test are"),
+        (("--bank", "derain"), "'derain' is not TASK=VALUE"),
+        (("--bank", "derain=gone.txt"), "gone.txt"),
+    ],
+)
+def test_bad_options_are_one_line_and_nothing_is_written(photos, tmp_path, argv, message):
+    with pytest.raises(InputError, match=message):
+        run("restore", photos, tmp_path / "set", "--workers", "0", *argv)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no pictures"):
+        run("restore", tmp_path / "empty", tmp_path / "set", "--workers", "0")
+
+
+def test_weights_of_another_teacher_are_refused(photos, tmp_path):
+    vae = ROOT / "assets" / "tiny" / "vae" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(InputError, match=str(vae)):
+        run("cartoonize", photos, tmp_path / "set", "--workers", "0", "--teacher", vae)
+    assert not (tmp_path / "set").exists()
+
+
+# The same bytes, however it came about
+
+
+def start(*argv, ranks=1, folder=None):
+    command = [sys.executable, "-m", "ipx2p.data.prepare", *map(str, argv)]
+    if ranks > 1:
+        command[1:2] = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "-m"]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+RECIPES = {
+    "restore": ("--size", "64"),
+    "cartoonize": ("--size", "64"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_workers_kills_and_ranks_do_not_change_a_byte(tmp_path, recipe):
+    def argv(name, workers):
+        return recipe, PHOTOS, tmp_path / name, *RECIPES[recipe], "--workers", workers
+
+    run(*argv("one", 0))
+    whole = contents(tmp_path / "one")
+    for name, workers, ranks in (("two", 2, 1), ("ranks", 1, 2)):
+        process = start(*argv(name, workers), ranks=ranks)
+        assert process.wait(timeout=300) == 0, process.stdout.read()
+        assert contents(tmp_path / name) == whole
+    chance = random.Random(0)
+    for kills in range(50):
+        process = start(*argv("killed", 1))
+        while process.poll() is None and not [*(tmp_path / "killed").glob(".work/made_*")]:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.6))
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "killed" / "train.jsonl").exists() or kills
+    assert process.wait(timeout=300) == 0 and kills > 0
+    assert contents(tmp_path / "killed") == whole
