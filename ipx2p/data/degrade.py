@@ -1,115 +1,170 @@
 """Degradations of photographs: pure seeded functions on [0, 1] pixels (layer 2).
 
-Light adds up in linear light, not in the sRGB values of a file, so noise and exposure act there.
-Each function takes one picture (3, H, W) or a batch (N, 3, H, W), on any device, and a CPU
-generator that decides everything random about it.
+A task names what an edit has to undo; several joined by "+" are undone together. Whatever the order
+of the names, the picture is degraded in the order of nature: rain is in the scene, the exposure
+blurs and darkens it, and the sensor's noise and the file come last.
+Everything random is decided by CPU generators, so that no device changes it.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from ipx2p.data.blur import BlurConfig, blur
+from ipx2p.data.rain import RainConfig, rain
+from ipx2p.data.sensor import LowLightConfig, NoiseConfig, low_light, sensor_noise
 from ipx2p.errors import InputError, suggestion
+from ipx2p.images import RANGE_TOLERANCE
 
-
-@dataclass
-class NoiseConfig:
-    """Sensor noise: ranges from which each picture draws, uniformly."""
-
-    shot: list[float] = field(default_factory=lambda: [0.005, 0.03])  # variance per unit of light
-    read: list[float] = field(default_factory=lambda: [0.005, 0.03])  # standard deviation
-
-
-@dataclass
-class LowLightConfig:
-    """Under-exposure: ranges from which each picture draws, uniformly."""
-
-    stops: list[float] = field(default_factory=lambda: [2.0, 4.0])  # halvings of the light
-    shot: list[float] = field(default_factory=lambda: [0.0002, 0.001])
-    read: list[float] = field(default_factory=lambda: [0.0005, 0.002])
-    cast: float = 0.08  # gains of red and blue differ from green's by up to this share
+# What a setting must stay below; all are numbers of 0 or more.
+BELOW = {
+    **{f"rain.{name}": 1 for name in ("length", "opacity", "width")},
+    "rain.drops": 20_000,
+    "rain.veil": 10,
+    "rain.lean": 90,
+    "rain.gust": 90,
+    **{f"blur.{name}": 1 for name in ("length", "radius", "sigma")},
+    "low_light.cast": 1,
+    "noise.quality": 101,
+}
+MIN_SIDE = 8  # pixels; on less there is nothing to see
+MILD_IS_HIGH = ("noise.quality",)  # ranges whose high end is the mild one
 
 
 @dataclass
 class DegradeConfig:
-    """Severities of all degradations."""
+    """Severities of all degradations: in ranges [low, high] each picture draws one, uniformly."""
 
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    rain: RainConfig = field(default_factory=RainConfig)
+    blur: BlurConfig = field(default_factory=BlurConfig)
     low_light: LowLightConfig = field(default_factory=LowLightConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
 
     def check(self, where: str) -> None:
-        """Raise InputError for a range that is none, naming the key."""
-        for group in ("noise", "low_light"):
-            for name, value in vars(getattr(self, group)).items():
-                low, high = value if isinstance(value, list) and len(value) == 2 else (value, value)
-                if isinstance(low, list) or not 0 <= low <= high < math.inf:
-                    raise InputError(
-                        f"{where}.{group}.{name} is {value}, expected a range [low, high] of "
-                        "numbers that are 0 or more"
-                    )
-        if self.low_light.cast >= 1:
-            raise InputError(f"{where}.low_light.cast is {self.low_light.cast}, expected below 1")
+        """Raise InputError for a setting that cannot be, naming the key."""
+        for group, settings in asdict(self).items():
+            for name, value in settings.items():
+                _check_setting(f"{group}.{name}", value, where)
+        if self.noise.quality[0] < 1:
+            raise InputError(f"{where}.noise.quality is {self.noise.quality}, expected 1 to 100")
+        if not self.blur.motion + self.blur.defocus + self.blur.gaussian > 0:
+            raise InputError(
+                f"{where}.blur: motion, defocus and gaussian are all 0, expected a weight above 0"
+            )
+
+    def at(self, severity: float) -> "DegradeConfig":
+        """The same with every range narrowed to one point: 0 is its mild end, 1 its severe one."""
+        if not 0 <= severity <= 1:
+            raise InputError(f"severity is {severity}, expected 0 (mild) to 1 (severe)")
+        groups = {}
+        for group, settings in asdict(self).items():
+            points = {}
+            for name, value in settings.items():
+                if isinstance(value, list):
+                    mild, severe = value[::-1] if f"{group}.{name}" in MILD_IS_HIGH else value
+                    points[name] = [mild + (severe - mild) * severity] * 2
+            groups[group] = replace(getattr(self, group), **points)
+        return DegradeConfig(**groups)
 
 
-def sensor_noise(pixels01: Tensor, generator: torch.Generator, config: NoiseConfig) -> Tensor:
-    """Photon and read-out noise: variance shot * light + read^2 (Foi et al. 2008, eq. 3)."""
-    shot, read = _uniform(config.shot, generator), _uniform(config.read, generator)
-    light = _expose(linear_from_srgb(pixels01), shot, read, generator)
-    return srgb_from_linear(light.clamp(0, 1))
-
-
-def low_light(pixels01: Tensor, generator: torch.Generator, config: LowLightConfig) -> Tensor:
-    """Too short an exposure: 2^-stops of the light, a colour cast, and the sensor's noise."""
-    exposure = 2.0 ** -_uniform(config.stops, generator)
-    red, blue = (_uniform([1 - config.cast, 1 + config.cast], generator) for _ in range(2))
-    shot, read = _uniform(config.shot, generator), _uniform(config.read, generator)
-    gains = torch.tensor([red, 1.0, blue], device=pixels01.device).view(3, 1, 1)
-    light = linear_from_srgb(pixels01) * exposure * gains
-    light = _expose(light, shot, read, generator)
-    return srgb_from_linear(light.clamp(0, 1))
-
-
-# What each task has to undo; the keys are the task names of manifests and configs.
-DEGRADATIONS: dict[str, Callable[[Tensor, torch.Generator, DegradeConfig], Tensor]] = {
-    "denoise": lambda pixels01, generator, config: sensor_noise(pixels01, generator, config.noise),
+Degradation = Callable[[Tensor, torch.Generator, DegradeConfig], Tensor]
+# In the order of nature; the keys are the task names of manifests and configs.
+DEGRADATIONS: dict[str, Degradation] = {
+    "derain": lambda pixels01, generator, config: rain(pixels01, generator, config.rain),
+    "deblur": lambda pixels01, generator, config: blur(pixels01, generator, config.blur),
     "enhance": lambda pixels01, generator, config: low_light(pixels01, generator, config.low_light),
+    "denoise": lambda pixels01, generator, config: sensor_noise(pixels01, generator, config.noise),
 }
 
 
 def degrade(
-    pixels01: Tensor, task: str, generator: torch.Generator, config: DegradeConfig
+    pixels01: Tensor,
+    task: str,
+    generator: torch.Generator | Sequence[torch.Generator],
+    config: DegradeConfig,
 ) -> Tensor:
-    """The picture as it was before `task` repaired it, same shape, in [0, 1]."""
-    return DEGRADATIONS[task](pixels01, generator, config)
+    """The picture as it was before `task` repaired it, float32 in [0, 1], same shape and device.
+
+    Args:
+        pixels01: a picture (3, H, W), or a batch (N, 3, H, W).
+        task: a key of `DEGRADATIONS`, or several joined by "+".
+        generator: on the CPU. For a batch also one for each picture; one alone serves them in turn.
+
+    Raises: InputError for an unknown task, and for pixels that are none.
+    """
+    names = canonical_task(task, "degrade").split("+")
+    _check_pixels(pixels01)
+    if "enhance" in names and "denoise" in names:
+        config = _at_lower_gain(config)
+    if pixels01.ndim == 3:
+        return _in_turn(pixels01, names, generator, config)
+    count = len(pixels01)
+    generators = [generator] * count if isinstance(generator, torch.Generator) else [*generator]
+    if len(generators) != count:
+        raise InputError(f"degrade: {len(generators)} generators, expected 1 or {count}, one each")
+    pairs = zip(pixels01, generators, strict=True)
+    return torch.stack([_in_turn(picture, names, draws, config) for picture, draws in pairs])
 
 
 def check_task(task: str, where: str) -> None:
-    """Raise InputError for a task that no degradation belongs to."""
-    if task not in DEGRADATIONS:
-        known = [*DEGRADATIONS]
-        raise InputError(f"{where}: no degradation for {task!r}; {suggestion(task, known)}")
+    """Raise InputError for a task that no degradation belongs to, or that names one twice."""
+    known = [*DEGRADATIONS]
+    parts = task.split("+")
+    of = f" in {task!r}" if len(parts) > 1 else ""
+    for part in parts:
+        if part not in known:
+            raise InputError(f"{where}: no degradation for {part!r}{of}; {suggestion(part, known)}")
+        if parts.count(part) > 1:
+            raise InputError(f"{where}: {part!r} stands twice{of}, name each task once")
 
 
-def linear_from_srgb(pixels01: Tensor) -> Tensor:
-    """sRGB values to linear light (IEC 61966-2-1), [0, 1] to [0, 1]."""
-    bent = ((pixels01 + 0.055) / 1.055).clamp(min=0).pow(2.4)
-    return torch.where(pixels01 <= 0.04045, pixels01 / 12.92, bent)
+def canonical_task(task: str, where: str = "task") -> str:
+    """The same task with its parts in the order of `DEGRADATIONS`; InputError as `check_task`."""
+    check_task(task, where)
+    return "+".join(sorted(task.split("+"), key=[*DEGRADATIONS].index))
 
 
-def srgb_from_linear(light: Tensor) -> Tensor:
-    """Linear light to sRGB values (IEC 61966-2-1), [0, 1] to [0, 1]."""
-    bent = 1.055 * light.clamp(min=0.0031308).pow(1 / 2.4) - 0.055
-    return torch.where(light <= 0.0031308, light * 12.92, bent)
+def _in_turn(
+    pixels01: Tensor, names: Sequence[str], generator: torch.Generator, config: DegradeConfig
+) -> Tensor:
+    pixels01 = pixels01.float()
+    for name in names:
+        pixels01 = DEGRADATIONS[name](pixels01, generator, config)
+    return pixels01
 
 
-def _expose(light: Tensor, shot: float, read: float, generator: torch.Generator) -> Tensor:
-    unit = torch.randn(light.shape, generator=generator).to(light)
-    return light + (shot * light + read**2).sqrt() * unit
+def _at_lower_gain(config: DegradeConfig) -> DegradeConfig:
+    """Noise for pictures that are dark too, whose brightest light is 2^stops below the sensor's.
+
+    Of the same scarce light a camera makes a noisy picture by a high gain, or a dark one without
+    it; gain raises noise and light alike. So the noise is as strong beside the picture as alone.
+    """
+    gain = 2.0 ** -(sum(config.low_light.stops) / 2)
+    noise = config.noise
+    shot, read = ([value * gain for value in bounds] for bounds in (noise.shot, noise.read))
+    return replace(config, noise=replace(noise, shot=shot, read=read))
 
 
-def _uniform(bounds: list[float], generator: torch.Generator) -> float:
-    low, high = bounds
-    return low + (high - low) * torch.rand((), generator=generator).item()
+def _check_setting(key: str, value: list[float] | float, where: str) -> None:
+    low, high = value if isinstance(value, list) and len(value) == 2 else (value, value)
+    if isinstance(low, list) or not 0 <= low <= high < math.inf:
+        raise InputError(
+            f"{where}.{key} is {value}, expected a range [low, high] of numbers that are 0 or more"
+        )
+    if high >= BELOW.get(key, math.inf):
+        raise InputError(f"{where}.{key} is {value}, expected below {BELOW[key]}")
+
+
+def _check_pixels(pixels01: Tensor) -> None:
+    shape = tuple(pixels01.shape)
+    if len(shape) not in (3, 4) or shape[-3] != 3 or not pixels01.is_floating_point():
+        dtype = str(pixels01.dtype).removeprefix("torch.")
+        raise InputError(f"degrade: expected float pixels01 ([N,] 3, H, W), got {dtype} {shape}")
+    if min(shape[-2:]) < MIN_SIDE:
+        raise InputError(f"degrade: a picture of {shape[-1]} x {shape[-2]}, the least is 8 x 8")
+    low, high = pixels01.min().item(), pixels01.max().item()
+    if not -RANGE_TOLERANCE <= low <= high <= 1 + RANGE_TOLERANCE:
+        raise InputError(f"degrade: expected pixels01 in [0, 1], got {low:.6g}..{high:.6g}")

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ipx2p.data.degrade import DegradeConfig, check_task, degrade
-from ipx2p.data.instructions import INSTRUCTIONS
+from ipx2p.data.instructions import bank
 from ipx2p.errors import InputError
 from ipx2p.images import load_image, pixels01_from_image, resize
 
@@ -187,7 +187,7 @@ class DegradedPhotos(Pairs):
 
     def instructions(self, item: int) -> Sequence[str]:
         """See `Pairs.instructions`."""
-        return (INSTRUCTIONS[self.task(item)],)
+        return (bank(self.task(item))[0],)
 
     def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `Pairs.pictures`."""

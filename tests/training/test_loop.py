@@ -312,7 +312,7 @@ def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_fold
         ("data.held_out=[]", r"data\.held_out is empty"),
         ("data.photos=null", r"set data\.manifest .* or data\.photos"),
         ("data.photos=/nowhere", "/nowhere is not a folder of photographs"),
-        ("data.tasks=[derain]", r"data\.tasks: no degradation for 'derain'"),
+        ("data.tasks=[dehaze]", r"data\.tasks: no degradation for 'dehaze'"),
         ("data.tasks=[]", r"data\.tasks is empty"),
         ("data.max_zoom=0.5", r"data\.max_zoom is 0\.5"),
         ("data.degrade.noise.shot=[2, 1]", r"data\.degrade\.noise\.shot is"),
