@@ -29,6 +29,8 @@ LAYERS = {
         *("ipx2p.weights.readers", "ipx2p.weights.maps", "ipx2p.weights.folder"),
         *("ipx2p.weights.single_file", "ipx2p.weights.convert"),
         *("ipx2p.data.instructions", "ipx2p.data.degrade", "ipx2p.data.pairs"),
+        *("ipx2p.data.examples", "ipx2p.data.folders", "ipx2p.data.parquet"),
+        "ipx2p.data.sources",
         *("ipx2p.data.loader", "ipx2p.data.shards", "ipx2p.data.cache"),
     ],
     3: ["ipx2p.editor"],
