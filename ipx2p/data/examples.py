@@ -126,7 +126,7 @@ class Source(ABC):
         near = [self.folder.absolute().parent, *(self.folder / name for name in folders)]
         hint = next((f"; did you mean {path}?" for path in near if self.fits(path)), "")
         raise InputError(
-            f"{self.folder} does not hold this set, expected {self.layout}; "
+            f"{self.folder} is not the root of {self.name}, expected {self.layout}; "
             f"found {few(sorted(scan(self.folder)))}{hint}"
         )
 

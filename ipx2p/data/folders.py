@@ -280,8 +280,8 @@ class Lol(ParallelFolders):
 
 
 class Folders(ParallelFolders):
-    """Two folders of your own, source=NAME and target=NAME in the one given, with the same names
-    in both but for the suffixes, subfolders included, and task=NAME.
+    """source=NAME and target=NAME, two folders in the one given that hold the same names but for
+    the suffixes, subfolders included, and task=NAME.
     """
 
     name = "folders"

@@ -30,10 +30,9 @@ from ipx2p.files import read_json
 
 
 class InstructPix2Pix(Source):
-    """seeds.json with [["0000000", ["123", ...]], ...], 0000000/prompt.json with input, edit and
-    output, and the pictures 0000000/123_0.jpg and 0000000/123_1.jpg.
-
-    Of the prompts the first 90 % are for training, 5 % for validation, the last 5 % for testing.
+    """seeds.json with [["0000000", ["123", ...]], ...] (90 % of the prompts for training, then 5 %
+    for validation and 5 % for testing), 0000000/prompt.json with input, edit and output, and the
+    pictures 0000000/123_0.jpg and 0000000/123_1.jpg.
     """
 
     name = "instructpix2pix"

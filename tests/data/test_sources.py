@@ -232,7 +232,7 @@ def test_wrong_roots_are_refused_with_what_they_hold(kind, root):
     layout = SOURCES[kind].layout
     with pytest.raises(InputError) as error:
         examples(kind, root.parent)
-    assert f"{root.parent} does not hold this set, expected {layout}; found set; " in str(
+    assert f"{root.parent} is not the root of {kind}, expected {layout}; found set; " in str(
         error.value
     )
     assert f"did you mean {root}?" in str(error.value)
@@ -365,7 +365,9 @@ def test_own_folders_pair_by_relative_name_and_ask_for_all_they_need(tmp_path):
     assert [x.name for x in found] == ["a.one", "deep/a.one", "deep/b"]
     assert {(x.task, x.split) for x in found} == {("derain", None)}
     assert found[1].source == tmp_path / "wet/deep/a.one.jpg"
-    with pytest.raises(InputError, match="folders needs task=NAME: Two folders of your own"):
+    with pytest.raises(
+        InputError, match="folders needs task=NAME: source=NAME and target=NAME, two"
+    ):
         open_source("folders", tmp_path, source="wet", target="dry")
 
 
