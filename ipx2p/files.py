@@ -67,8 +67,8 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read one JSON object. InputError names the file, and the line where it is not JSON."""
+def read_json(path: str | Path, kind: type = dict) -> Any:
+    """Read one JSON object, or list. InputError names the file, and the line that is not JSON."""
     path = Path(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -78,8 +78,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} holds a JSON {type(data).__name__}, expected an object")
+    if not isinstance(data, kind):
+        expected = "an object" if kind is dict else "a list"
+        raise InputError(f"{path} holds a JSON {type(data).__name__}, expected {expected}")
     return data
 
 

@@ -10,11 +10,13 @@ Picture sizes are (width, height), as in Pillow. Colour profiles are not applied
 """
 
 import contextlib
+import io
 import os
 import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -56,18 +58,16 @@ def load_image(path: str | os.PathLike) -> Image.Image:
     """
     path = Path(path)
     _check_regular_file(path)
-    with _decoding(path), open(path, "rb") as file, Image.open(file) as image:
-        if image.format not in FORMATS.split(", "):
-            raise InputError(f"{image.format} file, expected one of {FORMATS}: convert it to PNG")
-        if (num_pixels := image.width * image.height) > MAX_PIXELS:
-            size = f"{image.width} x {image.height} = {num_pixels} pixels"
-            raise InputError(f"{size}, the limit is {MAX_PIXELS}: make it smaller")
-        sequence = SEQUENCES.get(image.format)
-        num_frames = getattr(image, "n_frames", 1) if sequence else 1
-        loaded = _upright_rgb(image)
-    if num_frames > 1:
-        warnings.warn(f"{path}: has {num_frames} {sequence}: only the first is used", stacklevel=2)
-    return loaded
+    with _decoding(path), open(path, "rb") as file:
+        return _load(file, path)
+
+
+def load_image_bytes(data: bytes, where: str) -> Image.Image:
+    """Read an encoded picture by the rules of `load_image`; `where` names it in errors."""
+    if not data:
+        raise InputError(f"{where}: is empty (0 bytes), expected a picture: fetch it again")
+    with _decoding(where), io.BytesIO(data) as file:
+        return _load(file, where)
 
 
 def rgb_from_image(image: Image.Image) -> Image.Image:
@@ -119,6 +119,21 @@ def _decoding(where: object) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(text.split())
+
+
+def _load(file: BinaryIO, where: object) -> Image.Image:
+    with Image.open(file) as image:
+        if image.format not in FORMATS.split(", "):
+            raise InputError(f"{image.format} file, expected one of {FORMATS}: convert it to PNG")
+        if (num_pixels := image.width * image.height) > MAX_PIXELS:
+            size = f"{image.width} x {image.height} = {num_pixels} pixels"
+            raise InputError(f"{size}, the limit is {MAX_PIXELS}: make it smaller")
+        sequence = SEQUENCES.get(image.format)
+        num_frames = getattr(image, "n_frames", 1) if sequence else 1
+        loaded = _upright_rgb(image)
+    if num_frames > 1:  # the warning is about the caller of load_image or load_image_bytes
+        warnings.warn(f"{where}: has {num_frames} {sequence}: only the first is used", stacklevel=3)
+    return loaded
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

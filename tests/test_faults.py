@@ -81,6 +81,12 @@ FAULTS = {
         "return geometry.apply(source), cut(source.size).apply(target)",
         "tests/data/test_pairs.py",
     ),
+    "a scene of SIDD in two splits": (
+        "ipx2p/data/folders.py",
+        '(), "denoise", None, scene[1])',
+        '(), "denoise", None, scene[0])',
+        "tests/data/test_sources.py",
+    ),
     "a shuffle that forgets its place on resume": (
         "ipx2p/data/loader.py",
         "first = step * self.batch_size",

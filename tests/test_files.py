@@ -69,3 +69,12 @@ def test_bad_json_is_refused(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(InputError, match=rf"a\.json {message}"):
         read_json(path)
+
+
+def test_a_json_list_is_read_where_one_is_expected(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("[1, 2]")
+    assert read_json(path, list) == [1, 2]
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"a\.json holds a JSON dict, expected a list"):
+        read_json(path, list)

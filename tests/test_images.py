@@ -20,6 +20,7 @@ from ipx2p.images import (
     image_from_pixels01,
     image_from_pixels_u8,
     load_image,
+    load_image_bytes,
     pixels01_from_image,
     pixels01_from_pixels,
     pixels01_from_pixels_u8,
@@ -254,7 +255,33 @@ def test_phone_picture_with_a_preview_is_no_animation(tmp_path):
         assert load_bytes(tmp_path, data).size == (61, 43)
 
 
+def test_bytes_are_read_as_files_are(tmp_path):
+    for image in (small_rgb(), small_rgb().convert("RGBA").rotate(20), small_rgb().convert("L")):
+        data = encoded(image, "PNG")
+        assert load_image_bytes(data, "row 3") == load_bytes(tmp_path, data)
+    with pytest.warns(UserWarning, match="row 3: has 2 frames") as caught:
+        frames = encoded(
+            small_rgb(), "GIF", save_all=True, append_images=[Image.new("RGB", (6, 4))]
+        )
+        load_image_bytes(frames, "row 3")
+    assert caught[0].filename == __file__
+
+
 # Loading: refusals
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"not a picture at all", "not a picture that Pillow knows"),
+        (encoded(small_rgb(), "JPEG")[:-60], "damaged picture"),
+        (encoded(Image.new("F", (2, 2)), "TIFF"), "a float picture"),
+    ],
+)
+def test_bad_bytes_are_refused_with_where_they_are(data, message):
+    with pytest.raises(InputError, match=rf"^row 3: {message}"):
+        load_image_bytes(data, "row 3")
 
 
 def test_bad_path_is_refused_with_the_path_and_the_reason(tmp_path):

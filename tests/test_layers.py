@@ -30,8 +30,12 @@ LAYERS = {
         *("ipx2p.weights.single_file", "ipx2p.weights.convert"),
         *("ipx2p.data.instructions", "ipx2p.data.light", "ipx2p.data.sensor"),
         *("ipx2p.data.blur", "ipx2p.data.rain", "ipx2p.data.degrade", "ipx2p.data.degrade_sheet"),
-        "ipx2p.data.pairs",
+        *("ipx2p.data.pairs", "ipx2p.data.examples", "ipx2p.data.folders"),
+        *("ipx2p.data.parquet", "ipx2p.data.sources"),
         *("ipx2p.data.loader", "ipx2p.data.shards", "ipx2p.data.cache"),
+        *("ipx2p.data.fingerprints", "ipx2p.data.splits", "ipx2p.data.dataset"),
+        *("ipx2p.data.builder", "ipx2p.data.recipes", "ipx2p.data.mix", "ipx2p.data.check"),
+        "ipx2p.data.prepare",
     ],
     3: ["ipx2p.editor"],
     4: [

@@ -7,7 +7,7 @@ A manifest is JSON lines, one pair each, paths relative to the file, one instruc
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -257,10 +257,49 @@ def find_photos(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of photographs")
-    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    photos = [folder / name for name in picture_names(folder)]
     if not photos:
         raise InputError(f"{folder} holds no pictures, expected {', '.join(sorted(PICTURES))}")
     return photos
+
+
+def picture_names(folder: Path) -> list[str]:
+    """The picture files below a folder, see `file_names`."""
+    return file_names(folder, PICTURES)
+
+
+def file_names(folder: Path, suffixes: Container[str]) -> list[str]:
+    """The files of some suffixes below a folder: relative paths with "/", sorted by their parts.
+
+    Raises: InputError for a folder that cannot be read.
+    """
+    names: list[str] = []
+    prefixes = [""]
+    while prefixes:
+        prefix = prefixes.pop()
+        for name, is_folder in scan(folder / prefix).items():
+            if is_folder:
+                prefixes.append(f"{prefix}{name}/")
+            elif os.path.splitext(name)[1].lower() in suffixes:
+                names.append(prefix + name)
+    return sorted(names, key=lambda name: name.split("/"))
+
+
+def scan(folder: Path) -> dict[str, bool]:
+    """The names in a folder, in no order, and which of them are folders.
+
+    Without what macOS and others hide there, and without a look at each file.
+    Raises: InputError when it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.is_dir() for entry in entries if not _is_hidden(entry.name)}
+    except OSError as error:
+        raise InputError(f"cannot read folder {folder}: {error.strerror}") from error
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _record(path: Path, number: int, line: str) -> Record:
@@ -280,13 +319,13 @@ def _record(path: Path, number: int, line: str) -> Record:
         raise InputError(
             f"{where}: 'instruction' is {instruction!r}, expected a sentence or a list of sentences"
         )
-    if any(not text.isascii() and not _is_unicode(text) for text in instructions):
+    if any(not text.isascii() and not is_unicode(text) for text in instructions):
         raise InputError(f"{where}: 'instruction' is not valid Unicode text: {instruction!a}")
     source, target = (path.parent / values[name] for name in ("source", "target"))
     return Record(source, target, tuple(instructions), values["task"], number)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether the text can be written down: JSON can name halves of characters."""
     try:
         text.encode()

@@ -198,6 +198,13 @@ def test_photos_are_found_in_order_of_their_names(folder):
     assert [p.name for p in find_photos(folder)] == ["a.png", "b.png", "z.JPEG"]
 
 
+def test_files_that_systems_hide_are_no_photos(folder):
+    (folder / "._a.png").write_bytes(b"x")
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "a.png").write_bytes(b"x")
+    assert [p.name for p in find_photos(folder)] == ["a.png", "b.png"]
+
+
 def test_folders_without_photos_are_refused(tmp_path):
     with pytest.raises(InputError, match="is not a folder of photographs"):
         find_photos(tmp_path / "nowhere")
