@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ipx2p.data.dataset import DATASET, Entry, digest_bytes, summary, write_dataset
 from ipx2p.data.loader import micro_batches
+from ipx2p.data.splits import check_shares
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from ipx2p.files import check_writable, read_json, write_json
@@ -95,6 +96,7 @@ def build(
 
     Raises: InputError when `output` holds something else, or a picture is no good.
     """
+    check_shares(shares)
     units = recipe.units()
     plan = _plan(recipe, units, shares)
     world.check_same("what to make", digest_bytes(json.dumps(plan).encode()))

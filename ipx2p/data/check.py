@@ -105,9 +105,8 @@ def stats(path: Path, *, tokenizer: Path | None = None) -> None:
         print(f"{manifest}: {sum(map(len, tasks.values()))} pairs, {len(tasks)} tasks")
         for task, records in sorted(tasks.items()):
             print(f"  {task}: {len(records)} pairs")
-            print(
-                f"    short side, pixels: {_spread([min(_size(manifest.parent / r.target)) for r in records])}"
-            )
+            sides = [min(_size(manifest.parent / record.target)) for record in records]
+            print(f"    short side, pixels: {_spread(sides)}")
             print(f"    sentences of a pair: {_spread([len(r.instructions) for r in records])}")
             sentences = sorted({text for r in records for text in r.instructions})
             print(f"    different sentences: {len(sentences)}, such as {sentences[0]!r}")

@@ -4,10 +4,12 @@ A source lists a published set in chunks, small units of work that can be sent t
 and reads each chunk into examples. Their pictures are still files, or encoded bytes.
 """
 
+import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,10 +56,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Pairs that are read together; only the source that listed them knows what `items` are."""
+    """Pairs that are read together; only the source that listed them knows what `items` are.
+
+    key: tells them from any other pairs of the set, wherever it lies.
+    """
 
     items: tuple[Any, ...]
     num_pairs: int
+    key: str
 
 
 @dataclass(frozen=True)
@@ -197,7 +203,12 @@ def subfolders(folder: Path) -> list[str]:
 def chunked(examples: list[Example]) -> list[Chunk]:
     """Chunks of examples that are complete as they were listed."""
     parts = [tuple(examples[i : i + PAIRS]) for i in range(0, len(examples), PAIRS)]
-    return [Chunk(part, len(part)) for part in parts]
+    return [Chunk(part, len(part), chunk_key([e.name for e in part])) for part in parts]
+
+
+def chunk_key(names: Sequence[str]) -> str:
+    """The key of a chunk with these names in it: the first, and a hash of all."""
+    return f"{names[0]} {blake2b(json.dumps(names).encode(), digest_size=8).hexdigest()}"
 
 
 def stem(name: str) -> str:

@@ -20,6 +20,7 @@ from ipx2p.data.examples import (
     Options,
     Source,
     caption,
+    chunk_key,
     sentence,
     stem,
     subfolders,
@@ -120,7 +121,9 @@ class Parquet(Source):
                 first_row = 0
                 for number in range(file.num_row_groups):
                     num_rows = file.metadata.row_group(number).num_rows
-                    chunks.append(Chunk((RowGroup(path, number, first_row, columns),), num_rows))
+                    group = RowGroup(path, number, first_row, columns)
+                    key = chunk_key([*path.relative_to(self.folder).parts, f"{number} {num_rows}"])
+                    chunks.append(Chunk((group,), num_rows, key))
                     first_row += num_rows
         if not any(chunk.num_pairs for chunk in chunks):
             raise InputError(f"{self.folder} holds no rows")

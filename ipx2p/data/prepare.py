@@ -39,7 +39,7 @@ examples:
 """
 SOURCES = ("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain13k",
            "reds", "sidd")  # fmt: skip
-POLICIES = ("per_step", "per_pair", "fixed")
+POLICIES = ("fixed", "per_pair", "per_step")
 TASKS = ("derain", "deblur", "enhance", "denoise")
 COMBINATIONS = ("denoise+enhance", "derain+denoise", "derain+enhance", "deblur+denoise")
 
@@ -89,7 +89,7 @@ def _add_recipe(commands: argparse._SubParsersAction, name: str, what: str) -> P
     add("--workers", metavar="N", type=int, default=2, help="processes (default: 2)")
     shares = "shares of train, val and test (default: 90 5 5)"
     add("--split", metavar="SHARE", nargs=3, type=float, default=[90, 5, 5], help=shares)
-    sentences = "all of a task, one drawn for each pair, or one (default: per_step)"
+    sentences = "one of a task, one for each pair, or all (default: per_step)"
     add("--instructions", choices=POLICIES, default="per_step", help=sentences)
     banks = "your own sentences, one a line"
     add("--bank", metavar="TASK=FILE", nargs="+", default=[], help=banks)

@@ -17,6 +17,7 @@ from ipx2p.data.examples import (
     Options,
     Source,
     caption,
+    chunk_key,
     chunked,
     few,
     sentence,
@@ -60,7 +61,11 @@ class InstructPix2Pix(Source):
         ]
         items = [(*entry, split) for entry, split in zip(entries, splits, strict=True)]
         return [
-            Chunk(tuple(some), sum(len(seeds) for _, seeds, _ in some))
+            Chunk(
+                tuple(some),
+                sum(len(seeds) for _, seeds, _ in some),
+                chunk_key([f"{split} {prompt} {seeds}" for prompt, seeds, split in some]),
+            )
             for some in (items[i : i + PAIRS // 2] for i in range(0, len(items), PAIRS // 2))
         ]
 
