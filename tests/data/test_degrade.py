@@ -325,6 +325,7 @@ def test_a_task_has_one_canonical_name():
     [
         (torch.zeros(3, 16, 16, dtype=torch.uint8), r"expected float pixels01 .*got uint8"),
         (torch.zeros(1, 16, 16), r"got float32 \(1, 16, 16\)"),
+        (torch.zeros(0, 3, 16, 16), r"got float32 \(0, 3, 16, 16\)"),
         (torch.full((3, 16, 16), -1.0), r"expected pixels01 in \[0, 1\], got -1\.\.-1"),
         (torch.full((3, 16, 16), torch.nan), r"got nan"),
         (torch.zeros(3, 16, 7), "a picture of 7 x 16, the least is 8 x 8"),
