@@ -160,7 +160,8 @@ def _check_setting(key: str, value: list[float] | float, where: str) -> None:
 
 def _check_pixels(pixels01: Tensor) -> None:
     shape = tuple(pixels01.shape)
-    if len(shape) not in (3, 4) or shape[-3] != 3 or not pixels01.is_floating_point():
+    ok = len(shape) in (3, 4) and shape[-3] == 3 and shape[0] > 0
+    if not ok or not pixels01.is_floating_point():
         dtype = str(pixels01.dtype).removeprefix("torch.")
         raise InputError(f"degrade: expected float pixels01 ([N,] 3, H, W), got {dtype} {shape}")
     if min(shape[-2:]) < MIN_SIDE:
