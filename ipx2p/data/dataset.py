@@ -78,21 +78,24 @@ def read_lines(manifest: Path) -> Iterator[tuple[int, str]]:
 def write_manifests(
     folder: Path, splits: Mapping[str, Sequence[tuple[str, str]]]
 ) -> dict[str, dict[str, Any]]:
-    """Write the manifests of the splits that have any pairs.
+    """Write the manifests of the splits that have any pairs, the one to train on last.
 
     Args:
         splits: name -> task and line of each pair.
     Returns: for dataset.json, counts by split and task, and the digest of each file.
     """
-    counts, manifests = {}, {}
-    for split, pairs in splits.items():
-        if pairs:
-            text = "".join(f"{line}\n" for _, line in pairs)
-            counts[split] = dict(sorted(Counter(task for task, _ in pairs).items()))
-            manifests[f"{split}.jsonl"] = digest_bytes(text.encode())
-            with atomic_write(folder / f"{split}.jsonl") as temporary:
-                temporary.write_text(text, encoding="utf-8")
-    return {"counts": counts, "manifests": manifests}
+    found = {split: pairs for split, pairs in splits.items() if pairs}
+    texts = {split: "".join(f"{line}\n" for _, line in pairs) for split, pairs in found.items()}
+    for split in reversed(texts):
+        with atomic_write(folder / f"{split}.jsonl") as temporary:
+            temporary.write_text(texts[split], encoding="utf-8")
+    return {
+        "counts": {
+            split: dict(sorted(Counter(task for task, _ in pairs).items()))
+            for split, pairs in found.items()
+        },
+        "manifests": {f"{split}.jsonl": digest_bytes(t.encode()) for split, t in texts.items()},
+    }
 
 
 def write_dataset(
@@ -115,12 +118,12 @@ def write_dataset(
     split_of = assign_splits(groups, fingerprints, shares=shares, seed=seed)
     digests = dict(item for entry in entries for item in entry.files())
     _remove_others(folder / "pictures", {folder / name for name in digests})
+    for task in sorted({entry.task for entry in entries}):
+        _save_sheet(folder, task, [entry for entry in entries if entry.task == task])
     written = write_manifests(folder, {
         split: [(e.task, e.line()) for e in entries if split_of[e.group] == split]
         for split in SPLITS
     })  # fmt: skip
-    for task in sorted({entry.task for entry in entries}):
-        _save_sheet(folder, task, [entry for entry in entries if entry.task == task])
     pictures = json.dumps(sorted(digests.items())).encode()
     found = {
         "pictures": {"count": len(digests), "digest": digest_bytes(pictures)},
