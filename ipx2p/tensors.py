@@ -197,9 +197,24 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
     module.load_state_dict(tensors, strict=True, assign=True)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself in its header; nothing for a file of another kind."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except SafetensorError:
+        return {}
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors to a safetensors file, bit for bit; tied ones are written one by one.
 
+    Args:
+        metadata: what the file shall say of itself, see `read_metadata`.
     Raises: InputError if `path` cannot be written; an earlier file there is then intact.
     """
     plain, seen = {}, set()
@@ -210,7 +225,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         seen.add(memory)
     with atomic_write(path) as temporary:
         try:
-            save_file(plain, temporary, metadata={"format": "pt"})  # which other readers expect
+            # Other readers expect the format.
+            save_file(plain, temporary, metadata={"format": "pt", **(metadata or {})})
         except SafetensorError as error:  # how that library says that the disk is full
             raise OSError(str(error)) from error
 

@@ -33,6 +33,7 @@ LAYERS = {
         *("ipx2p.data.pairs", "ipx2p.data.examples", "ipx2p.data.folders"),
         *("ipx2p.data.parquet", "ipx2p.data.sources"),
         *("ipx2p.data.loader", "ipx2p.data.shards", "ipx2p.data.cache"),
+        *("ipx2p.data.whitebox", "ipx2p.data.classical", "ipx2p.data.cartoon"),
         *("ipx2p.data.fingerprints", "ipx2p.data.splits", "ipx2p.data.dataset"),
         *("ipx2p.data.builder", "ipx2p.data.recipes", "ipx2p.data.mix", "ipx2p.data.check"),
         "ipx2p.data.prepare",
