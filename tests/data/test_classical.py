@@ -110,6 +110,10 @@ def test_any_size_keeps_its_size(size, generator):
     assert after.isfinite().all() and after.min() >= 0 and after.max() <= 1
 
 
+def test_everything_is_made_on_the_device_of_the_picture():
+    assert cartoonize(torch.empty(1, 3, 20, 30, device="meta")).device.type == "meta"
+
+
 def test_a_photograph_gets_flat_areas_and_dark_lines(photo, cartoon):
     def steps(pixels01):
         return lightness(pixels01).diff(dim=-1).abs()
