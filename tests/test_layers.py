@@ -28,8 +28,9 @@ LAYERS = {
     2: [
         *("ipx2p.weights.readers", "ipx2p.weights.maps", "ipx2p.weights.folder"),
         *("ipx2p.weights.single_file", "ipx2p.weights.convert"),
-        *("ipx2p.data.instructions", "ipx2p.data.degrade", "ipx2p.data.pairs"),
-        *("ipx2p.data.loader", "ipx2p.data.shards", "ipx2p.data.cache"),
+        *("ipx2p.data.instructions", "ipx2p.data.degrade", "ipx2p.data.manifest"),
+        *("ipx2p.data.pairs", "ipx2p.data.selection", "ipx2p.data.order", "ipx2p.data.loader"),
+        *("ipx2p.data.shards", "ipx2p.data.cache"),
     ],
     3: ["ipx2p.editor"],
     4: [
