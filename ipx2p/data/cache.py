@@ -11,7 +11,7 @@ itself: what it gets does not depend on what else was missing, or on who encoded
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
@@ -68,6 +68,7 @@ class Cache:
         folder: shared by all processes, also those of other machines.
         check: called after each pair by all processes; it may raise to stop the encoding, which
             goes on from there the next time.
+        weights: of the tasks in `stream`, see `Visits`.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Cache:
         seed: int,
         world: World,
         check: Callable[[], None] = lambda: None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self.folder = folder
         self.pairs = pairs
@@ -86,6 +88,7 @@ class Cache:
         self.seed = seed
         self.world = world
         self.check = check
+        self.weights = weights
         self.latents, self.text = Shards(folder / "latents"), Shards(folder / "text")
         self.latent_keys: list[str] = []  # item * number of draws + draw -> key
         self.text_keys: dict[str, str] = {}  # sentence -> key
@@ -235,7 +238,7 @@ class EncodedStream(Dataset):
     `SampleStream` shows."""
 
     def __init__(self, cache: Cache) -> None:
-        self.visits = Visits(cache.pairs, cache.framing, seed=cache.seed)
+        self.visits = Visits(cache.pairs, cache.framing, seed=cache.seed, weights=cache.weights)
         self.num_draws = cache.num_draws
         self.latents, self.latent_keys = cache.latents, cache.latent_keys
         self.text, self.text_keys = cache.text, cache.text_keys

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from ipx2p.data.pairs import is_unicode, scan
+from ipx2p.data.pairs import scan
 from ipx2p.errors import InputError
 from ipx2p.images import load_image, load_image_bytes
 
@@ -187,6 +187,15 @@ def sentence(value: object, where: str) -> str:
 def caption(value: object, where: str) -> str | None:
     """What a picture shows; None where the file leaves it out."""
     return None if value is None or value == "" else sentence(value, where)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written down: JSON and file systems can name halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def few(names: list[str]) -> str:

@@ -18,10 +18,11 @@ from ipx2p.data.examples import (
     Options,
     Source,
     chunked,
+    is_unicode,
     stem,
     subfolders,
 )
-from ipx2p.data.pairs import is_unicode, picture_names
+from ipx2p.data.pairs import picture_names
 from ipx2p.errors import InputError, suggestion
 
 _GLANCE = 20  # sequences that `fits` looks at

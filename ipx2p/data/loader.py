@@ -1,34 +1,41 @@
 """The endless stream of training samples, addressed by a global index (layer 2).
 
-Sample i is the same whatever process draws it and whenever: its place in the shuffle, its cut and
+Sample i is the same whatever process draws it and whenever: its place in the order, its cut and
 its degradation come from generators keyed by i. So a resumed run continues the stream exactly.
 """
 
 import signal
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ipx2p.data.order import Mixture, Order, Shuffles
 from ipx2p.data.pairs import Cut, EditPair, Pairs, random_geometry
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from ipx2p.images import pixels_from_pixels01
 from ipx2p.seeds import generator
 
+REPLACEMENTS = 8  # are tried for a pair that cannot be used: more mean that the data are wrong
+
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples: pictures (B, 3, H, W) in [-1, 1], sentences, tasks, global indices."""
+    """B samples: pictures (B, 3, H, W) in [-1, 1], sentences, tasks, global indices.
+
+    skipped: what was wrong with pairs that others of the same task stand for.
+    """
 
     source_pixels: Tensor
     target_pixels: Tensor
     instructions: list[str]
     tasks: list[str]
     indices: list[int]
+    skipped: list[str] = field(default_factory=list)
 
     def pin_memory(self) -> "Batch":
         """The same batch where a copy to the GPU need not wait; called by the loader."""
@@ -82,26 +89,36 @@ class Visit:
 
 
 class Visits:
-    """The order of the training samples: epochs of `len(pairs)`, each shuffled in its own way."""
+    """What the samples of a run show.
 
-    def __init__(self, pairs: Pairs, framing: Framing, *, seed: int) -> None:
+    Args:
+        weights: of the tasks, see `Mixture`; None is one order for all pairs.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        framing: Framing,
+        *,
+        seed: int,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         self.pairs = pairs
         self.framing = framing
         self.seed = seed
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
-
-    def item(self, index: int) -> int:
-        """Which pair sample `index` shows."""
-        epoch, place = divmod(index, len(self.pairs))
-        if epoch != self._epoch:
-            order = generator(self.seed, "shuffle", epoch)
-            self._epoch, self._order = epoch, torch.randperm(len(self.pairs), generator=order)
-        return int(self._order[place])
+        self.order: Order = (
+            Shuffles(len(pairs), seed=seed, purpose="shuffle")
+            if weights is None
+            else Mixture(pairs.by_task(), weights, seed=seed)
+        )
 
     def __getitem__(self, index: int) -> Visit:
         """What sample `index` shows, for a stream of fixed draws."""
-        item = self.item(index)
-        draw = index // len(self.pairs) % (self.framing.draws or 1)
+        return self.of(index, *self.order(index))
+
+    def of(self, index: int, item: int, epoch: int) -> Visit:
+        """The same where the pair is given, and how often it was shown before."""
+        draw = epoch % (self.framing.draws or 1)
         draws = generator(self.seed, "data", index)
         # The same draws as those of a cut at each visit, of which the mirroring remains.
         mirrored = random_geometry((1, 1), 1, draws, flip=self.framing.flip).flip
@@ -109,43 +126,77 @@ class Visits:
 
 
 class SampleStream(Dataset):
-    """Training sample i for any i >= 0, as pictures."""
+    """Training sample i for any i >= 0, as pictures.
 
-    def __init__(self, pairs: Pairs, framing: Framing, *, seed: int) -> None:
+    Args:
+        weights: of the tasks, see `Visits`.
+        skip: whether another pair of the same task stands for one that cannot be used.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        framing: Framing,
+        *,
+        seed: int,
+        weights: Mapping[str, float] | None = None,
+        skip: bool = False,
+    ) -> None:
         self.pairs = pairs
         self.framing = framing
         self.seed = seed
-        self.visits = Visits(pairs, framing, seed=seed)
+        self.visits = Visits(pairs, framing, seed=seed, weights=weights)
+        self.others = pairs.by_task() if skip else None
 
-    def __getitem__(self, index: int) -> tuple[int, EditPair] | InputError:
-        """The sample; a bad picture is returned as the error it is, for `micro_batches` to raise:
-        raised in a worker it would arrive wrapped in a traceback."""
-        try:
-            return index, self._fixed(index) if self.framing.draws else self._drawn(index)
-        except InputError as error:
-            return error
+    def __getitem__(self, index: int) -> tuple[int, EditPair, list[str]] | InputError:
+        """The sample, and what was wrong with pairs that were skipped for it.
 
-    def _drawn(self, index: int) -> EditPair:
-        draws = generator(self.seed, "data", index)
-        return self.pairs.get(self.visits.item(index), self.framing.cut(draws, flip=True), draws)
+        A bad picture is returned as the error it is, for `micro_batches` to raise: raised in a
+        worker it would arrive wrapped in a traceback.
+        """
+        item, epoch = self.visits.order(index)
+        skipped: list[str] = []
+        for attempt in range(1 + (REPLACEMENTS if self.others else 0)):
+            if attempt:
+                item = self._another(index, item, attempt)
+            try:
+                return index, self._pair(index, item, epoch), skipped
+            except InputError as error:
+                skipped.append(str(error))
+        if not self.others:
+            return InputError(skipped[0])
+        return InputError(
+            f"{len(skipped)} pairs of task {self.pairs.task(item)!r} drawn in a row cannot be "
+            f"used, the last: {skipped[-1]}"
+        )
 
-    def _fixed(self, index: int) -> EditPair:
-        visit = self.visits[index]
-        pictures = self.framing.fixed_pictures(self.pairs, visit.item, visit.draw, self.seed)
+    def _pair(self, index: int, item: int, epoch: int) -> EditPair:
+        if not self.framing.draws:
+            draws = generator(self.seed, "data", index)
+            return self.pairs.get(item, self.framing.cut(draws, flip=True), draws)
+        visit = self.visits.of(index, item, epoch)
+        pictures = self.framing.fixed_pictures(self.pairs, item, visit.draw, self.seed)
         if visit.mirrored:
             pictures = [pixels01.flip(-1) for pixels01 in pictures]
-        return EditPair(*pictures, visit.instruction, self.pairs.task(visit.item))
+        return EditPair(*pictures, visit.instruction, self.pairs.task(item))
+
+    def _another(self, index: int, item: int, attempt: int) -> int:
+        """A pair of the same task, which hangs on the sample only: a resumed run draws it too."""
+        items = self.others[self.pairs.task(item)]
+        draws = generator(self.seed, f"replacement {attempt}", index)
+        return int(items[int(torch.randint(len(items), (), generator=draws))])
 
     @staticmethod
-    def collate(samples: Sequence[tuple[int, EditPair]]) -> Batch:
+    def collate(samples: Sequence[tuple[int, EditPair, list[str]]]) -> Batch:
         """Samples -> a batch."""
-        indices, pairs = zip(*samples, strict=True)
+        indices, pairs, errors = zip(*samples, strict=True)
         return Batch(
             source_pixels=pixels_from_pixels01(torch.stack([p.source_pixels01 for p in pairs])),
             target_pixels=pixels_from_pixels01(torch.stack([p.target_pixels01 for p in pairs])),
             instructions=[pair.instruction for pair in pairs],
             tasks=[pair.task for pair in pairs],
             indices=[*indices],
+            skipped=[error for found in errors for error in found],
         )
 
 

@@ -1,22 +1,20 @@
-"""Pairs of pictures with an instruction: the manifest, and the geometry both share (layer 2).
-
-A manifest is JSON lines, one pair each, paths relative to the file, one instruction or a list:
-{"source": "a.png", "target": "b.png", "instruction": "derain the image", "task": "derain"}
-"""
+"""Pairs of pictures with an instruction, and the geometry that both pictures share (layer 2)."""
 
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ipx2p.data.degrade import DegradeConfig, check_task, degrade
 from ipx2p.data.instructions import bank
+from ipx2p.data.manifest import Manifest, hash64
 from ipx2p.errors import InputError
 from ipx2p.images import load_image, pixels01_from_image, resize
 
@@ -115,50 +113,79 @@ class Pairs(ABC):
         sentences = self.instructions(item)
         return sentences[int(torch.randint(len(sentences), (), generator=generator))]
 
+    def by_task(self) -> dict[str, np.ndarray]:
+        """The numbers of each task's pairs, in order; tasks by name."""
+        items: dict[str, list[int]] = {}
+        for item in range(len(self)):
+            items.setdefault(self.task(item), []).append(item)
+        return {task: np.array(items[task]) for task in sorted(items)}
+
+    def digests(self) -> np.ndarray:
+        """What the pictures of each pair are as 64 bits, whatever its number, (N,) uint64."""
+        return _digests([self.describe(item)] for item in range(len(self)))
+
+    def sentence_digests(self) -> np.ndarray:
+        """What may be said of each pair as 64 bits, (N,) uint64."""
+        return _digests(self.instructions(item) for item in range(len(self)))
+
 
 class ManifestPairs(Pairs):
     """The pairs of a manifest. InputError names the file and line of whatever is wrong in it."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.records = read_manifest(self.path)
+        self.manifest = Manifest(path)
+        self.folder = self.manifest.path.parent
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.manifest)
 
     def task(self, item: int) -> str:
         """See `Pairs.task`."""
-        return self.records[item].task
+        return self.manifest.task(item)
 
     def instructions(self, item: int) -> Sequence[str]:
         """See `Pairs.instructions`."""
-        return self.records[item].instructions
+        return self.manifest[item].instructions
 
     def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `Pairs.pictures`."""
-        record = self.records[item]
+        source_path, target_path = self.files(item)
         try:
-            source, target = load_image(record.source), load_image(record.target)
+            source, target = load_image(source_path), load_image(target_path)
             if source.size != target.size:
                 raise InputError(
-                    f"{record.source} is {source.width} x {source.height}, {record.target} is "
+                    f"{source_path} is {source.width} x {source.height}, {target_path} is "
                     f"{target.width} x {target.height}: a pair must have one size"
                 )
             geometry = cut(source.size)
         except InputError as error:
-            raise InputError(f"{self.path} line {record.line}: {error}") from None
+            raise InputError(f"{self.manifest.where(item)}: {error}") from None
         return geometry.apply(source), geometry.apply(target)
 
     def files(self, item: int) -> Sequence[Path]:
         """See `Pairs.files`."""
-        return self.records[item].source, self.records[item].target
+        record = self.manifest[item]
+        return self.folder / record.source, self.folder / record.target
 
     def describe(self, item: int) -> str:
         """See `Pairs.describe`."""
-        record = self.records[item]
-        folder = self.path.parent
-        names = [os.path.relpath(path, folder) for path in (record.source, record.target)]
-        return json.dumps([*names, record.task])
+        record = self.manifest[item]
+        return json.dumps([*map(os.path.normpath, record[:2]), record.task])
+
+    def by_task(self) -> dict[str, np.ndarray]:
+        """See `Pairs.by_task`; without reading the manifest again."""
+        order = np.argsort(self.manifest.index.task_ids, kind="stable")
+        counts = np.bincount(self.manifest.index.task_ids)
+        items = np.split(order, counts.cumsum()[:-1])
+        return dict(sorted(zip(self.manifest.tasks, items, strict=True)))
+
+    def digests(self) -> np.ndarray:
+        """See `Pairs.digests`; without reading the manifest again."""
+        return self.manifest.index.pictures
+
+    def sentence_digests(self) -> np.ndarray:
+        """See `Pairs.sentence_digests`; without reading the manifest again."""
+        return self.manifest.index.sentences
 
 
 class DegradedPhotos(Pairs):
@@ -187,7 +214,7 @@ class DegradedPhotos(Pairs):
 
     def instructions(self, item: int) -> Sequence[str]:
         """See `Pairs.instructions`."""
-        return (bank(self.task(item))[0],)
+        return bank(self.task(item))
 
     def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `Pairs.pictures`."""
@@ -223,31 +250,6 @@ class PictureCache:
             self.free -= num_bytes
             self.images[path] = image
         return image
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line of a manifest."""
-
-    source: Path
-    target: Path
-    instructions: tuple[str, ...]
-    task: str
-    line: int
-
-
-def read_manifest(path: Path) -> list[Record]:
-    """Read a manifest whole. InputError names the file, the line, and what is wrong in it."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"manifest {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read manifest {path}: {error}") from error
-    records = [_record(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not records:
-        raise InputError(f"manifest {path} lists no pairs")
-    return records
 
 
 def find_photos(folder: Path) -> list[Path]:
@@ -302,33 +304,5 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _record(path: Path, number: int, line: str) -> Record:
-    where = f"{path} line {number}"
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{where} holds a {type(values).__name__}, expected an object")
-    for name in ("source", "target", "task"):
-        if not isinstance(values.get(name), str) or not values[name]:
-            raise InputError(f"{where}: {name!r} is {values.get(name)!r}, expected a string")
-    instruction = values.get("instruction")
-    instructions = instruction if isinstance(instruction, list) else [instruction]
-    if not instructions or not all(isinstance(i, str) and i.strip() for i in instructions):
-        raise InputError(
-            f"{where}: 'instruction' is {instruction!r}, expected a sentence or a list of sentences"
-        )
-    if any(not text.isascii() and not is_unicode(text) for text in instructions):
-        raise InputError(f"{where}: 'instruction' is not valid Unicode text: {instruction!a}")
-    source, target = (path.parent / values[name] for name in ("source", "target"))
-    return Record(source, target, tuple(instructions), values["task"], number)
-
-
-def is_unicode(text: str) -> bool:
-    """Whether the text can be written down: JSON can name halves of characters."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _digests(texts: Iterable[Sequence[str]]) -> np.ndarray:
+    return np.frombuffer(b"".join(map(hash64, texts)), np.uint64)

@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from ipx2p.config import load_config
 from ipx2p.data.degrade import DegradeConfig, check_task
+from ipx2p.data.instructions import POLICIES
 from ipx2p.diffusion.objective import DropoutConfig
 from ipx2p.diffusion.schedule import PREDICTION_TYPES
 from ipx2p.editor import EditSettings
@@ -24,6 +25,7 @@ MAX_WORKERS = 256
 OBJECTIVES = ("edit", "autoencoder")
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("auto", "float32", "bfloat16")
+ON_ERROR = ("stop", "skip")
 
 
 @dataclass
@@ -58,6 +60,13 @@ class DataConfig:
     held_out: list[str] = field(default_factory=list)  # names of photos that only validation sees
     tasks: list[str] = field(default_factory=lambda: ["denoise", "enhance"])
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    fraction: float = 1.0  # of each task's pairs; smaller ones lie inside larger ones
+    holdout_tasks: list[str] = field(default_factory=list)  # tasks that only validation sees
+    mixture: dict[str, float] | None = None  # weight of each task; None: as many as it has pairs
+    temperature: float | None = None  # weights n^(1 / temperature); .inf: all tasks alike
+    instructions: str = "per_step"  # or "per_pair" or "fixed": when a sentence is chosen
+    banks: dict[str, str] = field(default_factory=dict)  # task -> text file of sentences, or a bank
+    on_error: str = "stop"  # or "skip": another pair of the task stands for a broken one
     resolution: int = 256
     max_zoom: float = 1.125  # cuts are up to this much smaller than the picture's short side
     flip: bool = True
@@ -143,11 +152,14 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError for settings that cannot be or do not go together."""
         _check_data(self.data)
+        _check_shares(self.data)
         _check_choices(self)
         _check_counts(self)
         _check_numbers(self)
         if self.run.name != Path(self.run.name).name or self.run.name in ("", ".."):
             raise InputError(f"run.name is {self.run.name!r}, expected the name of one folder")
+        if self.data.cache and self.data.on_error == "skip":
+            raise InputError("data.cache needs every pair: set data.on_error to stop, or no cache")
         if self.data.cache and self.objective.kind == "autoencoder":
             raise InputError("data.cache holds what an autoencoder gives: it cannot train one")
         if self.objective.kind == "autoencoder":
@@ -159,6 +171,8 @@ class TrainConfig:
 def _check_choices(config: TrainConfig) -> None:
     for key, value, known in (
         ("objective.kind", config.objective.kind, OBJECTIVES),
+        ("data.instructions", config.data.instructions, POLICIES),
+        ("data.on_error", config.data.on_error, ON_ERROR),
         ("optimizer.schedule", config.optimizer.schedule, LEARNING_RATE_SCHEDULES),
         ("objective.prediction_type", config.objective.prediction_type, PREDICTION_TYPES),
         ("train.precision", config.train.precision, PRECISIONS),
@@ -251,3 +265,23 @@ def _check_data(data: DataConfig) -> None:
             f"data.cache cannot hold what {what} draws anew at each visit: set data.draws, how "
             "many fixed cuts and degradations of each pair to encode"
         )
+
+
+def _check_shares(data: DataConfig) -> None:
+    """How much of which task is trained on."""
+    if not 0 < data.fraction <= 1:
+        raise InputError(f"data.fraction is {data.fraction}, expected a number above 0, at most 1")
+    if data.mixture is not None and data.temperature is not None:
+        raise InputError("data.mixture and data.temperature both set the tasks' shares: choose one")
+    if data.temperature is not None and not data.temperature > 0:
+        raise InputError(
+            f"data.temperature is {data.temperature}, expected a number above 0, or .inf"
+        )
+    weights = data.mixture if data.mixture is not None else {"": 1.0}
+    for task, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise InputError(
+                f"data.mixture.{task} is {weight}, expected a number that is 0 or more"
+            )
+    if not any(weights.values()):
+        raise InputError(f"data.mixture is {weights}, expected a weight above 0")

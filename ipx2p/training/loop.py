@@ -33,7 +33,14 @@ from ipx2p.training.learners import LEARNERS, Learner
 from ipx2p.training.monitor import Monitor
 from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
 from ipx2p.training.run import Run
-from ipx2p.training.samples import check_unchanged, note_pairs, open_pairs, open_stream
+from ipx2p.training.samples import (
+    check_unchanged,
+    note_pairs,
+    open_pairs,
+    open_stream,
+    task_table,
+    task_weights,
+)
 from ipx2p.training.speed import prepare, set_layout
 from ipx2p.training.validation import fixed_pairs, score_table
 
@@ -80,6 +87,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
     optimizer = make_optimizer(learner.module, config.optimizer)
     where = f"{world.size} x {device.type}" if world.size > 1 else str(device)
     world.print(f"{len(train_pairs)} pairs to train on, {len(fixed)} held out, on {where}")
+    world.print(task_table(train_pairs, task_weights(config.data, train_pairs)))
     if dry_run:
         world.print("dry run: everything is in order, nothing was written")
         return
@@ -134,6 +142,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
             while step < config.train.steps and not interrupts.agreed():
                 with monitor.waiting():
                     parts = [*itertools.islice(batches, config.train.accumulate)]
+                monitor.note_skipped(parts)
                 rate = learning_rate(config.optimizer, step, config.train.steps)
                 losses, grad_norm, bad = stepper(parts, rate)
                 step += 1

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ipx2p.data.cache import EncodedBatch
+from ipx2p.data.loader import Batch
 from ipx2p.devices import memory_bytes, pick_dtype
 from ipx2p.distributed import World
 from ipx2p.files import atomic_write
@@ -56,6 +58,8 @@ class Monitor:
         self.records: list[tuple[list[Losses], Tensor]] = []
         self.busy_s = self.logged_busy_s = self.waiting_s = 0.0
         self.bad_steps = self.bad_in_row = self.most_bad_in_row = 0
+        self.skipped: set[str] = set()  # what was wrong with which pair, in this process
+        self.named: set[str] = set()  # of those of all processes, what was said
         self.folder = folder
         self.lines = folder / "metrics.jsonl"
         self.board: SummaryWriter | None = None
@@ -75,6 +79,12 @@ class Monitor:
         since = time.monotonic()
         yield
         self.waiting_s += time.monotonic() - since
+
+    def note_skipped(self, batches: Sequence[Batch | EncodedBatch]) -> None:
+        """Remember the pairs that others stood for; they are named with the next line."""
+        for batch in batches:
+            if isinstance(batch, Batch):
+                self.skipped.update(batch.skipped)
 
     def step(
         self, step: int, losses: list[Losses], rate: float, grad_norm: Tensor, bad: Tensor
@@ -152,15 +162,19 @@ class Monitor:
         for offset, left_out in enumerate(bad):
             self._count_bad(first + offset, bool(left_out))
 
-        gathered = self.world.gather((sums, counts, hidden))
+        gathered = self.world.gather((sums, counts, hidden, self.skipped - self.named))
         sums = sum((part[0] for part in gathered), Counter())
         counts = sum((part[1] for part in gathered), Counter())
         hidden = sum((part[2] for part in gathered), Counter())
+        for error in sorted(set().union(*(part[3] for part in gathered))):
+            self.world.print(f"warning: skipped {error}")
+            self.named.add(error)
         return {
             "loss": sum(sums.values()) / counts.total() if counts else math.nan,
             **{name: sums[name] / counts[name] for name in sorted(sums) if name != "loss"},
             **{f"hidden_{name}": hidden[name] for name in losses[0].hidden},
             "bad_steps": self.bad_steps,
+            "data/skipped": len(self.named),
         }
 
     def _count_bad(self, step: int, bad: bool) -> None:

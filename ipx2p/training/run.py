@@ -25,6 +25,7 @@ FREE = {
     "train.keep_every",
     "train.max_bad_steps",
     "data.cache_dir",
+    "data.on_error",  # a run that stopped at a broken picture has seen none before
     "data.workers",
 }
 # These may change too, but then other roundings make the weights differ in their last bits.

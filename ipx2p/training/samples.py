@@ -1,17 +1,21 @@
 """What a run trains on: its pairs, whether they are still the same, and their stream (layer 4)."""
 
+import base64
 import json
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from ipx2p.data.cache import Cache
 from ipx2p.data.loader import Framing, SampleStream
+from ipx2p.data.order import tempered
 from ipx2p.data.pairs import DegradedPhotos, ManifestPairs, Pairs, find_photos
+from ipx2p.data.selection import Worded, leave_out, open_banks, take_fraction
 from ipx2p.distributed import World
-from ipx2p.errors import InputError
+from ipx2p.errors import InputError, suggestion
 from ipx2p.files import read_json, write_json
 from ipx2p.training.config import DataConfig, TrainConfig
 from ipx2p.training.learners import Learner
@@ -21,8 +25,22 @@ PAIRS = "pairs.json"
 
 def open_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
     """The pairs to train on, and those that only validation sees."""
-    if config.manifest is not None:
-        return ManifestPairs(config.manifest), ManifestPairs(config.validation_manifest)
+    trained, held_out = _open_manifests(config) if config.manifest else _open_photos(config)
+    banks = open_banks(config.banks, {*trained.by_task(), *held_out.by_task()})
+    trained = take_fraction(leave_out(trained, config.holdout_tasks), config.fraction)
+    if config.instructions == "per_step" and not banks:
+        return trained, held_out
+    return (
+        Worded(trained, config.instructions, banks),
+        Worded(held_out, config.instructions, banks),
+    )
+
+
+def _open_manifests(config: DataConfig) -> tuple[Pairs, Pairs]:
+    return ManifestPairs(config.manifest), ManifestPairs(config.validation_manifest)
+
+
+def _open_photos(config: DataConfig) -> tuple[Pairs, Pairs]:
     photos = find_photos(Path(config.photos))
     names = {photo.name for photo in photos}
     if missing := [name for name in config.held_out if name not in names]:
@@ -39,6 +57,38 @@ def open_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
     )
 
 
+def task_weights(config: DataConfig, pairs: Pairs) -> dict[str, float] | None:
+    """How often the samples show each task; None: as often as it has pairs.
+
+    Raises: InputError for a mixture that does not name the tasks that there are.
+    """
+    if config.mixture is None and config.temperature is None:
+        return None
+    counts = {task: len(items) for task, items in pairs.by_task().items()}
+    if config.temperature is not None:
+        return tempered(counts, config.temperature)
+    for task in config.mixture:
+        if task not in counts:
+            near = suggestion(task, [*counts])
+            raise InputError(f"data.mixture: no training pair has task {task!r}; {near}")
+    if missing := [task for task in counts if task not in config.mixture]:
+        raise InputError(
+            f"data.mixture has no weight for {', '.join(missing)}: name every task, with 0 to "
+            "leave it out"
+        )
+    return config.mixture
+
+
+def task_table(pairs: Pairs, weights: dict[str, float] | None) -> str:
+    """How many pairs each task has, and its share of the samples, as text for people."""
+    counts = {task: len(items) for task, items in pairs.by_task().items()}
+    weights = weights or counts
+    total = sum(weights.values())
+    lines = [f"{'task':<20}{'pairs':>9}{'of samples':>12}"]
+    lines += [f"{task:<20}{n:>9}{weights[task] / total:>12.1%}" for task, n in counts.items()]
+    return "\n".join(lines)
+
+
 def open_stream(
     config: TrainConfig, pairs: Pairs, learner: Learner, world: World, check: Callable[[], None]
 ) -> Dataset:
@@ -49,9 +99,19 @@ def open_stream(
     """
     data, seed = config.data, config.run.seed
     framing = Framing(data.resolution, data.max_zoom, data.flip, data.draws)
+    weights = task_weights(data, pairs)
     if not data.cache:
-        return SampleStream(pairs, framing, seed=seed)
-    cache = Cache(Path(data.cache_dir), pairs, framing, seed=seed, world=world, check=check)
+        skip = data.on_error == "skip"
+        return SampleStream(pairs, framing, seed=seed, weights=weights, skip=skip)
+    cache = Cache(
+        Path(data.cache_dir),
+        pairs,
+        framing,
+        seed=seed,
+        world=world,
+        check=check,
+        weights=weights,
+    )
     cache.fill(*learner.frozen.get(), workers=data.workers)
     learner.frozen.release()
     world.print(f"{data.cache_dir} holds everything: training without the encoders")
@@ -60,19 +120,20 @@ def open_stream(
 
 def check_unchanged(pairs: Pairs, run: Path, world: World) -> None:
     """Raise InputError if a run goes on with other pairs than it began with."""
-    lines, hashes = _list_pairs(pairs)
-    world.check_same("the list of pairs", blake2b("".join(hashes).encode()).hexdigest()[:16])
+    digests = _digests(pairs)
+    world.check_same("the list of pairs", blake2b(digests.tobytes()).hexdigest()[:16])
     path = run / PAIRS
-    before = read_json(path).get("pairs") if path.exists() else hashes
-    if before == hashes:
+    before = _read_digests(path) if path.exists() else digests
+    if np.array_equal(before, digests):
         return
-    known = set(before) if isinstance(before, list) else set()
-    other = [line for line, value in zip(lines, hashes, strict=True) if value not in known]
+    known, other = np.unique(before), np.flatnonzero(~np.isin(digests, before))
     changes = []
-    if len(known) != len(set(hashes)):
-        changes.append(f"there were {len(before or ())} pairs and are {len(hashes)}")
-    if other:
-        changes.append(f"{len(other)} are new, such as {other[0][:100]}")
+    if len(known) != len(np.unique(digests)):
+        changes.append(f"there were {len(before)} pairs and are {len(digests)}")
+    if len(other):
+        first = int(other[0])
+        line = f"{pairs.describe(first)} {json.dumps([*pairs.instructions(first)])}"
+        changes.append(f"{len(other)} are new, such as {line[:100]}")
     raise InputError(
         f"the pairs are not those that {run} learned from: "
         f"{'; '.join(changes) or 'they stand in another order'}. Bring them back, or choose "
@@ -81,14 +142,20 @@ def check_unchanged(pairs: Pairs, run: Path, world: World) -> None:
 
 
 def note_pairs(pairs: Pairs, run: Path) -> None:
-    """Write down, once, which pairs a run learns from: a short hash of each."""
+    """Write down, once, which pairs a run learns from: 64 bits of each, in base 64."""
     if not (run / PAIRS).exists():
-        write_json({"pairs": _list_pairs(pairs)[1]}, run / PAIRS)
+        text = base64.b64encode(_digests(pairs).tobytes()).decode()
+        write_json({"count": len(pairs), "digests": text}, run / PAIRS)
 
 
-def _list_pairs(pairs: Pairs) -> tuple[list[str], list[str]]:
-    lines = [
-        f"{pairs.describe(item)} {json.dumps(pairs.instructions(item))}"
-        for item in range(len(pairs))
-    ]
-    return lines, [blake2b(line.encode(), digest_size=4).hexdigest() for line in lines]
+def _digests(pairs: Pairs) -> np.ndarray:
+    return pairs.digests() ^ pairs.sentence_digests()
+
+
+def _read_digests(path: Path) -> np.ndarray:
+    try:
+        return np.frombuffer(base64.b64decode(read_json(path)["digests"], validate=True), np.uint64)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged ({error}): choose another run.name") from error

@@ -88,17 +88,14 @@ def score_table(scores: Sequence[TaskScore]) -> str:
 
 def fixed_pairs(pairs: Pairs, *, per_task: int, resolution: int, seed: int) -> list[EditPair]:
     """The first pairs of each task, always cut and degraded alike."""
-    items: dict[str, list[int]] = {}
-    for item in range(len(pairs)):
-        items.setdefault(pairs.task(item), []).append(item)
     return [
         pairs.get(
             item,
             lambda size: centre_geometry(size, resolution),
             generator(seed, "validation", item),
         )
-        for task in sorted(items)
-        for item in items[task][:per_task]
+        for items in pairs.by_task().values()
+        for item in items[:per_task].tolist()
     ]
 
 

@@ -26,6 +26,7 @@ model:
 data:
   photos: {ROOT / "assets" / "photos"}
   held_out: [castle.jpg, coffee.jpg]
+  instructions: fixed
   resolution: 32
   max_zoom: 2.0
   workers: 0

@@ -111,7 +111,7 @@ def test_the_error_of_one_process_ends_all_with_its_message(launch, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     since = time.monotonic()
     code, out, _ = launch(
-        "bad", 2, *SHORT, "data.photos=null", "data.held_out=[]",
+        "bad", 2, *SHORT, "data.photos=null", "data.held_out=[]", "data.instructions=per_step",
         f"data.manifest={tmp_path / 'train.jsonl'}",
         f"data.validation_manifest={tmp_path / 'val.jsonl'}",
     )  # fmt: skip

@@ -251,7 +251,8 @@ def test_manifests_train_too(make_config, tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(line))
     manifest = f"data.manifest={tmp_path / 'train.jsonl'}"
     validation = f"data.validation_manifest={tmp_path / 'train.jsonl'}"
-    train(make_config("data.photos=null", "data.held_out=[]", manifest, validation))
+    pairs = ("data.photos=null", "data.held_out=[]", "data.instructions=per_step")
+    train(make_config(*pairs, manifest, validation))
 
 
 def test_prediction_type_is_written_with_the_weights(make_config, run_folder):
@@ -314,6 +315,25 @@ def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_fold
         ("data.photos=/nowhere", "/nowhere is not a folder of photographs"),
         ("data.tasks=[dehaze]", r"data\.tasks: no degradation for 'dehaze'"),
         ("data.tasks=[]", r"data\.tasks is empty"),
+        ("data.fraction=0", r"data\.fraction is 0\.0, expected a number above 0, at most 1"),
+        ("data.fraction=1.5", r"data\.fraction is 1\.5"),
+        ("data.fraction=.nan", r"data\.fraction is nan"),
+        ("data.holdout_tasks=[denoize]", r"holdout_tasks: .*'denoize'; did you mean denoise\?"),
+        ("data.holdout_tasks=[denoise, enhance]", r"data\.holdout_tasks names all tasks, denoise"),
+        ("data.mixture={denoise: 1}", r"data\.mixture has no weight for enhance: name every"),
+        ("data.mixture={denoise: 1, enhanse: 1}", r"task 'enhanse'; did you mean enhance\?"),
+        ("data.mixture={denoise: 1, enhance: -1}", r"data\.mixture\.enhance is -1\.0"),
+        ("data.mixture={denoise: .inf, enhance: 1}", r"data\.mixture\.denoise is inf"),
+        ("data.mixture={denoise: 0, enhance: 0}", r"data\.mixture is .*expected a weight above 0"),
+        ("data.mixture={}", r"data\.mixture is \{\}, expected a weight above 0"),
+        ("data.mixture=denoise", r"data\.mixture"),
+        ("data.mixture={denoise: much, enhance: 1}", r"data\.mixture\.denoise: Value 'much'"),
+        ("data.temperature=0", r"data\.temperature is 0\.0, expected a number above 0, or \.inf"),
+        ("data.temperature=.nan", r"data\.temperature is nan"),
+        ("data.instructions=per_visit", r"data\.instructions is 'per_visit'; .*per_step"),
+        ("data.banks={denoize: x.txt}", r"data\.banks: .*'denoize'; did you mean denoise\?"),
+        ("data.banks={denoise: /nowhere.txt}", r"/nowhere\.txt"),
+        ("data.on_error=ignore", r"data\.on_error is 'ignore'; .*stop, skip"),
         ("data.max_zoom=0.5", r"data\.max_zoom is 0\.5"),
         ("data.degrade.noise.shot=[2, 1]", r"data\.degrade\.noise\.shot is"),
         ("objective.kind=vae", r"objective\.kind is 'vae'; .*edit, autoencoder"),

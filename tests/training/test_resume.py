@@ -171,6 +171,7 @@ def test_a_manifest_that_changed_is_refused_with_what_changed(make_config, tmp_p
     line = {"source": "a.png", "target": "b.png", "instruction": "derain", "task": "derain"}
     manifest = tmp_path / "train.jsonl"
     config = make_config("data.photos=null", "data.held_out=[]", f"data.manifest={manifest}",
+                         "data.instructions=per_step",
                          f"data.validation_manifest={tmp_path / 'val.jsonl'}")  # fmt: skip
     (tmp_path / "val.jsonl").write_text(json.dumps(line))
     lines = [json.dumps(line | {"instruction": f"derain {number}"}) for number in range(3)]
