@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import convert_weights
 import ipx2p.bench
+import ipx2p.data.prepare
 import sample
 import train
 from ipx2p.cli import run_command
@@ -33,6 +34,7 @@ COMMANDS = {
     "train": train,
     "convert_weights": convert_weights,
     "ipx2p.bench": ipx2p.bench,
+    "ipx2p.data.prepare": ipx2p.data.prepare,
 }
 
 
@@ -437,9 +439,18 @@ def test_bad_arguments_of_train_get_one_line(command, monkeypatch, tmp_path, arg
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_config_is_in_order(command, monkeypatch, tmp_path, config):
     monkeypatch.chdir(ROOT)
-    code, out, err = command("train", config, f"run.dir={tmp_path}", "--dry-run")
+    text = config.read_text()
+    assert text.startswith("#")
+    moved = [f"run.dir={tmp_path}"]
+    for argv in re.findall(r"^#   python -m ipx2p.data.prepare (.*)$", text, re.MULTILINE):
+        assert (
+            command("ipx2p.data.prepare", *shlex.split(argv.replace(" data/", f" {tmp_path}/")))[0]
+            == 0
+        )
+        moved += re.findall(r"^  (\w*manifest): data(/\S+)$", text, re.MULTILINE)
+    moved = [x if isinstance(x, str) else f"data.{x[0]}={tmp_path}{x[1]}" for x in moved]
+    code, out, err = command("train", config, *moved, "--dry-run")
     assert (code, err) == (0, "") and "nothing was written" in out
-    assert config.read_text().startswith("#")
 
 
 def test_bugs_keep_their_traceback():

@@ -81,6 +81,18 @@ FAULTS = {
         "return geometry.apply(source), cut(source.size).apply(target)",
         "tests/data/test_pairs.py",
     ),
+    "copies of a photograph in two splits": (
+        "ipx2p/data/splits.py",
+        "leader[second] = first",
+        "pass",
+        "tests/data/test_splits.py",
+    ),
+    "photographs that are all degraded with the same draws": (
+        "ipx2p/data/recipes.py",
+        'f"degrade {task} {photo.digest}"',
+        'f"degrade {task}"',
+        "tests/data/test_prepare.py::test_photographs_are_degraded_each_in_its_own_way",
+    ),
     "a scene of SIDD in two splits": (
         "ipx2p/data/folders.py",
         '(), "denoise", None, scene[1])',

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from ipx2p.data import prepare
@@ -19,6 +20,7 @@ from ipx2p.data.instructions import POLICIES, bank
 from ipx2p.data.pairs import ManifestPairs
 from ipx2p.data.sources import SOURCES
 from ipx2p.errors import InputError
+from ipx2p.images import pixels01_from_image
 from tests.conftest import ROOT
 from tests.data.test_builder import contents
 
@@ -86,6 +88,20 @@ def test_restore_makes_every_task_of_every_photo(restored):
     assert [len(groups) for groups in of_split] == [4, 1, 1]
     assert len(set.union(*of_split)) == 6
     assert {path.stem for path in (restored / "sheets").iterdir()} == {*DEGRADATIONS}
+
+
+def test_photographs_are_degraded_each_in_its_own_way(tmp_path):
+    """The noise of two flat pictures, which differ in one value, is not the same."""
+    for place, grey in enumerate((120, 121)):
+        folder = tmp_path / "flat"
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (grey, grey, grey)).save(folder / f"{place}.png")
+    run("restore", folder, tmp_path / "set", *SMALL, "--tasks", "denoise")
+    noise = [
+        pixels01_from_image(Image.open(tmp_path / "set" / line["source"])).flatten()
+        for line in all_lines(tmp_path / "set")
+    ]
+    assert abs(torch.corrcoef(torch.stack(noise))[0, 1]) < 0.2
 
 
 def test_the_trainer_opens_what_is_made(restored):
