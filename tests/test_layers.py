@@ -30,7 +30,7 @@ LAYERS = {
         *("ipx2p.weights.single_file", "ipx2p.weights.convert"),
         *("ipx2p.data.instructions", "ipx2p.data.degrade", "ipx2p.data.manifest"),
         *("ipx2p.data.pairs", "ipx2p.data.selection", "ipx2p.data.order", "ipx2p.data.loader"),
-        *("ipx2p.data.shards", "ipx2p.data.cache"),
+        *("ipx2p.data.shards", "ipx2p.data.cache", "ipx2p.data.benchmark"),
     ],
     3: ["ipx2p.editor"],
     4: [
