@@ -7,10 +7,15 @@ import sys
 
 from ipx2p.cli import Parser, run_command
 
-DESCRIPTION = "Measure training steps, with and without data.cache, in turns."
+DESCRIPTION = "Measure how fast this machine trains, and how fast it reads pairs."
+WHAT = {
+    "train": "Measure training steps, with and without data.cache, in turns.",
+    "data": "Measure reading pairs with several numbers of data workers, in turns.",
+}
 EXAMPLES = """\
-Pictures are made up. Without --weights the networks have the sizes of Stable Diffusion 1.5 and
-random weights, which needs 20 GiB of memory. Whatever is written is removed at the end.
+Pictures are made up, but for --manifest. Whatever is written is removed at the end. `train` without
+--weights has networks in the sizes of Stable Diffusion 1.5 with random weights, and needs 20 GiB of
+memory. Options: python -m ipx2p.bench train --help, python -m ipx2p.bench data --help
 
 examples:
   # Stable Diffusion 1.5, one picture a step
@@ -24,14 +29,26 @@ examples:
 
   # a tiny model, seconds
   python -m ipx2p.bench train --weights tests/golden/diffusers --resolution 32
+
+  # pairs a second
+  python -m ipx2p.bench data
+
+  # your own pairs
+  python -m ipx2p.bench data --manifest pairs/train.jsonl --workers 4 8 16 --batches 200
 """
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the arguments; needs nothing but the standard library."""
     parser = Parser(prog="python -m ipx2p.bench", description=DESCRIPTION, epilog=EXAMPLES)
+    whats = parser.add_subparsers(dest="what", metavar="train|data", required=True)
+    for what, add in (("train", _add_train), ("data", _add_data)):
+        add(whats.add_parser(what, description=WHAT[what], help=WHAT[what]))
+    return parser.parse_args(argv)
+
+
+def _add_train(parser: Parser) -> None:
     add = parser.add_argument
-    add("what", choices=["train"], help="what to measure")
     add("--weights", metavar="FOLDER", help="weights folder or hub id (default: random weights)")
     add("--resolution", metavar="N", type=int, default=256, help="in pixels (default: 256)")
     add("--batch-size", metavar="N", type=int, default=1, help="samples of a step (default: 1)")
@@ -43,12 +60,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--precision", metavar="NAME", default="auto", help="auto, float32 or bfloat16")
     add("--compile", action="store_true", help="compile the U-Net")
     add("--recompute-activations", action="store_true", help="less memory, slower steps")
-    return parser.parse_args(argv)
+
+
+def _add_data(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--manifest", metavar="FILE", help="pairs to read (default: made up)")
+    add("--workers", metavar="N", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    add("--resolution", metavar="N", type=int, default=256, help="in pixels (default: 256)")
+    add("--batch-size", metavar="N", type=int, default=8, help="pairs of a batch (default: 8)")
+    add("--batches", metavar="N", type=int, default=32, help="of each turn (default: 32)")
+    add("--turns", metavar="N", type=int, default=5, help="of each number (default: 5)")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
     args = parse(argv)
+    typed = shlex.join(sys.argv[1:] if argv is None else argv)
+    {"train": _train, "data": _data}[args.what](args, f"python -m ipx2p.bench {typed}")
+
+
+def _train(args: argparse.Namespace, command: str) -> None:
     # Large pages on the CPU, read when torch starts: a step takes and gives back gigabytes.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from ipx2p.training.benchmark import benchmark_training
@@ -67,9 +98,20 @@ def main(argv: list[str] | None = None) -> None:
             recompute_activations=args.recompute_activations,
         ),
     )
-    typed = shlex.join(sys.argv[1:] if argv is None else argv)
-    benchmark_training(
-        config, turns=args.turns, steps=args.steps, command=f"python -m ipx2p.bench {typed}"
+    benchmark_training(config, turns=args.turns, steps=args.steps, command=command)
+
+
+def _data(args: argparse.Namespace, command: str) -> None:
+    from ipx2p.data.benchmark import benchmark_loading
+
+    benchmark_loading(
+        args.manifest,
+        workers=args.workers,
+        resolution=args.resolution,
+        batch_size=args.batch_size,
+        batches=args.batches,
+        turns=args.turns,
+        command=command,
     )
 
 

@@ -1,7 +1,11 @@
 """Where and in what precision to compute (layer 0)."""
 
+import platform
+import re
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -50,6 +54,16 @@ def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU or CPU, for reports."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):  # Linux; elsewhere there is no such file
+        if found := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()):
+            return found[1]
+    return platform.processor() or platform.machine()
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -11,6 +11,7 @@ Picture sizes are (width, height), as in Pillow. Colour profiles are not applied
 
 import contextlib
 import io
+import math
 import os
 import stat
 import warnings
@@ -198,7 +199,7 @@ def pixels01_from_pixels_u8(pixels_u8: Tensor) -> Tensor:
     """uint8, ([N,] H, W, 3) -> float32 in [0, 1], ([N,] 3, H, W)."""
     ok = pixels_u8.dtype == torch.uint8 and pixels_u8.ndim in (3, 4) and pixels_u8.shape[-1] == 3
     _expect(ok, "pixels_u8, uint8 ([N,] H, W, 3)", pixels_u8)
-    return pixels_u8.movedim(-1, -3).contiguous().float() / 255
+    return pixels_u8.movedim(-1, -3).contiguous().float().div_(255)
 
 
 def pixels_u8_from_pixels01(pixels01: Tensor) -> Tensor:
@@ -221,14 +222,13 @@ def image_from_pixels01(pixels01: Tensor) -> Image.Image:
 
 def pixels_from_pixels01(pixels01: Tensor) -> Tensor:
     """[0, 1] -> [-1, 1], in the dtype given. Values of another range are refused."""
-    _check_finite_float("pixels01", pixels01)
-    low, high = pixels01.min().item(), pixels01.max().item()
+    low, high = _check_finite_float("pixels01", pixels01)
     if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
         raise InputError(
             f"pixels01: expected values in [0, 1], got {low:.6g}..{high:.6g}: "
             "convert with pixels01_from_pixels ([-1, 1]) or pixels01_from_pixels_u8 (0..255)"
         )
-    return pixels01 * 2 - 1
+    return (pixels01 * 2).sub_(1)
 
 
 def pixels01_from_pixels(pixels: Tensor) -> Tensor:
@@ -237,16 +237,19 @@ def pixels01_from_pixels(pixels: Tensor) -> Tensor:
     return ((pixels + 1) / 2).clamp(0, 1)
 
 
-def _check_finite_float(name: str, pixels: Tensor) -> None:
-    """Waits for the device: convert while data are on the CPU, or outside the step."""
+def _check_finite_float(name: str, pixels: Tensor) -> tuple[float, float]:
+    """The least and the largest value. Waits for the device: convert while data are on the CPU, or
+    outside the step."""
     ok = pixels.is_floating_point() and pixels.ndim in (3, 4) and pixels.shape[-3] == 3
     _expect(ok and pixels.numel() > 0, f"{name}, float ([N,] 3, H, W)", pixels)
-    num_bad = int((~pixels.isfinite()).sum())
-    if num_bad:
+    low, high = torch.stack(pixels.aminmax()).tolist()  # NaN if there is one anywhere
+    if not -math.inf < low <= high < math.inf:
+        num_bad = int((~pixels.isfinite()).sum())
         raise InputError(
             f"{name}: expected finite values, {num_bad} of {pixels.numel()} are NaN or infinite: "
             "look for the step that made them"
         )
+    return low, high
 
 
 def _expect(ok: bool, expected: str, found: Tensor) -> None:

@@ -32,6 +32,7 @@ LAYERS = {
         *("ipx2p.data.blur", "ipx2p.data.rain", "ipx2p.data.degrade", "ipx2p.data.degrade_sheet"),
         *("ipx2p.data.manifest", "ipx2p.data.pairs", "ipx2p.data.selection", "ipx2p.data.order"),
         *("ipx2p.data.loader", "ipx2p.data.shards", "ipx2p.data.cache"),
+        "ipx2p.data.benchmark",
         *("ipx2p.data.examples", "ipx2p.data.folders", "ipx2p.data.parquet"),
         *("ipx2p.data.sources", "ipx2p.data.whitebox", "ipx2p.data.classical"),
         *("ipx2p.data.cartoon", "ipx2p.data.fingerprints", "ipx2p.data.splits"),

@@ -9,7 +9,6 @@ start and a compiler may run, is left out. Results are medians over the turns of
 import itertools
 import json
 import platform
-import re
 import shutil
 import tempfile
 import time
@@ -27,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ipx2p import __version__
 from ipx2p.data.loader import StepSampler, micro_batches
-from ipx2p.devices import dtype_name, memory_bytes, pick_device, pick_dtype
+from ipx2p.devices import device_name, dtype_name, memory_bytes, pick_device, pick_dtype
 from ipx2p.diffusion.schedule import ScheduleConfig
 from ipx2p.distributed import World, open_world
 from ipx2p.errors import InputError
@@ -248,7 +247,7 @@ class Bench:
             (
                 f"versions: ipx2p {__version__}, python {platform.python_version()}, "
                 f"torch {torch.__version__}, transformers {transformers.__version__}",
-                f"device: {self.world.size} x {_device_name(self.device)}, "
+                f"device: {self.world.size} x {device_name(self.device)}, "
                 f"{torch.get_num_threads()} threads, {dtype_name(self.dtype)}",
                 f"parameters: {', '.join(self.sizes)}",
                 f"step: {data.resolution} px, batch size {train.batch_size}, accumulate "
@@ -286,15 +285,6 @@ class Bench:
 def num_parameters(network: nn.Module) -> int:
     """How many numbers it learns, or has learned."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with suppress(OSError):  # Linux; elsewhere there is no such file
-        if found := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()):
-            return found[1]
-    return platform.processor() or platform.machine()
 
 
 def _synchronize(device: torch.device) -> None:
