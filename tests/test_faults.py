@@ -129,6 +129,24 @@ FAULTS = {
         '"source_latents": mean[0::2].flip(0).contiguous()',
         "tests/data/test_cache.py",
     ),
+    "a mixture whose tasks forget their place on resume": (
+        "ipx2p/data/order.py",
+        "self.shuffles[task](self.count(task, index))",
+        "self.shuffles[task](index)",
+        "tests/data/test_order.py",
+    ),
+    "a broken pair that another task stands for": (
+        "ipx2p/data/loader.py",
+        "items = self.others[self.pairs.task(item)]",
+        "items = next(iter(self.others.values()))",
+        "tests/training/test_samples.py",
+    ),
+    "an index of a manifest that has changed since": (
+        "ipx2p/data/manifest.py",
+        "return index if is_current else None",
+        "return index",
+        "tests/data/test_manifest.py",
+    ),
     "an update that is applied although it is not finite": (
         "ipx2p/training/optimizer.py",
         "self.optimizer.found_inf = bad",

@@ -101,6 +101,25 @@ def test_more_micro_batches_of_more_processes_are_the_same_step(launch):
 
 
 @pytest.mark.slow
+def test_a_broken_pair_is_named_once_and_counted_whichever_process_meets_it(launch, tmp_path):
+    for name in ("good", "bad"):
+        Image.new("RGB", (40, 40), "teal").save(tmp_path / f"{name}.png")
+    line = {"source": "good.png", "target": "good.png", "instruction": "x", "task": "derain"}
+    (tmp_path / "val.jsonl").write_text(json.dumps(line))
+    bad = [line | {"source": "bad.png"}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, [line] * 2 + bad)))
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    code, out, run = launch(
+        "skipping", 2, *SHORT, "data.photos=null", "data.held_out=[]", "data.on_error=skip",
+        "data.instructions=per_step", f"data.manifest={tmp_path / 'train.jsonl'}",
+        f"data.validation_manifest={tmp_path / 'val.jsonl'}",
+    )  # fmt: skip
+    assert code == 0 and len(re.findall(r"warning: skipped .*train\.jsonl line 3", out)) == 1, out
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["data/skipped"] for line in lines if "loss" in line][-1] == 1
+
+
+@pytest.mark.slow
 def test_the_error_of_one_process_ends_all_with_its_message(launch, tmp_path):
     for name in ("good", "bad"):
         Image.new("RGB", (40, 40), "teal").save(tmp_path / f"{name}.png")
