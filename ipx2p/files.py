@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     with suppress(OSError):  # not every file system flushes folders
         flush_to_disk(path.parent)
+
+
+def digest_bytes(data: bytes) -> str:
+    """The content of a file as 32 hexadecimal digits."""
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 def check_writable(folder: str | Path) -> None:

@@ -19,15 +19,13 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ipx2p.data.dataset import DATASET, Entry, digest_bytes, summary, write_dataset
+from ipx2p.data.dataset import DATASET, WORK, Entry, claim, is_finished, summary, write_dataset
 from ipx2p.data.loader import micro_batches
 from ipx2p.data.splits import check_shares
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
-from ipx2p.files import check_writable, read_json, write_json
+from ipx2p.files import digest_bytes, read_json
 
-WORK = ".work"
-ERROR_POLICIES = ("stop", "skip")
 MEET_EVERY = 16  # units after which the ranks wait for one another, so that none waits for long
 
 
@@ -55,6 +53,10 @@ class Made:
     skipped: str | None = None
     megapixels: float = 0.0
     elapsed_s: float = 0.0
+
+
+class SettingsError(InputError):
+    """What no other picture would help against: it is never skipped."""
 
 
 class Recipe(ABC):
@@ -100,12 +102,11 @@ def build(
     units = recipe.units()
     plan = _plan(recipe, units, shares)
     world.check_same("what to make", digest_bytes(json.dumps(plan).encode()))
-    if world.gather(_is_finished(output, plan))[0]:
+    if world.gather(is_finished(output, plan))[0]:
         world.print(f"{output} is finished: {summary(read_json(output / DATASET))}")
         return
     world.check_shared(output, "OUTPUT")
-    if world.is_main:
-        _claim(output, plan)
+    lock = claim(output, plan) if world.is_main else None
     world.barrier()
     made, attempt = world.gather((_made_before(output), len([*_logs(output)])))[0]
     todo = [unit for unit in units if (unit.key, unit.stamp) not in made]
@@ -124,6 +125,7 @@ def build(
         _finish(output, made, plan, recipe, shares)
         print(f"{output}: {summary(read_json(output / DATASET))}")
         _print_speed(made)
+        lock.close()
 
 
 class _Units(Dataset):
@@ -143,6 +145,8 @@ class _Units(Dataset):
         start = perf_counter()
         try:
             made = self.recipe.make(unit, self.output)
+        except SettingsError as error:
+            return error
         except InputError as error:
             if self.on_error == "stop":
                 return InputError(f"{error} (or go on without such pictures: --on-error skip)")
@@ -200,37 +204,6 @@ def _plan(recipe: Recipe, units: Sequence[Unit], shares: Sequence[float]) -> dic
         "inputs": {"count": len(keys), "digest": digest_bytes(json.dumps(keys).encode())},
     }
     return json.loads(json.dumps(plan))  # as it is read back
-
-
-def _check_plan(found: dict[str, Any], plan: dict[str, Any], output: Path, what: str) -> None:
-    other = [key for key in plan if found.get(key) != plan[key]]
-    if other:
-        key = other[0]
-        raise InputError(
-            f"{output} holds a data set that {what} with another {', '.join(other)} ({key}: "
-            f"{json.dumps(found.get(key))[:150]} there, {json.dumps(plan[key])[:150]} here): "
-            "choose another folder, or remove it"
-        )
-
-
-def _is_finished(output: Path, plan: dict[str, Any]) -> bool:
-    if not (output / DATASET).exists():
-        return False
-    _check_plan(read_json(output / DATASET), plan, output, "was made")
-    shutil.rmtree(output / WORK, ignore_errors=True)
-    return True
-
-
-def _claim(output: Path, plan: dict[str, Any]) -> None:
-    """Make the folder ours: it must be new, empty, or begun by the same recipe."""
-    begun = output / WORK / "plan.json"
-    if begun.exists():
-        _check_plan(read_json(begun), plan, output, "was begun")
-        return
-    if output.exists() and (not output.is_dir() or any(p.name != WORK for p in output.iterdir())):
-        raise InputError(f"{output} is there and holds something else: choose a new folder")
-    check_writable(output)
-    write_json(plan, begun)
 
 
 def _logs(output: Path) -> Iterator[Path]:

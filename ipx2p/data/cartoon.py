@@ -5,7 +5,6 @@ network of `whitebox.py`; any program that `torch.export` wrote, so that every o
 teach without being known here.
 """
 
-import hashlib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.export.passes import move_to_device_pass
 from ipx2p.data import classical
 from ipx2p.data.whitebox import cartoonize, load_whitebox
 from ipx2p.errors import InputError, suggestion
+from ipx2p.files import digest_bytes
 from ipx2p.images import RANGE_TOLERANCE
 from ipx2p.tensors import digest
 
@@ -83,14 +83,14 @@ def open_teacher(name: str, device: torch.device | str = "cpu") -> Teacher:
     """Open a teacher by a word or by its file.
 
     Args:
-        name: `classical`; a .safetensors file that `whitebox.import_whitebox` wrote; or a .pt2 file
+        name: `classical`; a .safetensors file that `prepare teacher` wrote; or a .pt2 file
             of `torch.export.save`: a program from one picture, float32 (1, 3, H, W) in [0, 1], to
             another. Opening a .pt2 file may run code from it, so open only those that you trust.
     Raises: InputError for another word, or for a file that is not what its suffix says.
     """
     if name == "classical":
         version = f"{name} {classical.VERSION}".encode()
-        return Teacher(name, _hash(version), classical.cartoonize, device)
+        return Teacher(name, digest_bytes(version), classical.cartoonize, device)
     path = Path(name)
     if path.suffix == ".safetensors":
         generator = load_whitebox(path)
@@ -99,7 +99,7 @@ def open_teacher(name: str, device: torch.device | str = "cpu") -> Teacher:
         return Teacher(name, held, lambda x: cartoonize(generator, x), device)
     if path.suffix == ".pt2":
         program = _Program(path, device)
-        return Teacher(name, _hash(path.read_bytes()), program, device)
+        return Teacher(name, digest_bytes(path.read_bytes()), program, device)
     raise InputError(f"no teacher {name!r}; {suggestion(name, KNOWN)}")
 
 
@@ -169,7 +169,3 @@ def _check_range(pixels01: Tensor, what: str) -> None:
 
 def _shape(tensor: Tensor) -> str:
     return "(" + ", ".join(map(str, tensor.shape)) + ")"
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -1,7 +1,7 @@
 """What is wrong with a manifest, and what is in it (layer 2)."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ipx2p.data.dataset import SPLITS, digest_bytes, read_lines
+from ipx2p.data.dataset import SPLITS, read_pairs
 from ipx2p.data.fingerprints import fingerprint, near_copies
 from ipx2p.data.loader import micro_batches
-from ipx2p.data.manifest import Record, parse
+from ipx2p.data.manifest import Record
 from ipx2p.errors import InputError
+from ipx2p.files import digest_bytes
 from ipx2p.images import load_image
 from ipx2p.models.text import load_tokenizer
 
@@ -25,16 +26,11 @@ Report = Callable[[str, str, str], None]  # where, of what kind, what
 
 @dataclass(frozen=True)
 class Line:
-    """A pair with the manifest that it stands in."""
+    """A pair with the manifest that it stands in, and where there."""
 
     manifest: Path
-    number: int
+    where: str
     record: Record
-
-    @property
-    def where(self) -> str:
-        """File and line."""
-        return f"{self.manifest} line {self.number}"
 
     @property
     def pictures(self) -> tuple[Path, Path]:
@@ -65,15 +61,19 @@ def check(path: Path, *, workers: int) -> int:
 
     def report(where: str, kind: str, what: str) -> None:
         problems[kind] += 1
-        print(f"{where}: {what}")
+        print(" ".join(f"{where}: {what}".split()))  # names may hold line breaks
 
     manifests = find_manifests(path)
     lines = []
     for manifest in manifests:
-        of_manifest = [*_parse(manifest, report)]
-        if not of_manifest and not problems:
-            report(str(manifest), "without pairs", "lists no pairs")
-        lines += of_manifest
+        pairs = [(where, pair) for where, _, pair in read_pairs(manifest)]
+        if not pairs:
+            report(str(manifest), "manifests without pairs", "lists no pairs")
+        for where, pair in pairs:
+            if isinstance(pair, InputError):
+                report(where, "bad lines", str(pair).removeprefix(where).lstrip(": "))
+            else:
+                lines.append(Line(manifest, where, pair))
     looked = _look_at(sorted({name for line in lines for name in line.pictures}), workers)
     _check_pictures(lines, looked, report)
     _check_repeated(lines, looked, report)
@@ -96,12 +96,10 @@ def stats(path: Path, *, tokenizer: Path | None = None) -> None:
     tokens = load_tokenizer(tokenizer)[0] if tokenizer else None
     for manifest in find_manifests(path):
         tasks: dict[str, list[Record]] = defaultdict(list)
-        for number, text in read_lines(manifest):
-            try:
-                record = parse(text)
-            except InputError as error:
-                raise InputError(f"{manifest} line {number}{error}") from None
-            tasks[record.task].append(record)
+        for _, _, pair in read_pairs(manifest):
+            if isinstance(pair, InputError):
+                raise pair
+            tasks[pair.task].append(pair)
         print(f"{manifest}: {sum(map(len, tasks.values()))} pairs, {len(tasks)} tasks")
         for task, records in sorted(tasks.items()):
             print(f"  {task}: {len(records)} pairs")
@@ -131,14 +129,6 @@ def find_manifests(path: Path) -> list[Path]:
     if not path.exists():
         raise InputError(f"manifest {path} does not exist")
     return found if path.is_dir() or path in splits else [path]
-
-
-def _parse(manifest: Path, report: Report) -> Iterator[Line]:
-    for number, text in read_lines(manifest):
-        try:
-            yield Line(manifest, number, parse(text))
-        except InputError as error:
-            report(f"{manifest} line {number}", "bad lines", str(error).lstrip(": "))
 
 
 class _Pictures(Dataset):

@@ -6,24 +6,27 @@ SET/sheets/TASK.jpg                        a few pairs of each task, to look at
 SET/dataset.json                           what made it; written last, so it means "whole"
 """
 
+import fcntl
 import json
 import platform
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ipx2p import __version__
+from ipx2p.data.manifest import BYTE_ORDER_MARK, Record, parse
 from ipx2p.data.splits import assign_splits
 from ipx2p.errors import InputError
-from ipx2p.files import atomic_write, write_json
+from ipx2p.files import atomic_write, check_writable, digest_bytes, read_json, write_json
 from ipx2p.images import load_image, save_image
 from ipx2p.sheets import contact_sheet
 
 DATASET = "dataset.json"
+WORK = ".work"  # what is done so far
 SPLITS = ("train", "val", "test")
 SHEET_ROWS = 6
 
@@ -59,20 +62,31 @@ class Entry:
         return json.dumps(values, ensure_ascii=False)
 
 
-def digest_bytes(data: bytes) -> str:
-    """The content of a file as 32 hexadecimal digits."""
-    return blake2b(data, digest_size=16).hexdigest()
+def read_pairs(manifest: Path) -> Iterator[tuple[str, str, Record | InputError]]:
+    """The lines of a manifest: file and line, text, and the pair or what is wrong with it.
 
-
-def read_lines(manifest: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a manifest that are not empty, with their numbers, one after another."""
+    Raises: InputError when there is no such file.
+    """
     try:
-        with open(manifest, encoding="utf-8-sig", newline="\n") as file:
-            yield from ((number, text) for number, text in enumerate(file, 1) if text.strip())
+        with open(manifest, "rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+                if text.strip():
+                    where = f"{manifest} line {number}"
+                    yield where, text.decode(errors="replace"), _parse(text, where)
     except FileNotFoundError:
         raise InputError(f"manifest {manifest} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read manifest {manifest}: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot read manifest {manifest}: {error.strerror}") from error
+
+
+def _parse(line: bytes, where: str) -> Record | InputError:
+    try:
+        return parse(line.decode())
+    except UnicodeDecodeError as error:
+        return InputError(f"{where} is not UTF-8 text: {error}")
+    except InputError as error:
+        return InputError(f"{where}{error}")
 
 
 def write_manifests(
@@ -131,6 +145,56 @@ def write_dataset(
         "versions": _versions(),
     }
     write_json({**about, **written, **found}, folder / DATASET)
+
+
+def is_finished(folder: Path, plan: dict[str, Any]) -> bool:
+    """Whether the folder holds what the plan makes. InputError if it holds something else."""
+    if not (folder / DATASET).exists():
+        return False
+    _check_plan(read_json(folder / DATASET), plan, folder)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    return True
+
+
+def claim(folder: Path, plan: dict[str, Any]) -> BinaryIO:
+    """Make the folder ours: it must be new, empty, or begun with the same plan.
+
+    Returns: a file to keep open: no other process can claim the folder as long as it is.
+    """
+    begun = folder / WORK / "plan.json"
+    is_ours = begun.exists()
+    if not is_ours:
+        _check_empty(folder)
+    check_writable(folder / WORK)
+    lock = open(folder / WORK / "lock", "wb")  # noqa: SIM115, the caller keeps it open
+    try:
+        # A record lock, unlike flock's, ends with this process and not with its workers.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise InputError(f"another process is making {folder}: wait for it") from None
+    if is_ours and any(path.stat().st_size for path in (folder / WORK).glob("made_*")):
+        _check_plan(read_json(begun), plan, folder)
+    else:
+        write_json(plan, begun)
+    return lock
+
+
+def _check_empty(folder: Path) -> None:
+    ours = (WORK, ".shared_")  # what a process that was killed at its very start has left
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, expected a new folder")
+    if folder.exists() and any(not path.name.startswith(ours) for path in folder.iterdir()):
+        raise InputError(f"{folder} is there and holds something else: choose a new folder")
+
+
+def _check_plan(found: dict[str, Any], plan: dict[str, Any], folder: Path) -> None:
+    for key in plan:
+        if found.get(key) != plan[key]:
+            before, now = (json.dumps(x.get(key))[:150] for x in (found, plan))
+            raise InputError(
+                f"{folder} holds a data set of other {key}: {before} before, {now} now; choose "
+                "another folder, or remove it"
+            )
 
 
 def summary(dataset: dict[str, Any]) -> str:

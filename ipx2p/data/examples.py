@@ -37,7 +37,8 @@ class Example:
         instructions: what may be said; none if the set has no sentences.
         task: what the edit is.
         split: "train", "val" or "test" as published, None if the set is not split.
-        group: equal for the pairs that must stay in one split, such as those of a scene.
+        group: equal for the pairs of the set that must stay in one split, such as those of a scene;
+            "" for a pair whose target stands in no other.
         source_caption, target_caption: what the pictures show.
         origin: the file, and the row in it, for errors.
     """
@@ -101,8 +102,8 @@ class Source(ABC):
     def __init__(self, folder: Path, options: Options) -> None:
         for option, value in vars(options).items():
             if value is not None and option not in self.options:
-                takes = ", ".join(self.options) or "no options"
-                raise InputError(f"{self.name} does not take {option}={value}: it takes {takes}")
+                takes = ", ".join(f"--{name}" for name in self.options) or "no options"
+                raise InputError(f"{self.name} does not take --{option} {value}: it takes {takes}")
         self.folder = folder
         self.asked = options
 

@@ -77,8 +77,8 @@ class ParallelFolders(Source):
         """The parallel folders of the set."""
 
     def group(self, name: str) -> str:
-        """What the pair of this name must stay together with."""
-        return name
+        """What the pair of this name must stay together with; "": with its own target only."""
+        return ""
 
     def chunks(self) -> list[Chunk]:
         """See `Source.chunks`."""
@@ -281,8 +281,8 @@ class Lol(ParallelFolders):
 
 
 class Folders(ParallelFolders):
-    """source=NAME and target=NAME, two folders in the one given that hold the same names but for
-    the suffixes, subfolders included, and task=NAME.
+    """--source NAME and --target NAME, two folders in the one given that hold the same names but
+    for the suffixes, subfolders included, and --task NAME.
     """
 
     name = "folders"
@@ -294,7 +294,7 @@ class Folders(ParallelFolders):
         super().__init__(folder, options)
         for option in self.options:
             if not getattr(options, option):
-                raise InputError(f"{self.name} needs {option}=NAME: {self.layout}")
+                raise InputError(f"{self.name} needs --{option} NAME: {self.layout}")
 
     def fits(self, folder: Path) -> bool:
         """See `Source.fits`."""

@@ -277,8 +277,13 @@ def file_names(folder: Path, suffixes: Container[str]) -> list[str]:
     """
     names: list[str] = []
     prefixes = [""]
+    visited = set()  # links may lead back to a folder that contains them
     while prefixes:
         prefix = prefixes.pop()
+        where = os.path.realpath(folder / prefix)
+        if where in visited:
+            continue
+        visited.add(where)
         for name, is_folder in scan(folder / prefix).items():
             if is_folder:
                 prefixes.append(f"{prefix}{name}/")

@@ -90,8 +90,8 @@ class Parquet(Source):
     """*.parquet files in the folder and its subfolders, or one such file, with the columns
     original_image, edit_prompt, cartoonized_image, or input_image, instruction,
     ground_truth_image, or input_image (or original_image), edit_prompt, edited_image, or
-    source_img, instruction, target_img, or those named by columns=SOURCE,INSTRUCTION,TARGET
-    together with task=NAME; splits by file names such as train-00000-of-00002.parquet.
+    source_img, instruction, target_img, or those named by --columns SOURCE INSTRUCTION TARGET
+    together with --task NAME; splits by file names such as train-00000-of-00002.parquet.
     """
 
     name = "parquet"
@@ -101,8 +101,8 @@ class Parquet(Source):
         super().__init__(folder, options)
         if options.columns and (len(options.columns) != 3 or not options.task):
             raise InputError(
-                f"columns={','.join(options.columns)} task={options.task}: expected three columns, "
-                "columns=SOURCE,INSTRUCTION,TARGET, together with task=NAME"
+                f"--columns {' '.join(options.columns)} --task {options.task}: expected three "
+                "columns, --columns SOURCE INSTRUCTION TARGET, together with --task NAME"
             )
 
     def fits(self, folder: Path) -> bool:
@@ -171,7 +171,7 @@ class Parquet(Source):
             expected = " or ".join(", ".join(columns.pair) for columns in known)
             raise InputError(
                 f"{path} has the columns {', '.join(found)}: expected {expected}"
-                + ("" if asked else ", or columns=SOURCE,INSTRUCTION,TARGET task=NAME")
+                + ("" if asked else ", or --columns SOURCE INSTRUCTION TARGET --task NAME")
             )
         [columns] = fitting
         for column, kind in zip(columns.pair, ("picture", "sentence", "picture"), strict=True):
@@ -197,7 +197,7 @@ class Parquet(Source):
         said = sentence(cells[columns.instruction], f"{where}: {columns.instruction!r}")
         task = columns.task or TASKS.get(said.strip().lower().rstrip("."))
         if not task:
-            raise InputError(f"{where}: no task is known for {said!r}: name it with task=NAME")
+            raise InputError(f"{where}: no task is known for {said!r}: name it with --task NAME")
         together = cells[columns.group] if columns.group else None
         if together is None:
             together = blake2b(source, digest_size=8).hexdigest()

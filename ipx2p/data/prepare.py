@@ -1,6 +1,7 @@
 """Make data sets, and look into them. `python -m ipx2p.data.prepare --help` shows examples."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,8 @@ examples:
   python -m ipx2p.data.prepare check data/all/train.jsonl
   python -m ipx2p.data.prepare stats data/all/train.jsonl
 """
+RECIPES = ("cartoonize", "restore", "combine", "import")
+# As in the registries, so that --help needs no torch; a test holds them against those.
 SOURCES = ("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain13k",
            "reds", "sidd")  # fmt: skip
 POLICIES = ("fixed", "per_pair", "per_step")
@@ -153,8 +156,24 @@ def _add_mix(parser: Parser) -> None:
 def main(argv: list[str] | None = None) -> int | None:
     """Do what the command says."""
     args = parse(argv)
+    _check_numbers(args)
+    if args.command not in RECIPES and os.environ.get("RANK", "0") != "0":
+        return None  # nothing to share out: the first process does it
     commands = {"mix": _mix, "teacher": _teacher, "sheet": _sheet, "check": _check, "stats": _stats}
     return commands.get(args.command, _build)(args)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name, least in (("workers", 0), ("size", 8), ("count", 1)):
+        value = getattr(args, name, None)
+        if value is not None and value < least:
+            raise InputError(f"--{name} is {value}, expected {least} or more")
+
+
+def _check_apart(folder: str, output: str) -> None:
+    """What is made must not be found among what it is made from when the work goes on."""
+    if Path(output).resolve().is_relative_to(Path(folder).resolve()):
+        raise InputError(f"{output} lies inside {folder}: choose a folder outside of it")
 
 
 def _build(args: argparse.Namespace) -> None:
@@ -162,10 +181,7 @@ def _build(args: argparse.Namespace) -> None:
     from ipx2p.devices import pick_device
     from ipx2p.distributed import open_world
 
-    for name in ("workers", "size", "count"):
-        value = getattr(args, name, None)
-        if value is not None and value < (name != "workers"):
-            raise InputError(f"--{name} is {value}, expected {int(name != 'workers')} or more")
+    _check_apart(args.folder if args.command == "import" else args.photos, args.output)
     with open_world(cuda=False) as world:
         device = pick_device(getattr(args, "device", "cpu"), world.local_rank)
         build(

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ipx2p.data.builder import Entry, Made, Recipe, Unit, digest_bytes
+from ipx2p.data.builder import Made, Recipe, SettingsError, Unit
 from ipx2p.data.cartoon import Teacher, open_teacher
+from ipx2p.data.dataset import Entry
 from ipx2p.data.degrade import DegradeConfig, degrade
 from ipx2p.data.examples import Example, Source, load_example
 from ipx2p.data.fingerprints import fingerprint
@@ -23,7 +24,7 @@ from ipx2p.data.instructions import bank, has_bank
 from ipx2p.data.pairs import find_photos
 from ipx2p.data.splits import hash_share
 from ipx2p.errors import InputError
-from ipx2p.files import atomic_write
+from ipx2p.files import atomic_write, digest_bytes
 from ipx2p.images import (
     image_from_pixels01,
     load_image,
@@ -34,7 +35,6 @@ from ipx2p.images import (
 from ipx2p.seeds import generator
 
 MULTIPLE = 8  # sides of what is made, so that an autoencoder takes the pictures as they are
-FORMATS = ("png", "jpg")
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,14 @@ class Wording:
             return sentences[int(hash_share(seed, "instruction", task, key) * len(sentences))]
         return [*sentences]
 
+    def check(self, tasks: Sequence[str]) -> None:
+        """Raise InputError for a task that nothing can be said of."""
+        for task in tasks:
+            self._bank(task)
+
     def _bank(self, task: str) -> tuple[str, ...]:
         if task not in self.banks and not has_bank(task):
-            raise InputError(
+            raise SettingsError(
                 f"there are no sentences for the task {task!r}: give some with --bank {task}=FILE"
             )
         return self.banks.get(task) or bank(task)
@@ -96,7 +101,10 @@ class Photos:
         """A photograph, reduced."""
         image = load_image(path)
         digest = digest_bytes(path.read_bytes())
-        image = resize(image, _reduced(image.size, self.size))
+        try:
+            image = resize(image, _reduced(image.size, self.size))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         return Photo(image, f"{path.stem}-{digest[:8]}", digest)
 
     def describe(self) -> dict[str, Any]:
@@ -161,9 +169,10 @@ class Cartoonize(_PhotoRecipe):
         device: torch.device,
     ) -> None:
         super().__init__(photos, wording, seed=seed, licence=licence)
+        wording.check(["cartoonize"])
         self.teacher_name = teacher
         self.device = device
-        self._described = {"teacher": self.teacher.name, "digest": self.teacher.digest}
+        self._described = {"teacher": Path(teacher).name, "digest": self.teacher.digest}
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -210,6 +219,7 @@ class Restore(_PhotoRecipe):
         device: torch.device,
     ) -> None:
         super().__init__(photos, wording, seed=seed, licence=licence)
+        wording.check(tasks)
         self.name = name
         self.tasks = [*tasks]
         self.config = config
@@ -283,10 +293,11 @@ class Import(Recipe):
                 for role, picture, content in zip(("source", "target"), pictures, contents,
                                                   strict=True)
             ]  # fmt: skip
-            entries.append(self._entry(example, *files))
+            entry = self._entry(example, *files)
+            entries.append(entry)
             megapixels += pictures[0].width * pictures[0].height / 1e6
             if example.split is None:
-                prints[example.group] = fingerprint(pictures[0])
+                prints[entry.group] = fingerprint(pictures[1])
         return Made(entries, prints, megapixels=megapixels)
 
     def _store(
@@ -309,7 +320,9 @@ class Import(Recipe):
     def _entry(self, example: Example, source: tuple[str, str], target: tuple[str, str]) -> Entry:
         say = self.wording.say(example.task, self.seed, example.name, example.instructions)
         files, digests = zip(source, target, strict=True)
-        return Entry(*files, say, example.task, example.group, [*digests], example.split,
+        # Names of scenes are the set's own; two sets that share a target share the picture.
+        group = f"{self.source.name} {example.group}" if example.group else digests[1][:16]
+        return Entry(*files, say, example.task, group, [*digests], example.split,
                      example.source_caption, example.target_caption)  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
@@ -336,7 +349,12 @@ def _link(source: Path, path: Path) -> bool:
 
 
 def _reduced(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Width and height with at most this short side, multiples of `MULTIPLE`."""
+    """Width and height with at most this short side, multiples of `MULTIPLE`.
+
+    Raises: InputError for a picture that is smaller than that in one direction.
+    """
+    if min(size) < MULTIPLE:
+        raise InputError(f"{size[0]} x {size[1]} pixels, the least is {MULTIPLE} x {MULTIPLE}")
     scale = min(1.0, short_side / min(size))
     width, height = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in size)
     return width, height
@@ -344,6 +362,9 @@ def _reduced(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 
 def _unit(photo: Path, folder: Path) -> Unit:
     """A photograph as a unit: its name and size, and when it was last changed."""
-    stat = photo.stat()
     name = photo.relative_to(folder).as_posix()
+    try:
+        stat = photo.stat()
+    except OSError:  # a link that leads nowhere: whoever loads it will say so
+        return Unit(name, photo)
     return Unit(f"{name} ({stat.st_size} bytes)", photo, str(stat.st_mtime_ns))

@@ -1,5 +1,6 @@
 """Which pictures are trained on, and which only validation and tests see (layer 2)."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
@@ -48,10 +49,13 @@ def assign_splits(
         name: "test" if place < test else "val" if place < test + val else "train"
         for name, place in places.items()
     }
-    for split, share in (("val", val), ("test", test)):
-        left = {place for name, place in places.items() if splits[name] == "train"}
-        if share and split not in splits.values() and len(set(places.values())) >= 3:
-            splits |= {name: split for name, place in places.items() if place == min(left)}
+    for split, share in (("train", train), ("val", val), ("test", test)):
+        if share and split not in splits.values() and len({*places.values()}) >= 3:
+            largest = Counter({places[name]: splits[name] for name in places}.values()).most_common(
+                1
+            )[0][0]
+            moved = min(place for name, place in places.items() if splits[name] == largest)
+            splits |= {name: split for name, place in places.items() if place == moved}
     return {name: splits.get(name) or groups[name] for name in groups}
 
 

@@ -164,7 +164,7 @@ def load_whitebox(path: Path) -> Generator:
         names = ", ".join(sorted(tensors)[:2])
         raise InputError(
             f"{path} is not a file of the White-box teacher: it {found}, expected {CONTENT!r}; it "
-            f"holds {len(tensors)} tensors ({names} ...): make one with import_whitebox"
+            f"holds {len(tensors)} tensors ({names} ...): make one with `prepare teacher`"
         )
     enter = tensors.get("enter.bias")
     with torch.device("meta"):

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from ipx2p.data.builder import Made, Recipe, Unit, build
-from ipx2p.data.dataset import Entry, digest_bytes
+from ipx2p.data.dataset import Entry
 from ipx2p.data.fingerprints import fingerprint
 from ipx2p.data.pairs import ManifestPairs
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
+from ipx2p.files import digest_bytes
 from ipx2p.images import save_image
 
 
@@ -138,7 +139,7 @@ def test_another_recipe_does_not_go_into_the_same_folder(tmp_path, begun, other,
         with pytest.raises(KeyboardInterrupt):
             make(Numbers([*range(4)], kill_at=2), tmp_path / "set")
     before = contents(tmp_path / "set")
-    with pytest.raises(InputError, match=f"holds a data set .* another {key}"):
+    with pytest.raises(InputError, match=f"holds a data set of other {key}"):
         make(other, tmp_path / "set")
     assert contents(tmp_path / "set") == before
 

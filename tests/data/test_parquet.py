@@ -119,7 +119,7 @@ def test_columns_can_be_named(save):
     ):
         examples(path)
     named = ("before", "say", "after")
-    with pytest.raises(InputError, match=r"columns=before,say,after task=None: expected three"):
+    with pytest.raises(InputError, match=r"--columns before say after --task None: expected three"):
         examples(path, columns=named)
     with pytest.raises(InputError, match="expected three columns"):
         examples(path, columns=("before", "after"), task="edit")
@@ -130,7 +130,7 @@ def test_columns_can_be_named(save):
 
 def test_columns_of_two_known_sets_at_once_are_refused(save):
     path = save(rows(1), cartoonized_image=[cell(1)], edited_image=[cell(2)])
-    with pytest.raises(InputError, match="or columns=SOURCE,INSTRUCTION,TARGET task=NAME"):
+    with pytest.raises(InputError, match="or --columns SOURCE INSTRUCTION TARGET --task NAME"):
         examples(path)
 
 

@@ -235,18 +235,86 @@ def test_mix_takes_counts_and_weights_and_nests(restored, tmp_path):
     assert few < more
 
 
+def write_lines(path, lines):
+    """A manifest whose pairs all show the pictures s.png and t.png beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("s.png", "t.png"):
+        Image.new("RGB", (8, 8)).save(path.parent / name)
+    pair = {"source": "s.png", "target": "t.png", "instruction": "go", "task": "derain"}
+    path.write_text("".join(json.dumps(pair | line) + "\n" for line in lines))
+    return path
+
+
 def test_mix_knows_the_preset_of_the_experiment(tmp_path):
-    (tmp_path / "many.jsonl").write_text(
-        "".join(
-            json.dumps({"source": f"{task}{n}.png", "target": "t.png", "instruction": "go",
-                        "task": task}) + "\n"
-            for task in DEGRADATIONS for n in range(1300)
-        )
-    )  # fmt: skip
-    run("mix", tmp_path / "all", tmp_path / "many.jsonl", "--preset", "blog")
+    many = write_lines(
+        tmp_path / "many.jsonl",
+        [{"task": task, "group": f"{n}"} for task in DEGRADATIONS for n in range(1300)],
+    )
+    run("mix", tmp_path / "all", many, "--preset", "blog")
     tasks = [line["task"] for line in lines(tmp_path / "all")]
     wanted = {"deblur": 1200, "derain": 686, "denoise": 8, "enhance": 23}
     assert {task: tasks.count(task) for task in tasks} == wanted
+
+
+def test_what_mix_takes_does_not_hang_on_where_things_lie(tmp_path):
+    many = write_lines(tmp_path / "many.jsonl", [{"group": f"{n}"} for n in range(40)])
+    elsewhere = write_lines(
+        tmp_path / "a" / "b" / "m.jsonl", [{"group": f"{n}"} for n in range(40)]
+    )
+    chosen = []
+    for name, manifest in (("one", many), ("two/deep/set", many), ("three", elsewhere)):
+        run("mix", tmp_path / name, manifest, "--counts", "derain=7")
+        chosen.append([line["group"] for line in lines(tmp_path / name)])
+    assert chosen[0] == chosen[1] == chosen[2]
+
+
+def test_mix_writes_paths_that_hold_behind_links(restored, tmp_path):
+    (tmp_path / "other" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "other" / "deep")
+    run("mix", tmp_path / "link" / "all", restored, "--preset", "balanced")
+    assert run("check", tmp_path / "link" / "all", "--workers", "0") == 0
+
+
+def test_a_finished_mix_is_left_alone_and_a_torn_one_goes_on(restored, tmp_path, capsys):
+    argv = ("mix", tmp_path / "all", restored, "--preset", "balanced")
+    run(*argv)
+    whole = contents(tmp_path / "all")
+    run(*argv)
+    assert "is finished" in capsys.readouterr().out
+    (tmp_path / "all" / "dataset.json").unlink()
+    (tmp_path / "all" / ".work").mkdir()
+    plan = json.loads(whole["dataset.json"])
+    (tmp_path / "all" / ".work" / "plan.json").write_text(json.dumps(plan))
+    run(*argv)
+    assert contents(tmp_path / "all") == whole
+    with pytest.raises(InputError, match="holds a data set of other settings"):
+        run(*argv[:3], "--counts", "derain=1")
+
+
+def test_sets_that_name_their_pictures_alike_are_not_taken_for_one(photos, tmp_path):
+    files = sorted(photos.iterdir())
+    for name, of_set in (("a", files[:3]), ("b", files[3:])):
+        for number, path in enumerate(of_set):
+            for folder in ("old", "new"):
+                copy = tmp_path / name / folder / f"{number}.png"
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                Image.open(path).save(copy)
+        run("import", "folders", tmp_path / name, tmp_path / f"set_{name}", *IMPORT, "--task",
+            "derain", "--split", "1", "1", "1")  # fmt: skip
+    inputs = (tmp_path / "set_a", tmp_path / "set_b")
+    run("mix", tmp_path / "all", *inputs, "--counts", "derain=2")
+    assert len(all_lines(tmp_path / "all")) == 6
+
+
+def test_mix_takes_a_pair_once_and_keeps_a_picture_in_one_split(copy, restored, tmp_path):
+    for here, there in (("val", "test"), ("test", "val")):
+        text = (restored / f"{here}.jsonl").read_text()
+        (copy / f"{there}.jsonl").write_text(text)
+    run("mix", tmp_path / "all", restored, copy, restored, "--preset", "balanced")
+    groups = {s: {x["group"] for x in lines(tmp_path / "all", s)} for s in ("train", "val", "test")}
+    assert len(groups["test"]) == 2 and not groups["val"] and len(groups["train"]) == 4
+    texts = (tmp_path / "all" / "train.jsonl").read_text().splitlines()
+    assert len({(json.loads(t)["source"].split("/")[-3:].__str__()) for t in texts}) == 16
 
 
 def test_mix_does_not_train_on_what_is_validated(restored, copy, tmp_path):
@@ -357,6 +425,18 @@ def test_stats_count_pairs_sizes_sentences_and_tokens(restored, capsys):
 # Bad input
 
 
+def test_check_names_the_line_that_is_no_text_and_goes_on(copy, capsys):
+    first, *rest = (copy / "train.jsonl").read_bytes().splitlines(keepends=True)
+    broken = json.dumps({"source": "a\nb.png", "target": "t.png", "instruction": "go", "task": "x"})
+    text = [first, b'{"source": "\xfc"}\n', broken.encode() + b"\n", *rest]
+    (copy / "train.jsonl").write_bytes(b"".join(text))
+    assert run("check", copy, "--workers", "0") == 1
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 4 and "line 2: is not UTF-8 text" in out[0]
+    assert all("line 3: " in line and "missing" not in line for line in out[1:3])
+    assert out[3].endswith("1 bad lines, 2 missing pictures")
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -364,7 +444,7 @@ def test_stats_count_pairs_sizes_sentences_and_tokens(restored, capsys):
         (("--tasks", "derain+denoise"), "'derain\\+denoise' is for the recipe combine"),
         (("--degrade", "noise.shoot=[1,2]"), "unknown key noise.shoot; did you mean noise.shot"),
         (("--degrade", "noise.shot=[2,1]"), "--degrade.noise.shot is"),
-        (("--size", "0"), "--size is 0, expected 1 or more"),
+        (("--size", "0"), "--size is 0, expected 8 or more"),
         (("--workers", "-1"), "--workers is -1, expected 0 or more"),
         (("--count", "7"), "holds 6 pictures, 7 were asked for"),
         (("--split", "0", "50", "50"), "the shares of train, val and test are"),
@@ -389,6 +469,60 @@ def test_weights_of_another_teacher_are_refused(photos, tmp_path):
     with pytest.raises(InputError, match=str(vae)):
         run("cartoonize", photos, tmp_path / "set", "--workers", "0", "--teacher", vae)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_set_is_not_made_among_its_own_photographs(photos, scans):
+    with pytest.raises(InputError, match="lies inside"):
+        run("restore", photos, photos / "set", *SMALL)
+    with pytest.raises(InputError, match="lies inside"):
+        run("import", "folders", scans, scans, *IMPORT, "--task", "derain")
+
+
+def test_check_refuses_workers_that_cannot_be(restored):
+    with pytest.raises(InputError, match="--workers is -1, expected 0 or more"):
+        run("check", restored, "--workers", "-1")
+
+
+def test_a_wrong_start_does_not_spoil_the_folder(scans, tmp_path):
+    with pytest.raises(InputError, match="no sentences for the task 'scan'") as error:
+        run("import", "folders", scans, tmp_path / "set", *IMPORT, "--task", "scan")
+    assert "--on-error" not in str(error.value)
+    with pytest.raises(InputError, match="no sentences"):
+        skip = ("--task", "scan", "--on-error", "skip")
+        run("import", "folders", scans, tmp_path / "set", *IMPORT, *skip)
+    run("import", "folders", scans, tmp_path / "set", *IMPORT, "--task", "derain", "--seed", "5")
+    assert len(all_lines(tmp_path / "set")) == 6
+
+
+def test_photographs_that_are_none_can_be_skipped(photos, tmp_path):
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (folder / "loop").symlink_to(folder)
+    Image.new("RGB", (3, 500)).save(folder / "line.png")
+    with pytest.raises(InputError, match="gone.jpg: cannot be read"):
+        run("restore", folder, tmp_path / "set", *SMALL, "--tasks", "derain")
+    run("restore", folder, tmp_path / "set", *SMALL, "--tasks", "derain", "--on-error", "skip")
+    skipped = json.loads((tmp_path / "set" / "dataset.json").read_text())["skipped"]
+    assert len(all_lines(tmp_path / "set")) == 6 and len(skipped) == 2
+    assert "3 x 500 pixels, the least is 8 x 8" in " ".join(skipped.values())
+
+
+def test_only_one_process_makes_a_set(photos, tmp_path):
+    script = (
+        "import sys, pathlib\n"
+        "from ipx2p.data.dataset import claim\n"
+        f"lock = claim(pathlib.Path({str(tmp_path / 'set')!r}), {{'recipe': 'x'}})\n"
+        "print('ours', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout.readline() == b"ours\n"
+    with pytest.raises(InputError, match="another process is making"):
+        run("restore", photos, tmp_path / "set", *SMALL)
+    other.communicate()
+    run("restore", photos, tmp_path / "set", *SMALL, "--tasks", "derain")
 
 
 # The same bytes, however it came about

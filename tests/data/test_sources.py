@@ -366,7 +366,7 @@ def test_own_folders_pair_by_relative_name_and_ask_for_all_they_need(tmp_path):
     assert {(x.task, x.split) for x in found} == {("derain", None)}
     assert found[1].source == tmp_path / "wet/deep/a.one.jpg"
     with pytest.raises(
-        InputError, match="folders needs task=NAME: source=NAME and target=NAME, two"
+        InputError, match="folders needs --task NAME: --source NAME and --target NAME, two"
     ):
         open_source("folders", tmp_path, source="wet", target="dry")
 
@@ -498,9 +498,9 @@ def test_bad_sessions_are_refused(tmp_path, sessions, message):
 def test_unknown_kinds_and_options_of_other_kinds_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"no data set 'goprp'; did you mean gopro\? known here:"):
         open_source("goprp", tmp_path)
-    with pytest.raises(InputError, match="reds does not take task=derain: it takes no options"):
+    with pytest.raises(InputError, match="reds does not take --task derain: it takes no options"):
         open_source("reds", tmp_path, task="derain")
-    with pytest.raises(InputError, match="does not take source=a: it takes columns, task"):
+    with pytest.raises(InputError, match="does not take --source a: it takes --columns, --task"):
         open_source("parquet", tmp_path, source="a")
 
 

@@ -36,6 +36,11 @@ def test_each_split_of_few_pictures_gets_one(count, seed):
     assert {*assign(NAMES[:count], seed=seed).values()} == {"train", "val", "test"}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_few_pictures_leave_one_to_train_on(seed):
+    assert {*assign(NAMES[:3], shares=(1, 1, 1), seed=seed).values()} == {"train", "val", "test"}
+
+
 def test_one_picture_is_trained_on_or_held_out_but_there():
     assert len(assign(NAMES[:1])) == 1
 
