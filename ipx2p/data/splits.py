@@ -51,10 +51,9 @@ def assign_splits(
     }
     for split, share in (("train", train), ("val", val), ("test", test)):
         if share and split not in splits.values() and len({*places.values()}) >= 3:
-            largest = Counter({places[name]: splits[name] for name in places}.values()).most_common(
-                1
-            )[0][0]
-            moved = min(place for name, place in places.items() if splits[name] == largest)
+            split_of = {place: splits[name] for name, place in places.items()}
+            [(largest, _)] = Counter(split_of.values()).most_common(1)
+            moved = min(place for place, at in split_of.items() if at == largest)
             splits |= {name: split for name, place in places.items() if place == moved}
     return {name: splits.get(name) or groups[name] for name in groups}
 

@@ -167,7 +167,7 @@ def test_chunks_are_counted_and_pickled_and_read_to_pairs_that_load(kind, root):
     assert len({example.name for example in flat}) == len(flat) > 1
     for example in flat:
         assert [image.size for image in load_example(example)] == [(6, 4), (6, 4)]
-        assert example.group and example.task and example.source != example.target
+        assert example.task and example.source != example.target
 
 
 def test_order_does_not_hang_on_the_file_system(kind, root, monkeypatch):
@@ -524,5 +524,4 @@ def test_links_to_sets_elsewhere_are_followed_and_loops_end(tmp_path):
         (tmp_path / "set" / name).symlink_to(tmp_path / "disk" / name)
     assert len(examples("lol", tmp_path / "set")) == 5
     (tmp_path / "disk" / "eval15" / "low" / "loop").symlink_to(tmp_path / "disk" / "eval15" / "low")
-    with pytest.raises(InputError, match="Too many levels of symbolic links"):
-        examples("lol", tmp_path / "set")
+    assert len(examples("lol", tmp_path / "set")) == 5
