@@ -13,7 +13,8 @@ from PIL import Image
 
 from ipx2p import __version__
 from ipx2p.devices import dtype_name
-from ipx2p.editor import Editor, EditSettings
+from ipx2p.editor import Editor
+from ipx2p.edits import Edited, EditSettings, check_needs
 from ipx2p.errors import InputError
 from ipx2p.files import check_writable, write_json
 from ipx2p.images import fit, load_image, save_image
@@ -42,6 +43,7 @@ def edit_files(
     settings: EditSettings,
     *,
     negative_instruction: str = "",
+    weak_weights: str | None = None,
     seed: int = 0,
     num_images: int = 1,
     resolution: int | None = 512,
@@ -59,24 +61,28 @@ def edit_files(
 
     Args:
         instructions: one for all pictures, or one each.
+        weak_weights: of a second U-Net, for guidance that needs one.
     Returns: the pictures written, the sheet last.
     Raises: InputError for bad arguments or files, before the weights are loaded where possible.
     """
     settings.check()
+    check_needs(settings, [negative_instruction], weak_weights is not None)
     if resolution is not None and resolution < 1:
         raise InputError(f"resolution is {resolution}, expected 1 or more pixels")
     folder = find_folder(weights)
-    multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
-    edits = read_edits(paths, instructions, seed, num_images, resolution, multiple)
+    vae = VAEConfig.read(folder / "vae" / "config.json")
+    edits = read_edits(paths, instructions, seed, num_images, resolution, vae.downscale)
     check_writable(output)
     editor = Editor.load(folder, device=device, dtype=dtype)
-    if compile:
-        editor.unet.compile()
+    weak = None if weak_weights is None else editor.load_weak(weak_weights)
+    for unet in filter(None, (editor.unet, weak) if compile else ()):
+        unet.compile()
     made_with = {
         "weights": str(weights),
         "weights_folder": str(folder.resolve()),  # where links and hub ids led to
         **asdict(settings),
         "negative_instruction": negative_instruction,
+        "weak_weights": weak_weights and str(weak_weights),
         "resolution": resolution,
         "batch_size": batch_size,
         "batch_branches": batch_branches,
@@ -91,6 +97,7 @@ def edit_files(
             **asdict(settings),
             seeds=[edit.seed for edit in edits],
             negative_instructions=[negative_instruction] * len(edits),
+            weak=weak,
             batch_size=batch_size,
             batch_branches=batch_branches,
             progress=True,
@@ -117,14 +124,15 @@ class ResultFiles:
         self.made_with = made_with
         self.paths: dict[int, Path] = {}  # index of the edit -> its picture
 
-    def write(self, index: int, image: Image.Image) -> None:
+    def write(self, index: int, edited: Edited) -> None:
         """Write one result under the next free name."""
-        edit = self.edits[index]
+        edit, image = self.edits[index], edited.image
         path = free_path(self.folder, edit.path.stem)
         save_image(image, path)
         own = {"source": str(edit.path), "instruction": edit.instruction, "seed": edit.seed}
         size = {"width": image.width, "height": image.height}
-        write_json(own | size | self.made_with, path.with_suffix(".json"))
+        cost = {"evaluations": edited.evaluations, "seconds": round(edited.seconds, 3)}
+        write_json(own | size | cost | self.made_with, path.with_suffix(".json"))
         self.paths[index] = path
 
 

@@ -20,7 +20,7 @@ import ipx2p.bench
 import sample
 import train
 from ipx2p.cli import run_command
-from ipx2p.diffusion.guidance import SCHEMES
+from ipx2p.diffusion.guidance.registry import SCHEMES
 from ipx2p.diffusion.samplers import SAMPLERS
 from ipx2p.diffusion.schedule import SPACINGS
 from tests.conftest import GOLDEN, ROOT
@@ -105,9 +105,12 @@ def test_help_shows_examples_and_imports_nothing_heavy(name):
 def test_lists_in_help_are_those_of_the_code(command):
     code, out, _ = command("sample", "--help")
     assert code == 0
-    for label, known in (("samplers", SAMPLERS), ("spacings", SPACINGS), ("guidance", SCHEMES)):
-        line = next(line for line in out.splitlines() if line.startswith(f"{label}:"))
-        assert line.partition(":")[2].replace(" ", "").split(",") == [*known]
+    linear = [name for name, scheme in SCHEMES.items() if scheme.is_linear]
+    modifiers = [name for name in SCHEMES if name not in linear]
+    lists = {"samplers": SAMPLERS, "spacings": SPACINGS, "guidance": linear, "modifiers": modifiers}
+    for label, known in lists.items():
+        listed = re.search(rf"^{label}: (.*(?:,\n .*)*)", out, re.MULTILINE)[1]
+        assert re.sub(r"\s", "", listed).split(",") == [*known]
 
 
 def test_examples_in_help_parse():
@@ -120,7 +123,7 @@ def test_examples_in_help_parse():
 
 
 def test_defaults_of_the_command_are_those_of_the_code():
-    from ipx2p.editor import EditSettings
+    from ipx2p.edits import EditSettings
 
     args, settings = sample.parse(["w", "--image", "a", "--instruction", "b"]), EditSettings()
     assert args.steps == settings.num_steps

@@ -28,14 +28,14 @@ FAULTS = {
     ),
     "scaled source latents": (
         "ipx2p/editor.py",
-        "source_latents=self.vae.encode(pixels).mode()",
-        "source_latents=self.vae.scale(self.vae.encode(pixels).mode())",
+        "source_latents = self.vae.encode(pixels).mode()",
+        "source_latents = self.vae.scale(self.vae.encode(pixels).mode())",
         f"{EDIT}[euler-leading-True]",
     ),
     "a sampled instead of the modal source posterior": (
         "ipx2p/editor.py",
-        "source_latents=self.vae.encode(pixels).mode()",
-        "source_latents=self.vae.encode(pixels).sample(torch.Generator())",
+        "source_latents = self.vae.encode(pixels).mode()",
+        "source_latents = self.vae.encode(pixels).sample(torch.Generator())",
         f"{EDIT}[euler-leading-True]",
     ),
     "a source scaled with the noise level": (
@@ -52,7 +52,7 @@ FAULTS = {
         "tests/weights/test_convert.py",
     ),
     "swapped scales": (
-        "ipx2p/diffusion/guidance.py",
+        "ipx2p/diffusion/guidance/linear.py",
         "def ip2p(guidance_scale: float, image_guidance_scale: float)",
         "def ip2p(image_guidance_scale: float, guidance_scale: float)",
         "tests/diffusion/test_guidance.py",

@@ -14,7 +14,7 @@ from ipx2p.config import load_config
 from ipx2p.data.degrade import DegradeConfig, check_task
 from ipx2p.diffusion.objective import DropoutConfig
 from ipx2p.diffusion.schedule import PREDICTION_TYPES
-from ipx2p.editor import EditSettings
+from ipx2p.edits import EditSettings
 from ipx2p.errors import InputError, suggestion
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
