@@ -39,7 +39,7 @@ examples:
       --guidance-scale 9 --image-guidance-scale 1.2
 
   # a stack of guidance: high scales without over-saturation, in the middle of the run alone
-  python sample.py weights/ip2p --image a.jpg --instruction "make it snow" --guidance-scale 10 \
+  python sample.py weights/ip2p --image a.jpg --instruction "make it snow" --guidance-scale 10 \\
       --guidance "ip2p+apg:norm=7.5+interval:low=0.28,high=5.4"
 """
 

@@ -81,8 +81,8 @@ def check_needs(settings: EditSettings, negatives: Sequence[str] | None, has_wea
     for name in guidance.needs("weak"):
         if not has_weak:
             raise InputError(
-                f"guidance {name} needs a second, weaker network: --weak-weights WEIGHTS, in Python "
-                "weak=editor.load_weak(WEIGHTS)"
+                f"guidance {name} needs a second, weaker network: --weak-weights, in "
+                "Python weak=editor.load_weak(WEIGHTS)"
             )
     if has_weak and not guidance.needs("weak"):
         raise InputError(

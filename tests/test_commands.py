@@ -109,7 +109,7 @@ def test_lists_in_help_are_those_of_the_code(command):
     modifiers = [name for name in SCHEMES if name not in linear]
     lists = {"samplers": SAMPLERS, "spacings": SPACINGS, "guidance": linear, "modifiers": modifiers}
     for label, known in lists.items():
-        listed = re.search(rf"^{label}: (.*(?:,\n .*)*)", out, re.MULTILINE)[1]
+        listed = re.search(rf"^{label}:((?: .*,\n)* .*)", out, re.MULTILINE)[1]
         assert re.sub(r"\s", "", listed).split(",") == [*known]
 
 

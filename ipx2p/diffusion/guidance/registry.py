@@ -63,11 +63,14 @@ def make_guidance(spec: str, *, guidance_scale: float, image_guidance_scale: flo
 
 
 def spec_of(guidance: Guidance) -> str:
-    """The stack with every parameter, as it would be written in full."""
+    """The stack with every parameter that is set, as it would be written in full."""
     parts = [(guidance.base.name, guidance.settings)]
     for modifier in guidance.modifiers:
         names = [field.name for field in fields(modifier) if field.init]
-        parts.append((type(modifier).scheme.name, {n: getattr(modifier, n) for n in names}))
+        settings = {name: getattr(modifier, name) for name in names}
+        parts.append(
+            (type(modifier).scheme.name, {k: v for k, v in settings.items() if v is not None})
+        )
     return "+".join(
         ":".join(filter(None, (name, ",".join(f"{k}={v}" for k, v in settings.items()))))
         for name, settings in parts
