@@ -134,6 +134,18 @@ def test_defaults_of_the_command_are_those_of_the_code():
 # sample.py
 
 
+def test_a_stack_with_a_weak_network_is_run_and_recorded(command, picture, tmp_path):
+    argv = [FOLDER, "--image", picture, "--instruction", "snow", "--output", tmp_path / "out"]
+    stack = ("--guidance", "autoguidance:scale=2+rescale", "--weak-weights", FOLDER)
+    code, stdout, err = command("sample", *argv, *QUICK, *stack)
+    assert code == 0, err
+    record = json.loads((tmp_path / "out" / "photo-000.json").read_text())
+    assert record["guidance"] == stack[1] and record["weak_weights"] == str(FOLDER)
+    assert record["evaluations"] == 4
+    code, _, err = command("sample", *argv, *QUICK, *stack[:2])
+    assert code == 2 and "autoguidance needs a second, weaker network: --weak-weights" in err
+
+
 def test_an_edit_is_saved_beside_everything_that_made_it(command, picture, tmp_path):
     out = tmp_path / "out"
     argv = [FOLDER, "--image", picture, "--instruction", "make it snow", "--output", out]
@@ -147,6 +159,7 @@ def test_an_edit_is_saved_beside_everything_that_made_it(command, picture, tmp_p
     assert record["weights"] == str(FOLDER) and record["dtype"] == "float32"
     assert record["torch"] == torch.__version__ and record["device"] == "cpu"
     assert record["weights_folder"] == str(FOLDER)
+    assert record["evaluations"] == 3 and record["seconds"] > 0
     command("sample", *argv, *QUICK)
     assert sorted(p.name for p in out.glob("*.png")) == ["photo-000.png", "photo-001.png"]
 

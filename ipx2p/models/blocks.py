@@ -108,14 +108,14 @@ class Attention(nn.Module):
 def blurred(tokens: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     """Gaussian blur of tokens over their picture, (B, N, D), N = h * w; infinity takes the mean.
 
-    The kernel spans 6 sigma, at most the picture, and is odd; borders are mirrored.
+    The kernel spans 6 sigma, at most the picture, made odd; borders are mirrored.
     """
     if math.isinf(sigma):
         return tokens.mean(dim=1, keepdim=True).expand_as(tokens)
     grid = tokens.transpose(1, 2).unflatten(2, size)  # (B, N, D) -> (B, D, h, w)
     for axis in (2, 3):
         side = grid.shape[axis]
-        reach = min(math.ceil(6 * sigma) // 2, (side - 1) // 2)
+        reach = min(math.ceil(6 * sigma) // 2, side // 2)
         offsets = torch.arange(-reach, reach + 1, device=tokens.device, dtype=torch.float32)
         kernel = (-0.5 * (offsets / sigma).square()).softmax(0).to(tokens.dtype)
         pad = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
