@@ -13,11 +13,13 @@ from PIL import Image
 
 from ipx2p import __version__
 from ipx2p.devices import dtype_name
+from ipx2p.diffusion.guidance.registry import spec_of
 from ipx2p.editor import Editor
 from ipx2p.edits import Edited, EditSettings, check_needs
 from ipx2p.errors import InputError
 from ipx2p.files import check_writable, write_json
 from ipx2p.images import fit, load_image, save_image
+from ipx2p.models.unet import UNet
 from ipx2p.models.vae import VAEConfig
 from ipx2p.sheets import contact_sheet
 from ipx2p.weights.readers import find_folder
@@ -70,17 +72,15 @@ def edit_files(
     if resolution is not None and resolution < 1:
         raise InputError(f"resolution is {resolution}, expected 1 or more pixels")
     folder = find_folder(weights)
-    vae = VAEConfig.read(folder / "vae" / "config.json")
-    edits = read_edits(paths, instructions, seed, num_images, resolution, vae.downscale)
+    multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
+    edits = read_edits(paths, instructions, seed, num_images, resolution, multiple)
     check_writable(output)
-    editor = Editor.load(folder, device=device, dtype=dtype)
-    weak = None if weak_weights is None else editor.load_weak(weak_weights)
-    for unet in filter(None, (editor.unet, weak) if compile else ()):
-        unet.compile()
+    editor, weak = _load(folder, weak_weights, device, dtype, compile)
     made_with = {
         "weights": str(weights),
         "weights_folder": str(folder.resolve()),  # where links and hub ids led to
         **asdict(settings),
+        "guidance_in_full": spec_of(settings.make_guidance()),
         "negative_instruction": negative_instruction,
         "weak_weights": weak_weights and str(weak_weights),
         "resolution": resolution,
@@ -113,6 +113,16 @@ def edit_files(
         paths.append(free_path(output, "sheet"))
         save_image(edit_sheet(edits, result.images, num_images), paths[-1])
     return paths
+
+
+def _load(
+    folder: Path, weak_weights: str | None, device: str, dtype: str, compile: bool
+) -> tuple[Editor, UNet | None]:
+    editor = Editor.load(folder, device=device, dtype=dtype)
+    weak = None if weak_weights is None else editor.load_weak(weak_weights)
+    for network in filter(None, (editor.unet, weak) if compile else ()):
+        network.compile()
+    return editor, weak
 
 
 class ResultFiles:

@@ -137,11 +137,13 @@ def test_defaults_of_the_command_are_those_of_the_code():
 def test_a_stack_with_a_weak_network_is_run_and_recorded(command, picture, tmp_path):
     argv = [FOLDER, "--image", picture, "--instruction", "snow", "--output", tmp_path / "out"]
     stack = ("--guidance", "autoguidance:scale=2+rescale", "--weak-weights", FOLDER)
-    code, stdout, err = command("sample", *argv, *QUICK, *stack)
+    code, _, err = command("sample", *argv, *QUICK, *stack)
     assert code == 0, err
     record = json.loads((tmp_path / "out" / "photo-000.json").read_text())
     assert record["guidance"] == stack[1] and record["weak_weights"] == str(FOLDER)
     assert record["evaluations"] == 4
+    full = "ip2p+autoguidance:scale=2.0,low=0.0,high=inf+rescale:phi=0.7"
+    assert record["guidance_in_full"] == full
     code, _, err = command("sample", *argv, *QUICK, *stack[:2])
     assert code == 2 and "autoguidance needs a second, weaker network: --weak-weights" in err
 

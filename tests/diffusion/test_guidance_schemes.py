@@ -253,6 +253,19 @@ def test_outside_an_interval_one_branch_runs():
         assert [branch.name for branch in stack.branches(sigma, step)] == names
 
 
+def test_outside_an_interval_a_scheme_has_its_own_scales_of_the_full_branch():
+    for base in ("symmetric", "full:joint_scale=3", "nested", "text_first"):
+        stack = guidance(f"{base}+interval:high=1,low=0")
+        assert [branch.name for branch in stack.branches(2.0, STEP)] == ["full"]
+
+
+def test_a_mask_is_found_with_the_clean_instruction():
+    masks = [denoiser(spec) for spec in ("mask", "mask+cads:tau1=0,tau2=0.1")]
+    for guided in masks:
+        guided(noisy(), STEP.sigma, STEP)
+    assert torch.equal(masks[0].mask, masks[1].mask)
+
+
 def test_an_interval_is_decided_by_the_start_of_the_step():
     assert len(guidance("interval:low=1,high=3").branches(0.5, STEP)) == 3
 

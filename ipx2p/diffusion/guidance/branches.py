@@ -60,10 +60,10 @@ class Conditions:
     latents: Tensor | None = None
     text_noise: Callable[[int], Tensor] | None = None
 
-    def of(self, branch: Branch, text: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Text states and source latents of one branch; `text` in place of the instruction's."""
+    def of(self, branch: Branch) -> tuple[Tensor, Tensor]:
+        """Text states and source latents of one branch."""
         states = {
-            "instruction": self.text if text is None else text,
+            "instruction": self.text,
             "null": self.null_text,
             "negative": self.negative_text,
         }

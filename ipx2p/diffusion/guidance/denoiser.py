@@ -1,6 +1,7 @@
 """Guidance as a denoiser: run the branches that are asked for, and blend them (layer 1)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -49,23 +50,26 @@ class GuidedDenoiser:
     def __call__(self, x: Tensor, sigma: float, step: Step) -> Tensor:
         """x at noise level sigma, (B, 4, h, w), float32 -> guided denoised latents."""
         if self.guidance.mask is not None and self.mask is None:
-            self.mask = self._find_mask(x, sigma, step)
+            self.mask = self._find_mask(x, sigma)
         branches = self.guidance.branches(sigma, step)
-        guided = self.guidance.blend(self._run(branches, x, sigma, step), x, sigma, step)
+        shown = self.conditions
+        text = self.guidance.change_text(shown.text, shown.text_noise, step)
+        denoised = self._run(branches, x, sigma, replace(shown, text=text))
+        guided = self.guidance.blend(denoised, x, sigma, step)
         if self.mask is None:
             return guided
         return torch.lerp(self.conditions.latents, guided, self.mask)
 
-    def _find_mask(self, x: Tensor, sigma: float, step: Step) -> Tensor:
+    def _find_mask(self, x: Tensor, sigma: float) -> Tensor:
         """Look at the source, under the noise that x is, where the mask's scheme says."""
         source = self.conditions.latents
         level = self.schedule.sigma(self.guidance.mask.timestep(self.schedule.last_timestep))
         noised = source + level * (x - source) / sigma
-        denoised = self._run([FULL, IMAGE], noised, level, step)
+        denoised = self._run([FULL, IMAGE], noised, level, self.conditions)
         return self.guidance.mask.mask(denoised[FULL] - denoised[IMAGE])
 
     def _run(
-        self, branches: list[Branch], x: Tensor, sigma: float, step: Step
+        self, branches: list[Branch], x: Tensor, sigma: float, conditions: Conditions
     ) -> dict[Branch, Tensor]:
         """Denoised latents of each branch."""
         self.evaluations += len(branches)
@@ -75,10 +79,9 @@ class GuidedDenoiser:
             groups = [group for group in (mains, weak) if group]
         else:
             groups = [[branch] for branch in branches]
-        text = self.guidance.change_text(self.conditions.text, self.conditions.text_noise, step)
         denoised = {}
         for group in groups:
-            shown = [self.conditions.of(branch, text) for branch in group]
+            shown = [conditions.of(branch) for branch in group]
             texts, sources = (torch.cat(parts) for parts in zip(*shown, strict=True))
             together = denoise(
                 self.networks[group[0].network],

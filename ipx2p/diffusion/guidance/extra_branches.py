@@ -197,6 +197,14 @@ class PerpendicularNegative(BranchModifier):
 
     strength: float = parameter(1.5, 0.0, 100.0)
 
+    def check_terms(self, terms: list[Term]) -> None:
+        """Raise InputError for a linear scheme without a push along the instruction."""
+        if all(term.condition != "text" for term in terms):
+            raise InputError(
+                "guidance perp_neg needs a linear scheme with a push along the instruction, such "
+                "as ip2p; image_only and free have none"
+            )
+
     def branches(self, terms: list[Term], step: Step) -> list[Branch]:
         """Both ends of the instruction's term, and the negative one."""
         if not self.strength:
@@ -220,13 +228,7 @@ class PerpendicularNegative(BranchModifier):
         return -self.strength * scales["text"] * project_off(negative, along)
 
     def _text_term(self, terms: list[Term]) -> Term:
-        for term in terms:
-            if term.condition == "text":
-                return term
-        raise InputError(
-            "guidance perp_neg needs a linear scheme with a push along the instruction, such as "
-            "ip2p; image_only and free have none"
-        )
+        return next(term for term in terms if term.condition == "text")
 
     def _negative(self, text: Term) -> Branch:
         return replace(text.plus, name="negative", text="negative")

@@ -50,7 +50,8 @@ class Scheme:
         source and of the instruction, s a scale, w the scale of one condition.
     space: where it computes; "any" for what is linear.
     scales: what guidance_scale and image_guidance_scale mean for it.
-    evaluations: of the network per step; a modifier's come on top of those of the linear scheme.
+    evaluations: of the network per step; a modifier's come on top of those of the linear scheme,
+        which are fewer where it changes a scale to that of the full branch.
     evaluations_once: on top, once per edit.
     plain: a spec at which it equals the linear scheme at any scales; None is never.
     full_at: guidance_scale and image_guidance_scale that give the full branch; None is never.
@@ -179,6 +180,9 @@ class PushModifier(Modifier):
 
 class BranchModifier(Modifier):
     """Runs further branches and adds a term made of them."""
+
+    def check_terms(self, terms: list[Term]) -> None:
+        """Raise InputError for a linear scheme that it cannot work on."""
 
     def branches(self, terms: list[Term], step: Step) -> list[Branch]:
         """What has to run in this step; nothing where it adds nothing."""

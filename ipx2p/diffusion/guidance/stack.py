@@ -24,7 +24,6 @@ from ipx2p.diffusion.schedule import Step
 from ipx2p.errors import InputError
 
 Kind = TypeVar("Kind", bound=Modifier)
-NO_PUSH = 1e-9  # factors that rounding left
 
 
 class Guidance:
@@ -64,7 +63,7 @@ class Guidance:
                 f"full branch, which {base.name} never gives: take another linear scheme, as ip2p"
             )
         for modifier in self._extra:
-            modifier.branches(self._terms(self.scales), Step(0, 1, 1.0, 0.0, 0.0))
+            modifier.check_terms(self._terms(self.scales))
 
     def _of(self, kind: type[Kind]) -> list[Kind]:
         return [modifier for modifier in self.modifiers if isinstance(modifier, kind)]
@@ -115,19 +114,17 @@ class Guidance:
         terms = self._terms(scales)
         linear, pushed = self._split(terms)
         needed = dict.fromkeys(coefficients(self.base.anchor, linear))
-        acting = [term for term in terms if abs(term.factor) > NO_PUSH]
-        for term in pushed:
-            if term in acting:
-                needed |= dict.fromkeys((term.plus, term.minus))
-        if acting:
-            if self._joint:
-                needed[self.base.anchor] = None
-            if any(m.needs_full for m in (*self._joint, *(self._pushes if pushed else ()))):
-                needed[FULL] = None
+        changed = [term for term in pushed if acts(term)]
+        for term in changed:
+            needed |= dict.fromkeys((term.plus, term.minus))
+        changing = list(self._pushes) if changed else []
+        if self._joint and any(map(acts, terms)):
+            needed[self.base.anchor] = None
+            changing += self._joint
+        if any(modifier.needs_full for modifier in (*changing, *self._estimates)):
+            needed[FULL] = None
         for modifier in self._extra:
             needed |= dict.fromkeys(modifier.branches(terms, step))
-        if any(modifier.needs_full for modifier in self._estimates):
-            needed[FULL] = None
         for modifier in self._estimates:
             mimicked = modifier.mimicked(scales)
             if mimicked is not None:
@@ -175,9 +172,9 @@ class Guidance:
                 for modifier in self._pushes:
                     if modifier.acts_on(term.condition):
                         push = modifier.push(push, moment)
-                if abs(term.factor) > NO_PUSH:
+                if acts(term):
                     estimate = estimate + push.factor * push.difference
-        if not self._joint or all(abs(term.factor) <= NO_PUSH for term in terms):
+        if not self._joint or not any(map(acts, terms)):
             return estimate
         anchor = denoised[self.base.anchor]
         total = estimate - anchor
@@ -199,6 +196,11 @@ class Guidance:
         for modifier in self._of(TextModifier):
             text = modifier.change(text, noise, step)
         return text
+
+
+def acts(term: Term) -> bool:
+    """Whether a term pushes at all; rounding leaves factors of 1e-16."""
+    return abs(term.factor) > 1e-9
 
 
 def layers_of(change_layers: Sequence[str], known: Sequence[str]) -> list[str]:
