@@ -57,6 +57,37 @@ FAULTS = {
         "def ip2p(image_guidance_scale: float, guidance_scale: float)",
         "tests/diffusion/test_guidance.py",
     ),
+    "a momentum that advances twice in a step of Heun's": (
+        "ipx2p/diffusion/guidance/pushes.py",
+        "(index, before, difference if seen != index else after)",
+        "(index, before, difference)",
+        "tests/diffusion/test_guidance_formulas.py",
+    ),
+    "a norm over the batch": (
+        "ipx2p/diffusion/guidance/space.py",
+        "(a * b).sum(dim=tuple(range(1, a.ndim)), keepdim=True)",
+        "(a * b).sum(dim=tuple(range(a.ndim)), keepdim=True)",
+        "tests/diffusion/test_guidance_schemes.py",
+    ),
+    "an interval decided by the sigma of the evaluation": (
+        "ipx2p/diffusion/guidance/stack.py",
+        "scales = self.scales_at(step)\n        terms = self._terms(scales)\n        linear",
+        "scales = self.scales_at(Step(step.index, step.count, sigma, sigma, sigma))\n"
+        "        terms = self._terms(scales)\n        linear",
+        "tests/diffusion/test_guidance_schemes.py",
+    ),
+    "an attention edit of the whole batch": (
+        "ipx2p/models/blocks.py",
+        "attended = torch.where(rows[:, None, None], values, attended)",
+        "attended = values",
+        "tests/models/test_attention_edits.py",
+    ),
+    "a negative instruction in the null text as well": (
+        "ipx2p/editor.py",
+        'empty if guidance.needs("negative") else negative_text',
+        "negative_text",
+        "tests/test_editor_guidance.py",
+    ),
     "eps 1e-5 in the VAE's norms": (
         "ipx2p/models/vae.py",
         "NORM_EPS = 1e-6",

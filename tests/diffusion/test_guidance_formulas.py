@@ -283,7 +283,7 @@ def linear_network(x, source, text):
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "euler_ancestral"])
 @pytest.mark.parametrize("on", ["text", "both"])
 def test_cfgpp_renoises_with_what_lacks_the_condition(sampler, on):
-    """arXiv:2406.08070, alg. 2: x0 of the guided prediction, noise of the other."""
+    """arXiv:2406.08070: x0 of the guided prediction, noise of the other."""
     lam, scale = 0.6, 1.0 if on == "both" else 1.5
     plan = Schedule().plan(sampler, "trailing", 5)
     noises = [random(50 + index) for index in range(5)]

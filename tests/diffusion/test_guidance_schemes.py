@@ -30,6 +30,18 @@ def guidance(spec, scales=SCALES):
     return make_guidance(spec, guidance_scale=scales[0], image_guidance_scale=scales[1])
 
 
+def different(name):
+    """Parameters with which a scheme acts in one step of these predictions."""
+    settings = {
+        "interval": "low=0,high=1",
+        "apg": "norm=0.5",
+        "mimic": "scale=1",
+        "dynamic_threshold": "bound=0.2",
+        "cads": "tau1=0,tau2=0.5",
+    }
+    return f"{name}:{settings[name]}" if name in settings else name
+
+
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -118,18 +130,6 @@ def test_a_modifier_equals_the_linear_scheme_where_it_says_so(name, prediction):
     assert (changed - run("ip2p", prediction=prediction)).abs().max() > 1e-3
 
 
-def different(name):
-    """Parameters with which a scheme acts in one step of these predictions."""
-    settings = {
-        "interval": "low=0,high=1",
-        "apg": "norm=0.5",
-        "mimic": "scale=1",
-        "dynamic_threshold": "bound=0.2",
-        "cads": "tau1=0,tau2=0.5",
-    }
-    return f"{name}:{settings[name]}" if name in settings else name
-
-
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", SCHEMES)
 def test_scales_that_give_the_full_branch_are_those_declared(name, prediction):
@@ -200,12 +200,14 @@ def sampled(spec, count, places, sampler="euler", dtype=torch.float32):
     return SAMPLERS[sampler](guided, x, plan, lambda i: random(count, *SHAPE[1:], seed=i)[places])
 
 
-@pytest.mark.parametrize("name", SCHEMES)
-def test_a_batch_equals_single_runs_with_the_state_of_each(name):
-    for sampler in SCHEMES[name].samplers or ("euler", "heun"):
-        together = sampled(different(name), 3, [0, 1, 2], sampler)
+@pytest.mark.parametrize(
+    "spec", [*map(different, SCHEMES), "apg:joint=true", "power_law:joint=true", "apg+fdg+rescale"]
+)
+def test_a_batch_equals_single_runs_with_the_state_of_each(spec):
+    for sampler in SCHEMES[spec.partition(":")[0].partition("+")[0]].samplers or ("euler", "heun"):
+        together = sampled(spec, 3, [0, 1, 2], sampler)
         for place in range(3):
-            alone = sampled(different(name), 3, [place], sampler)[0]
+            alone = sampled(spec, 3, [place], sampler)[0]
             assert (alone - together[place]).abs().max() <= 1e-4 * alone.std()
 
 

@@ -15,9 +15,9 @@ from ipx2p.errors import InputError
 
 @scheme(
     name="cads",
-    formula="y' = sqrt(g) y + scale sqrt(1 - g) n, g(t) = 1 up to tau1, 0 from tau2 on (t is 1 at "
-    "noise); back to the mean and spread of y, mixed by psi",
-    paper="arXiv:2310.17347, sec. 4",
+    formula="y' = sqrt(g) y + scale sqrt(1 - g) n, g(t) = 1 up to tau1, 0 from tau2 on (t: the "
+    "share of steps left); back to the mean and spread of y, mixed by psi",
+    paper="arXiv:2310.17347",
     space="any",
     scales="as in the linear scheme; the null text and the source stay clean",
     evaluations=0,
@@ -61,7 +61,7 @@ def _mean_and_std(y: Tensor) -> tuple[Tensor, Tensor]:
     name="mask",
     formula="m = |full - image| summed over channels, at `level` of the schedule, clipped above "
     "Q3 + fence (Q3 - Q1), brought to 0 ... 1, > threshold; m e + (1 - m) source",
-    paper="arXiv:2308.08947, sec. 4",
+    paper="arXiv:2308.08947",
     space="any",
     scales="as in the linear scheme, inside the mask; outside, the source stays",
     evaluations=0,

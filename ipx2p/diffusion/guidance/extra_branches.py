@@ -34,7 +34,7 @@ class WorseBranch(BranchModifier):
         """Raise InputError for a window that holds nothing."""
         if self.low >= self.high:
             raise InputError(
-                f"guidance {type(self).scheme.name}: low {self.low} must be below high "
+                f"guidance {self.scheme.name}: low {self.low} must be below high "
                 f"{self.high}, in sigma"
             )
 
@@ -59,7 +59,7 @@ class WorseBranch(BranchModifier):
 @scheme(
     name="autoguidance",
     formula="+ (scale - 1) (full - full of the weak network)",
-    paper="arXiv:2406.02507, eq. 4",
+    paper="arXiv:2406.02507",
     space="any",
     scales="as in the linear scheme; at (1, 1) it is pure autoguidance of strength `scale`",
     evaluations=1,
@@ -100,7 +100,7 @@ class PerturbedBranch(WorseBranch):
     @property
     def worse(self) -> Branch:
         change = AttentionChange(self.kind, tuple(self.layers.split("/")), self.sigma)
-        return Branch(f"full, {type(self).scheme.name}", attention=change)
+        return Branch(f"full, {self.scheme.name}", attention=change)
 
 
 @scheme(
@@ -179,7 +179,7 @@ class SkipLayer(PerturbedBranch):
 @scheme(
     name="perp_neg",
     formula="- strength s_T (N less its part along B), N = negative - image",
-    paper="arXiv:2304.04968, eq. 9",
+    paper="arXiv:2304.04968",
     space="x0",
     scales="as in the linear scheme; guidance_scale multiplies the negative too, also at 1",
     evaluations=1,

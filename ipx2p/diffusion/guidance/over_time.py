@@ -95,7 +95,7 @@ class ScheduleOverTime(ScaleModifier):
     name="cfgpp",
     formula="s_i = lambda sigma_i / (sigma_i - sigma_down): a step of guidance lambda that is "
     "renoised with the branch without the condition",
-    paper="arXiv:2406.08070, alg. 2",
+    paper="arXiv:2406.08070",
     space="any",
     scales="lambda = guidance_scale / 12.5, unless `lam` is given; image_guidance_scale stays",
     evaluations=0,

@@ -76,7 +76,7 @@ class AdaptiveProjection(PushModifier):
 @scheme(
     name="zero_star",
     formula="plus + (s - 1) (plus - s* minus), s* = <plus, minus> / |minus|^2",
-    paper="arXiv:2503.18886, eq. 8; without its zero output at the start, which is for flow models",
+    paper="arXiv:2503.18886; without its zero output at the start, which is for flow models",
     space="v",
     scales="as in the linear scheme",
     evaluations=0,

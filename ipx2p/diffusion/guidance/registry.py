@@ -68,9 +68,7 @@ def spec_of(guidance: Guidance) -> str:
     for modifier in guidance.modifiers:
         names = [field.name for field in fields(modifier) if field.init]
         settings = {name: getattr(modifier, name) for name in names}
-        parts.append(
-            (type(modifier).scheme.name, {k: v for k, v in settings.items() if v is not None})
-        )
+        parts.append((modifier.scheme.name, {k: v for k, v in settings.items() if v is not None}))
     return "+".join(
         ":".join(filter(None, (name, ",".join(f"{k}={v}" for k, v in settings.items()))))
         for name, settings in parts
@@ -82,14 +80,10 @@ def _check_repeats(spec: str, modifiers: list[Modifier]) -> None:
         for other in modifiers[:i]:
             conditions = {getattr(m, "on", "both") for m in (modifier, other)}
             if type(modifier) is type(other) and conditions != {"text", "image"}:
-                name = type(modifier).scheme.name
+                ways = " or give each its own condition, on=text and on=image"
                 raise InputError(
-                    f"guidance {spec!r} has {name} twice"
-                    + (
-                        ": give each its own condition, on=text and on=image"
-                        if hasattr(modifier, "on")
-                        else ""
-                    )
+                    f"guidance {spec!r} has {modifier.scheme.name} twice: keep one of them"
+                    f"{ways if hasattr(modifier, 'on') else ''}"
                 )
 
 

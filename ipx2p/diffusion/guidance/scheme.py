@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -107,12 +107,8 @@ def scheme(**declared: Any) -> Callable[[Callable], Callable]:
 
 def declared_in(namespace: dict[str, Any]) -> dict[str, Scheme]:
     """The schemes that a module declares, in the order of its lines."""
-    found = [vars(value)["scheme"] for value in namespace.values() if "scheme" in _own(value)]
-    return {scheme.name: scheme for scheme in found}
-
-
-def _own(value: Any) -> dict[str, Any]:
-    return getattr(value, "__dict__", {}) if callable(value) else {}
+    found = [getattr(value, "scheme", None) for value in namespace.values()]
+    return {scheme.name: scheme for scheme in found if isinstance(scheme, Scheme)}
 
 
 class Term(NamedTuple):
@@ -148,6 +144,8 @@ class Push:
 
 class Modifier:
     """What all modifiers share."""
+
+    scheme: ClassVar[Scheme]  # its declaration
 
     def check(self) -> None:
         """Raise InputError for parameters that do not go together."""

@@ -59,7 +59,7 @@ class Guidance:
         self._estimates = self._of(EstimateModifier)
         if self._over_time and base.full_at is None:
             raise InputError(
-                f"guidance {type(self._over_time[0]).scheme.name} brings scales to those of the "
+                f"guidance {self._over_time[0].scheme.name} brings scales to those of the "
                 f"full branch, which {base.name} never gives: take another linear scheme, as ip2p"
             )
         for modifier in self._extra:
@@ -71,7 +71,7 @@ class Guidance:
     @property
     def schemes(self) -> list[Scheme]:
         """What the stack is made of, the linear scheme first."""
-        return [self.base, *(type(modifier).scheme for modifier in self.modifiers)]
+        return [self.base, *(modifier.scheme for modifier in self.modifiers)]
 
     def needs(self, what: str) -> list[str]:
         """Names of the schemes that need "weak" or "negative"."""
