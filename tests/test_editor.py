@@ -195,7 +195,10 @@ def test_half_precision_stays_near_float32(editor, coffee, dtype):
     [
         ({"sampler": "eular"}, r"unknown sampler 'eular'; did you mean euler\?.*ddpm, ddim, euler"),
         ({"spacing": "karas"}, r"unknown spacing 'karas'; did you mean karras\?"),
-        ({"guidance": "cfg"}, r"unknown guidance scheme 'cfg'; known here: ip2p, "),
+        (
+            {"guidance": "cfg"},
+            r"unknown guidance scheme 'cfg'; did you mean tcfg.*ip2p, text_first",
+        ),
         ({"num_steps": 0}, "0 steps asked for, expected 1"),
         ({"num_steps": -3}, "-3 steps asked for, expected 1"),
         ({"num_steps": 5000}, "5000 steps asked for, expected 1 to 1000"),
