@@ -103,6 +103,18 @@ class Editor:
         _check_unet(unet, self.text)
         return unet
 
+    def _check_weak(self, weak: UNet | None) -> None:
+        if weak is None:
+            return
+        _check_unet(weak, self.text)
+        ours, theirs = self.unet.conv_in.weight, weak.conv_in.weight
+        for name in ("dtype", "device"):
+            if getattr(ours, name) != getattr(theirs, name):
+                raise InputError(
+                    f"{name} of the weak network is {getattr(theirs, name)}, that of the edit "
+                    f"model {getattr(ours, name)}: they must be alike, as load_weak makes them"
+                )
+
     @property
     def device(self) -> torch.device:
         return self.unet.conv_in.weight.device
@@ -157,6 +169,7 @@ class Editor:
         )
         settings.check()
         check_needs(settings, negative_instructions, weak is not None)
+        self._check_weak(weak)
         plan = self.schedule.plan(sampler, spacing, num_steps)
         requests = make_requests(
             images,

@@ -119,6 +119,16 @@ def test_apg_cleans_both_conditions_against_the_full_prediction():
     close(joint, eIT + each(clean, total, eIT))
 
 
+def test_every_push_has_a_momentum_of_its_own():
+    e00, eI0, eIT = random(1), random(2), random(3)
+    spec = "free:null=-0.5,image=-3+apg:eta=1,norm=inf,momentum=-0.5"
+    predictions = {FULL: eIT, IMAGE: eI0, NULL: e00}
+    scheme = stack(spec)
+    scheme.blend(predictions, X, SIGMA, step(0))
+    got = scheme.blend(predictions, X, SIGMA, step(1))
+    close(got, eIT + 0.5 * (0.5 * (eIT - e00) + 3 * (eIT - eI0)))
+
+
 def test_apg_after_some_steps_starts_plain_with_its_momentum_fed():
     mixed = stack("joint+apg:after=1,norm=inf,eta=1,momentum=-0.5", W)
     first = mixed.blend({FULL: D_C, NULL: D_U}, X, SIGMA, step(0))

@@ -49,7 +49,7 @@ class AdaptiveProjection(PushModifier):
     joint: bool = parameter(False)
     on: str = on("both")
     needs_full = True
-    # By condition: the step last seen, the push it started from and the one it leaves.
+    # By name of the push: the step last seen, the push it started from and the one it leaves.
     _memory: dict[str, tuple[int, Tensor | None, Tensor]] = field(default_factory=dict, init=False)
 
     def push(self, push: Push, moment: Moment) -> Push:
@@ -64,12 +64,12 @@ class AdaptiveProjection(PushModifier):
         return push.changed(project_off(difference, push.full, self.eta))
 
     def _with_momentum(self, push: Push, index: int) -> Tensor:
-        seen, before, after = self._memory.get(push.condition, (None, None, None))
+        seen, before, after = self._memory.get(push.name, (None, None, None))
         if seen != index:
             before = after
         difference = push.difference if before is None else push.difference + self.momentum * before
         # A second evaluation in a step (Heun) starts from the same push and leaves no trace.
-        self._memory[push.condition] = (index, before, difference if seen != index else after)
+        self._memory[push.name] = (index, before, difference if seen != index else after)
         return difference
 
 

@@ -125,10 +125,11 @@ class Push:
     """A term with its predictions: `factor * difference` is added to the estimate.
 
     All in denoised latents. plus, minus: with the condition and without it. full: with both.
-    difference: plus - minus, as the modifiers before have left it.
+    difference: plus - minus, as the modifiers before have left it. name: tells the pushes of one
+    scheme apart, for what is remembered of them.
     """
 
-    condition: str
+    name: str
     factor: float
     difference: Tensor
     plus: Tensor

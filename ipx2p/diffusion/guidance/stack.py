@@ -185,9 +185,8 @@ class Guidance:
 
     def _push(self, denoised: dict[Branch, Tensor], term: Term) -> Push:
         plus, minus = denoised[term.plus], denoised[term.minus]
-        return Push(
-            term.condition, term.factor, plus - minus, plus, minus, denoised.get(FULL, plus)
-        )
+        name = f"{term.plus.name} - {term.minus.name}"
+        return Push(name, term.factor, plus - minus, plus, minus, denoised.get(FULL, plus))
 
     def change_text(
         self, text: Tensor, noise: Callable[[int], Tensor] | None, step: Step
@@ -203,10 +202,10 @@ def acts(term: Term) -> bool:
     return abs(term.factor) > 1e-9
 
 
-def layers_of(change_layers: Sequence[str], known: Sequence[str]) -> list[str]:
+def layers_of(beginnings: Sequence[str], known: Sequence[str]) -> list[str]:
     """Names of attention layers from beginnings of names; InputError for one that is not there."""
     found = []
-    for asked in change_layers:
+    for asked in beginnings:
         begun = [name for name in known if name == asked or name.startswith(f"{asked}.")]
         if not begun:
             raise InputError(
