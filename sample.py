@@ -1,6 +1,7 @@
 """Edit pictures by an instruction. `python sample.py --help` shows examples."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from ipx2p.cli import Parser, run_command
@@ -11,7 +12,12 @@ DESCRIPTION = "Edit pictures by an instruction, with a trained model."
 EXAMPLES = """\
 samplers:   ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m
 spacings:   linspace, leading, trailing, karras
-guidance:   ip2p, text_first, joint, text_only, image_only, symmetric, composable, full, nested
+guidance:   ip2p, text_first, joint, text_only, image_only, symmetric, composable, full, nested,
+            free
+modifiers:  interval, schedule, cfgpp, apg, zero_star, tcfg, fdg, mambo_g, power_law, adg,
+            autoguidance, pag, seg, skip_layer, perp_neg, rescale, dynamic_threshold, mimic, cads,
+            mask
+            stacked on guidance by +, with parameters after a colon
 
 examples:
   # one picture
@@ -31,6 +37,10 @@ examples:
   # the picture changes too much: raise --image-guidance-scale; too little: raise --guidance-scale
   python sample.py weights/ip2p --image a.jpg --instruction "make it snow" \\
       --guidance-scale 9 --image-guidance-scale 1.2
+
+  # a stack of guidance: high scales without over-saturation, in the middle of the run alone
+  python sample.py weights/ip2p --image a.jpg --instruction "make it snow" --guidance-scale 10 \\
+      --guidance "ip2p+apg:norm=7.5+interval:low=0.28,high=5.4"
 """
 
 
@@ -49,13 +59,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--negative-instruction", metavar="TEXT", default="", help="what to steer away from")
     add("--output", metavar="DIR", type=Path, default=Path("edits"), help="(default: edits)")
+    _add_how(parser.add_argument_group("how to edit").add_argument)
+    _add_where(parser.add_argument_group("where to compute").add_argument)
+    return parser.parse_args(argv)
 
-    how = parser.add_argument_group("how to edit")
-    add = how.add_argument
+
+def _add_how(add: Callable[..., object]) -> None:
     add("--sampler", metavar="NAME", default="euler_ancestral", help="(default: %(default)s)")
     add("--spacing", metavar="NAME", default="linspace", help="(default: %(default)s)")
     add("--steps", metavar="N", type=int, default=20, help="1 to 1000 (default: %(default)s)")
-    add("--guidance", metavar="NAME", default="ip2p", help="(default: %(default)s)")
+    add(
+        "--guidance",
+        metavar="STACK",
+        default="ip2p",
+        help='a scheme and modifiers, as "ip2p+apg:eta=0,norm=7.5+rescale" (default: %(default)s)',
+    )
     add(
         "--guidance-scale",
         metavar="S",
@@ -70,6 +88,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default=1.5,
         help="how closely to keep to the picture (default: %(default)s)",
     )
+    add("--weak-weights", metavar="WEIGHTS", help="a weaker model, for --guidance autoguidance")
     add("--seed", metavar="N", type=int, default=0, help="of the first variant (default: 0)")
     add("--num-images", metavar="N", type=int, default=1, help="variants of each (default: 1)")
     add(
@@ -80,8 +99,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="the long side becomes N pixels (default: %(default)s)",
     )
 
-    where = parser.add_argument_group("where to compute")
-    add = where.add_argument
+
+def _add_where(add: Callable[..., object]) -> None:
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     add("--dtype", metavar="NAME", default="auto", help="auto, float32, bfloat16, float16")
     add("--batch-size", metavar="N", type=int, default=4, help="edits at once (default: 4)")
@@ -91,14 +110,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="run the branches of guidance one after another: slower, less memory",
     )
     add("--compile", action="store_true", help="compile the U-Net: pays off over many edits")
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the pictures, edit them, write the results."""
     args = parse(argv)
     from ipx2p.edit_files import edit_files
-    from ipx2p.editor import EditSettings
+    from ipx2p.edits import EditSettings
 
     files = edit_files(
         args.weights,
@@ -114,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
             image_guidance_scale=args.image_guidance_scale,
         ),
         negative_instruction=args.negative_instruction,
+        weak_weights=args.weak_weights,
         seed=args.seed,
         num_images=args.num_images,
         resolution=args.resolution,

@@ -13,10 +13,13 @@ from PIL import Image
 
 from ipx2p import __version__
 from ipx2p.devices import dtype_name
-from ipx2p.editor import Editor, EditSettings
+from ipx2p.diffusion.guidance.registry import spec_of
+from ipx2p.editor import Editor
+from ipx2p.edits import Edited, EditSettings, check_needs
 from ipx2p.errors import InputError
 from ipx2p.files import check_writable, write_json
 from ipx2p.images import fit, load_image, save_image
+from ipx2p.models.unet import UNet
 from ipx2p.models.vae import VAEConfig
 from ipx2p.sheets import contact_sheet
 from ipx2p.weights.readers import find_folder
@@ -42,6 +45,7 @@ def edit_files(
     settings: EditSettings,
     *,
     negative_instruction: str = "",
+    weak_weights: str | None = None,
     seed: int = 0,
     num_images: int = 1,
     resolution: int | None = 512,
@@ -59,24 +63,26 @@ def edit_files(
 
     Args:
         instructions: one for all pictures, or one each.
+        weak_weights: of a second U-Net, for guidance that needs one.
     Returns: the pictures written, the sheet last.
     Raises: InputError for bad arguments or files, before the weights are loaded where possible.
     """
     settings.check()
+    check_needs(settings, [negative_instruction], weak_weights is not None)
     if resolution is not None and resolution < 1:
         raise InputError(f"resolution is {resolution}, expected 1 or more pixels")
     folder = find_folder(weights)
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     edits = read_edits(paths, instructions, seed, num_images, resolution, multiple)
     check_writable(output)
-    editor = Editor.load(folder, device=device, dtype=dtype)
-    if compile:
-        editor.unet.compile()
+    editor, weak = _load(folder, weak_weights, device, dtype, compile)
     made_with = {
         "weights": str(weights),
         "weights_folder": str(folder.resolve()),  # where links and hub ids led to
         **asdict(settings),
+        "guidance_in_full": spec_of(settings.make_guidance()),
         "negative_instruction": negative_instruction,
+        "weak_weights": weak_weights and str(weak_weights),
         "resolution": resolution,
         "batch_size": batch_size,
         "batch_branches": batch_branches,
@@ -91,6 +97,7 @@ def edit_files(
             **asdict(settings),
             seeds=[edit.seed for edit in edits],
             negative_instructions=[negative_instruction] * len(edits),
+            weak=weak,
             batch_size=batch_size,
             batch_branches=batch_branches,
             progress=True,
@@ -108,6 +115,16 @@ def edit_files(
     return paths
 
 
+def _load(
+    folder: Path, weak_weights: str | None, device: str, dtype: str, compile: bool
+) -> tuple[Editor, UNet | None]:
+    editor = Editor.load(folder, device=device, dtype=dtype)
+    weak = None if weak_weights is None else editor.load_weak(weak_weights)
+    for network in filter(None, (editor.unet, weak) if compile else ()):
+        network.compile()
+    return editor, weak
+
+
 class ResultFiles:
     """Writes results as they come, each beside a JSON file with what made it."""
 
@@ -117,14 +134,15 @@ class ResultFiles:
         self.made_with = made_with
         self.paths: dict[int, Path] = {}  # index of the edit -> its picture
 
-    def write(self, index: int, image: Image.Image) -> None:
+    def write(self, index: int, edited: Edited) -> None:
         """Write one result under the next free name."""
-        edit = self.edits[index]
+        edit, image = self.edits[index], edited.image
         path = free_path(self.folder, edit.path.stem)
         save_image(image, path)
         own = {"source": str(edit.path), "instruction": edit.instruction, "seed": edit.seed}
         size = {"width": image.width, "height": image.height}
-        write_json(own | size | self.made_with, path.with_suffix(".json"))
+        cost = {"evaluations": edited.evaluations, "seconds": round(edited.seconds, 3)}
+        write_json(own | size | cost | self.made_with, path.with_suffix(".json"))
         self.paths[index] = path
 
 

@@ -21,7 +21,7 @@ import ipx2p.data.prepare
 import sample
 import train
 from ipx2p.cli import run_command
-from ipx2p.diffusion.guidance import SCHEMES
+from ipx2p.diffusion.guidance.registry import SCHEMES
 from ipx2p.diffusion.samplers import SAMPLERS
 from ipx2p.diffusion.schedule import SPACINGS
 from tests.conftest import GOLDEN, ROOT
@@ -107,9 +107,12 @@ def test_help_shows_examples_and_imports_nothing_heavy(name):
 def test_lists_in_help_are_those_of_the_code(command):
     code, out, _ = command("sample", "--help")
     assert code == 0
-    for label, known in (("samplers", SAMPLERS), ("spacings", SPACINGS), ("guidance", SCHEMES)):
-        line = next(line for line in out.splitlines() if line.startswith(f"{label}:"))
-        assert line.partition(":")[2].replace(" ", "").split(",") == [*known]
+    linear = [name for name, scheme in SCHEMES.items() if scheme.is_linear]
+    modifiers = [name for name in SCHEMES if name not in linear]
+    lists = {"samplers": SAMPLERS, "spacings": SPACINGS, "guidance": linear, "modifiers": modifiers}
+    for label, known in lists.items():
+        listed = re.search(rf"^{label}:((?: .*,\n)* .*)", out, re.MULTILINE)[1]
+        assert re.sub(r"\s", "", listed).split(",") == [*known]
 
 
 def test_examples_in_help_parse():
@@ -122,7 +125,7 @@ def test_examples_in_help_parse():
 
 
 def test_defaults_of_the_command_are_those_of_the_code():
-    from ipx2p.editor import EditSettings
+    from ipx2p.edits import EditSettings
 
     args, settings = sample.parse(["w", "--image", "a", "--instruction", "b"]), EditSettings()
     assert args.steps == settings.num_steps
@@ -131,6 +134,20 @@ def test_defaults_of_the_command_are_those_of_the_code():
 
 
 # sample.py
+
+
+def test_a_stack_with_a_weak_network_is_run_and_recorded(command, picture, tmp_path):
+    argv = [FOLDER, "--image", picture, "--instruction", "snow", "--output", tmp_path / "out"]
+    stack = ("--guidance", "autoguidance:scale=2+rescale", "--weak-weights", FOLDER)
+    code, _, err = command("sample", *argv, *QUICK, *stack)
+    assert code == 0, err
+    record = json.loads((tmp_path / "out" / "photo-000.json").read_text())
+    assert record["guidance"] == stack[1] and record["weak_weights"] == str(FOLDER)
+    assert record["evaluations"] == 4
+    full = "ip2p+autoguidance:scale=2.0,low=0.0,high=inf+rescale:phi=0.7"
+    assert record["guidance_in_full"] == full
+    code, _, err = command("sample", *argv, *QUICK, *stack[:2])
+    assert code == 2 and "autoguidance needs a second, weaker network: --weak-weights" in err
 
 
 def test_an_edit_is_saved_beside_everything_that_made_it(command, picture, tmp_path):
@@ -146,6 +163,7 @@ def test_an_edit_is_saved_beside_everything_that_made_it(command, picture, tmp_p
     assert record["weights"] == str(FOLDER) and record["dtype"] == "float32"
     assert record["torch"] == torch.__version__ and record["device"] == "cpu"
     assert record["weights_folder"] == str(FOLDER)
+    assert record["evaluations"] == 3 and record["seconds"] > 0
     command("sample", *argv, *QUICK)
     assert sorted(p.name for p in out.glob("*.png")) == ["photo-000.png", "photo-001.png"]
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from ipx2p.diffusion.samplers import SAMPLERS, euler_ancestral
-from ipx2p.editor import Editor, EditSettings
+from ipx2p.editor import Editor
+from ipx2p.edits import EditSettings
 from ipx2p.errors import InputError
 from ipx2p.images import pixels01_from_image
 from tests.conftest import GOLDEN
@@ -149,7 +150,8 @@ def test_results_are_handed_over_as_they_are_made(editor, coffee):
     seen = {}
     result = editor.edit(pictures(), ["x"] * 4, num_steps=1, batch_size=1, on_edit=seen.__setitem__)
     assert seen.keys() == {0, 1, 2, 3}
-    assert all(seen[i] is result.images[i] for i in seen)
+    assert all(seen[i].image is result.images[i] for i in seen)
+    assert result.evaluations == [3] * 4 and min(result.seconds) > 0
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])
@@ -193,7 +195,10 @@ def test_half_precision_stays_near_float32(editor, coffee, dtype):
     [
         ({"sampler": "eular"}, r"unknown sampler 'eular'; did you mean euler\?.*ddpm, ddim, euler"),
         ({"spacing": "karas"}, r"unknown spacing 'karas'; did you mean karras\?"),
-        ({"guidance": "cfg"}, r"unknown guidance scheme 'cfg'; known here: ip2p, "),
+        (
+            {"guidance": "cfg"},
+            r"unknown guidance scheme 'cfg'; did you mean tcfg.*ip2p, text_first",
+        ),
         ({"num_steps": 0}, "0 steps asked for, expected 1"),
         ({"num_steps": -3}, "-3 steps asked for, expected 1"),
         ({"num_steps": 5000}, "5000 steps asked for, expected 1 to 1000"),

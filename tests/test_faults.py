@@ -28,14 +28,14 @@ FAULTS = {
     ),
     "scaled source latents": (
         "ipx2p/editor.py",
-        "source_latents=self.vae.encode(pixels).mode()",
-        "source_latents=self.vae.scale(self.vae.encode(pixels).mode())",
+        "source_latents = self.vae.encode(pixels).mode()",
+        "source_latents = self.vae.scale(self.vae.encode(pixels).mode())",
         f"{EDIT}[euler-leading-True]",
     ),
     "a sampled instead of the modal source posterior": (
         "ipx2p/editor.py",
-        "source_latents=self.vae.encode(pixels).mode()",
-        "source_latents=self.vae.encode(pixels).sample(torch.Generator())",
+        "source_latents = self.vae.encode(pixels).mode()",
+        "source_latents = self.vae.encode(pixels).sample(torch.Generator())",
         f"{EDIT}[euler-leading-True]",
     ),
     "a source scaled with the noise level": (
@@ -52,10 +52,41 @@ FAULTS = {
         "tests/weights/test_convert.py",
     ),
     "swapped scales": (
-        "ipx2p/diffusion/guidance.py",
+        "ipx2p/diffusion/guidance/linear.py",
         "def ip2p(guidance_scale: float, image_guidance_scale: float)",
         "def ip2p(image_guidance_scale: float, guidance_scale: float)",
         "tests/diffusion/test_guidance.py",
+    ),
+    "a momentum that advances twice in a step of Heun's": (
+        "ipx2p/diffusion/guidance/pushes.py",
+        "(index, before, difference if seen != index else after)",
+        "(index, before, difference)",
+        "tests/diffusion/test_guidance_formulas.py",
+    ),
+    "a norm over the batch": (
+        "ipx2p/diffusion/guidance/space.py",
+        "(a * b).sum(dim=tuple(range(1, a.ndim)), keepdim=True)",
+        "(a * b).sum(dim=tuple(range(a.ndim)), keepdim=True)",
+        "tests/diffusion/test_guidance_schemes.py",
+    ),
+    "an interval decided by the sigma of the evaluation": (
+        "ipx2p/diffusion/guidance/stack.py",
+        "scales = self.scales_at(step)\n        terms = self._terms(scales)\n        linear",
+        "scales = self.scales_at(Step(step.index, step.count, sigma, sigma, sigma))\n"
+        "        terms = self._terms(scales)\n        linear",
+        "tests/diffusion/test_guidance_schemes.py",
+    ),
+    "an attention edit of the whole batch": (
+        "ipx2p/models/blocks.py",
+        "attended = torch.where(rows[:, None, None], values, attended)",
+        "attended = values",
+        "tests/models/test_attention_edits.py",
+    ),
+    "a negative instruction in the null text as well": (
+        "ipx2p/editor.py",
+        'empty if guidance.needs("negative") else negative_text',
+        "negative_text",
+        "tests/test_editor_guidance.py",
     ),
     "eps 1e-5 in the VAE's norms": (
         "ipx2p/models/vae.py",

@@ -5,10 +5,17 @@ Shapes: B pictures, C channels, H x W pixels of a feature map, N tokens of width
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# An edit of attention for a part of the batch: its kind, the blur's sigma in tokens (else 0), and
+# the samples it acts on, (B,) of bool. Kinds: "identity" lets every token attend to itself alone
+# (PAG, arXiv:2403.17377), "blur" smooths the queries over the picture (SEG, arXiv:2408.00760),
+# "skip" passes the input of a transformer block through.
+AttentionEdit = tuple[str, float, Tensor]
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
@@ -66,17 +73,56 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, dim, bias=qkv_bias)
         self.to_out = nn.Sequential(nn.Linear(dim, dim))
 
-    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, D), context (B, M, context_dim) -> (B, N, D)."""
+    def forward(
+        self,
+        tokens: Tensor,
+        context: Tensor | None = None,
+        edits: Sequence[AttentionEdit] = (),
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Tokens (B, N, D), context (B, M, context_dim) -> (B, N, D).
+
+        Args:
+            edits: of self-attention; samples that none acts on stay as they are, bit for bit.
+            size: height and width of the feature map, h * w = N, for the edits.
+        """
         context = tokens if context is None else context
-        q = self.split_heads(self.to_q(tokens))
+        queries, values = self.to_q(tokens), self.to_v(context)
+        for kind, sigma, rows in edits:
+            if kind == "blur":
+                queries = torch.where(rows[:, None, None], blurred(queries, size, sigma), queries)
+        q = self.split_heads(queries)
         k = self.split_heads(self.to_k(context))
-        v = self.split_heads(self.to_v(context))
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        v = self.split_heads(values)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        for kind, _, rows in edits:
+            if kind == "identity":
+                attended = torch.where(rows[:, None, None], values, attended)
+        return self.to_out(attended)
 
     def split_heads(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, heads, N, D / heads)."""
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def blurred(tokens: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    """Gaussian blur of tokens over their picture, (B, N, D), N = h * w; infinity takes the mean.
+
+    The kernel spans 6 sigma, at most the picture, made odd; borders are mirrored.
+    """
+    if math.isinf(sigma):
+        return tokens.mean(dim=1, keepdim=True).expand_as(tokens)
+    grid = tokens.transpose(1, 2).unflatten(2, size)  # (B, N, D) -> (B, D, h, w)
+    for axis in (2, 3):
+        side = grid.shape[axis]
+        reach = min(math.ceil(6 * sigma) // 2, side // 2)
+        offsets = torch.arange(-reach, reach + 1, device=tokens.device, dtype=torch.float32)
+        kernel = (-0.5 * (offsets / sigma).square()).softmax(0).to(tokens.dtype)
+        pad = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
+        shape = (1, 1, -1, 1) if axis == 2 else (1, 1, 1, -1)
+        kernels = kernel.view(shape).repeat(grid.shape[1], 1, 1, 1)
+        grid = F.conv2d(F.pad(grid, pad, mode="reflect"), kernels, groups=grid.shape[1])
+    return grid.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, N, D)
 
 
 class Downsample(nn.Module):

@@ -4,10 +4,13 @@ From latent diffusion (arXiv:2112.10752, sec. 3.3), layer 1. Attribute names are
 state-dict keys. Shapes: B samples, C channels, h x w of a feature map, N = h * w tokens.
 """
 
+from collections.abc import Mapping, Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipx2p.models.blocks import Attention, FeedForward, zeroed
+from ipx2p.models.blocks import Attention, AttentionEdit, FeedForward, zeroed
 
 
 class TokenConv(nn.Conv2d):
@@ -33,20 +36,44 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
-        """(B, N, C) -> the same shape."""
-        tokens = tokens + self.attn1(self.norm1(tokens))
+    def forward(
+        self,
+        tokens: Tensor,
+        text: Tensor,
+        edits: Sequence[AttentionEdit] = (),
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """(B, N, C) -> the same shape; `size` is that of the feature map, for the edits."""
+        before = tokens
+        tokens = tokens + self.attn1(self.norm1(tokens), edits=edits, size=size)
         tokens = tokens + self.attn2(self.norm2(tokens), text)
-        return tokens + self.ff(self.norm3(tokens))
+        tokens = tokens + self.ff(self.norm3(tokens))
+        for kind, _, rows in edits:
+            if kind == "skip":
+                tokens = torch.where(rows[:, None, None], before, tokens)
+        return tokens
 
 
 class Transformer(nn.Module):
-    """Spatial transformer: the feature map as tokens, through attention layers, added back."""
+    """Spatial transformer: the feature map as tokens, through attention layers, added back.
+
+    Args:
+        name: what attention edits call it.
+    """
 
     def __init__(
-        self, dim: int, *, heads: int, context_dim: int, depth: int, groups: int, linear: bool
+        self,
+        dim: int,
+        *,
+        heads: int,
+        context_dim: int,
+        depth: int,
+        groups: int,
+        linear: bool,
+        name: str,
     ) -> None:
         super().__init__()
+        self.name = name
         projection = nn.Linear if linear else TokenConv
         self.norm = nn.GroupNorm(groups, dim, eps=1e-6)
         self.proj_in = projection(dim, dim)
@@ -55,11 +82,14 @@ class Transformer(nn.Module):
         )
         self.proj_out = zeroed(projection(dim, dim))
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, text: Tensor, attention_edits: Mapping[str, Sequence[AttentionEdit]]
+    ) -> Tensor:
         """(B, C, h, w) and text (B, 77, D) -> (B, C, h, w)."""
+        edits, size = attention_edits.get(self.name, ()), x.shape[-2:]
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C), N = h * w
         tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:
-            tokens = block(tokens, text)
+            tokens = block(tokens, text, edits, size)
         tokens = self.proj_out(tokens)
-        return x + tokens.transpose(1, 2).unflatten(2, x.shape[-2:])  # (B, N, C) -> (B, C, h, w)
+        return x + tokens.transpose(1, 2).unflatten(2, size)  # (B, N, C) -> (B, C, h, w)

@@ -9,6 +9,7 @@ State-dict keys are those of the published `unet/` folders. Shapes: B samples, C
 h x w latent pixels (1/8 of the picture), any size: an up-sampling goes to the size of its skip.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ipx2p.config import read_published
 from ipx2p.errors import InputError
 from ipx2p.files import read_json, write_json
 from ipx2p.models.blocks import (
+    AttentionEdit,
     Downsample,
     ResnetBlock,
     Upsample,
@@ -31,6 +33,7 @@ from ipx2p.models.folder import CONFIG, load_network, save_network
 from ipx2p.models.transformer import Transformer
 
 LATENT_CHANNELS = 4
+AttentionEdits = Mapping[str, Sequence[AttentionEdit]]  # by the name of the layer
 ATTENTION_BLOCK, PLAIN_BLOCK = "CrossAttnDownBlock2D", "DownBlock2D"
 UP_BLOCK_OF = {ATTENTION_BLOCK: "CrossAttnUpBlock2D", PLAIN_BLOCK: "UpBlock2D"}
 
@@ -175,8 +178,8 @@ def make_resnet(config: UNetConfig, width_in: int, width: int) -> ResnetBlock:
     return block
 
 
-def make_transformer(config: UNetConfig, level: int) -> Transformer:
-    """The transformer that follows a residual block of `level`."""
+def make_transformer(config: UNetConfig, level: int, name: str) -> Transformer:
+    """The transformer that follows a residual block of `level`; `name` is for attention edits."""
     return Transformer(
         config.block_out_channels[level],
         heads=config.num_attention_heads[level],
@@ -184,6 +187,7 @@ def make_transformer(config: UNetConfig, level: int) -> Transformer:
         depth=config.transformer_layers_per_block,
         groups=config.norm_num_groups,
         linear=config.use_linear_projection,
+        name=name,
     )
 
 
@@ -198,16 +202,19 @@ class DownBlock(nn.Module):
         for index in range(config.layers_per_block):
             self.resnets.append(make_resnet(config, width if index else width_before, width))
             if config.down_block_types[level] == ATTENTION_BLOCK:
-                self.attentions.append(make_transformer(config, level))
+                name = f"down.{level}.{index}"
+                self.attentions.append(make_transformer(config, level, name))
         self.downsamplers = nn.ModuleList([] if last else [Downsample(width, pad_all=True)])
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x: Tensor, time: Tensor, text: Tensor, attention_edits: AttentionEdits
+    ) -> tuple[Tensor, list[Tensor]]:
         """(B, C, h, w) -> (B, C', h / 2, w / 2), and the feature maps kept on the way."""
         skips = []
         for index, block in enumerate(self.resnets):
             x = block(x, time)
             if self.attentions:
-                x = self.attentions[index](x, text)
+                x = self.attentions[index](x, text, attention_edits)
             skips.append(x)
         for downsample in self.downsamplers:
             x = downsample(x)
@@ -222,12 +229,14 @@ class MidBlock(nn.Module):
         super().__init__()
         width = config.block_out_channels[-1]
         self.resnets = nn.ModuleList(make_resnet(config, width, width) for _ in range(2))
-        self.attentions = nn.ModuleList([make_transformer(config, level=-1)])
+        self.attentions = nn.ModuleList([make_transformer(config, -1, "mid")])
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor, text: Tensor, attention_edits: AttentionEdits
+    ) -> Tensor:
         """(B, C, h, w) -> the same shape."""
         x = self.resnets[0](x, time)
-        x = self.attentions[0](x, text)
+        x = self.attentions[0](x, text, attention_edits)
         return self.resnets[1](x, time)
 
 
@@ -251,15 +260,23 @@ class UpBlock(nn.Module):
             width_in = (width if index else width_below) + skip_width
             self.resnets.append(make_resnet(config, width_in, width))
             if config.down_block_types[level] == ATTENTION_BLOCK:
-                self.attentions.append(make_transformer(config, level))
+                name = f"up.{config.levels - 1 - level}.{index}"
+                self.attentions.append(make_transformer(config, level, name))
         self.upsamplers = nn.ModuleList([] if last else [Upsample(width)])
 
-    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        time: Tensor,
+        text: Tensor,
+        attention_edits: AttentionEdits,
+    ) -> Tensor:
         """(B, C, h, w) -> (B, C', 2h, 2w), to be exact the size of the next skip connection."""
         for index, block in enumerate(self.resnets):
             x = block(torch.cat([x, skips.pop()], dim=1), time)
             if self.attentions:
-                x = self.attentions[index](x, text)
+                x = self.attentions[index](x, text, attention_edits)
         for upsample in self.upsamplers:
             x = upsample(x, size=skips[-1].shape[-2:])
         return x
@@ -296,8 +313,18 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = zeroed(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
 
+    @property
+    def attention_layers(self) -> list[str]:
+        """Names of the layers that take attention edits, in the order they run."""
+        return [module.name for module in self.modules() if isinstance(module, Transformer)]
+
     def forward(
-        self, latents: Tensor, timesteps: Tensor, text: Tensor, source_latents: Tensor | None
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        source_latents: Tensor | None,
+        attention_edits: AttentionEdits | None = None,
     ) -> Tensor:
         """Predict for one noise level per sample.
 
@@ -307,6 +334,8 @@ class UNet(nn.Module):
             text: states of the instruction, (B, 77, D).
             source_latents: unscaled posterior mode of the source, (B, 4, h, w); zeros stand for no
                 picture; None only for a 4-channel text-to-image model.
+            attention_edits: name of a layer -> what changes in it, and for which samples; the
+                others stay as they are, bit for bit. Names: `attention_layers`.
         Returns: the prediction (eps, v or x0, as trained), (B, 4, h, w).
         Raises: InputError for a missing source, or one that the network cannot take.
         """
@@ -320,13 +349,14 @@ class UNet(nn.Module):
         time = self.time_embedding(time.to(x.dtype))
         x = self.conv_in(x)
 
+        edits = attention_edits or {}
         skips = [x]
         for block in self.down_blocks:
-            x, block_skips = block(x, time, text)
+            x, block_skips = block(x, time, text, edits)
             skips += block_skips
-        x = self.mid_block(x, time, text)
+        x = self.mid_block(x, time, text, edits)
         for block in self.up_blocks:
-            x = block(x, skips, time, text)
+            x = block(x, skips, time, text, edits)
 
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 

@@ -15,7 +15,7 @@ from ipx2p.data.degrade import DegradeConfig, check_task
 from ipx2p.data.instructions import POLICIES
 from ipx2p.diffusion.objective import DropoutConfig
 from ipx2p.diffusion.schedule import PREDICTION_TYPES
-from ipx2p.editor import EditSettings
+from ipx2p.edits import EditSettings, check_needs
 from ipx2p.errors import InputError, suggestion
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
@@ -166,6 +166,7 @@ class TrainConfig:
             _check_autoencoder(self)
         self.objective.dropout.check("objective.dropout")
         self.validation.edit.check()
+        check_needs(self.validation.edit, negatives=None, has_weak=False)
 
 
 def _check_choices(config: TrainConfig) -> None:

@@ -1,0 +1,71 @@
+"""Branches of guidance: what one evaluation of the network is shown (layer 1).
+
+An edit has two conditions, the source picture and the instruction, so there are four branches:
+`full` (both), `image` (source only), `text` (instruction only) and `null` (neither). Schemes add
+branches that see a negative instruction, run a weaker network, or change its attention.
+Shapes: B edits, 4 x h x w latents, text states 77 x D.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionChange:
+    """What happens in named attention layers; the kinds are those of the network's `AttentionEdit`.
+
+    kind: "identity", "blur" or "skip". layers: names or beginnings of names ("mid", "up.1").
+    sigma: of the blur, in tokens; infinity takes the mean.
+    """
+
+    kind: str
+    layers: tuple[str, ...]
+    sigma: float = 0.0
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One evaluation of a network: which of the conditions it is shown."""
+
+    name: str
+    text: str = "instruction"  # or "null", "negative"
+    source: bool = True
+    network: str = "main"  # or "weak"
+    attention: AttentionChange | None = None
+
+
+FULL = Branch("full")
+IMAGE = Branch("image", text="null")
+TEXT = Branch("text", source=False)
+NULL = Branch("null", text="null", source=False)
+BRANCHES = {branch.name: branch for branch in (FULL, IMAGE, TEXT, NULL)}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the branches are shown.
+
+    text, null_text, negative_text: states (B, 77, D), in the dtype the network computes in.
+    source_latents: unscaled, (B, 4, h, w). latents: the same scaled, which a mask keeps.
+    text_noise: index of a step -> unit noise of the text's shape, for schemes that draw some.
+    """
+
+    text: Tensor
+    null_text: Tensor
+    source_latents: Tensor
+    negative_text: Tensor | None = None
+    latents: Tensor | None = None
+    text_noise: Callable[[int], Tensor] | None = None
+
+    def of(self, branch: Branch) -> tuple[Tensor, Tensor]:
+        """Text states and source latents of one branch."""
+        states = {
+            "instruction": self.text,
+            "null": self.null_text,
+            "negative": self.negative_text,
+        }
+        source = self.source_latents if branch.source else torch.zeros_like(self.source_latents)
+        return states[branch.text], source

@@ -1,0 +1,109 @@
+"""Guidance as a denoiser: run the branches that are asked for, and blend them (layer 1)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ipx2p.diffusion.denoiser import denoise
+from ipx2p.diffusion.guidance.branches import FULL, IMAGE, Branch, Conditions
+from ipx2p.diffusion.guidance.stack import Guidance, layers_of
+from ipx2p.diffusion.schedule import Schedule, Step
+
+
+class GuidedDenoiser:
+    """D(x, sigma, step) of an edit: run the branches that the scheme asks for and blend them.
+
+    Args:
+        network: `UNet.forward` or the like.
+        guidance: says which branches run and blends them; made for this edit.
+        conditions: what the branches are shown.
+        batch_branches: all branches of a network in one batch, or one after another (less memory).
+        weak: a second network of the same kind, for schemes that need one.
+        attention_layers: names of the network's layers that take attention edits.
+    Attributes:
+        evaluations: of the network, so far, per edit; those of the weak one count as much.
+        mask: where the edit acts, (B, 1, h, w) in 0..1, once found; None without a mask.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Tensor],
+        schedule: Schedule,
+        guidance: Guidance,
+        conditions: Conditions,
+        *,
+        batch_branches: bool = True,
+        weak: Callable[..., Tensor] | None = None,
+        attention_layers: Sequence[str] = (),
+    ) -> None:
+        self.networks = {"main": network, "weak": weak}
+        self.schedule = schedule
+        self.guidance = guidance
+        self.conditions = conditions
+        self.batch_branches = batch_branches
+        self.attention_layers = attention_layers
+        self.evaluations = 0
+        self.mask: Tensor | None = None
+
+    def __call__(self, x: Tensor, sigma: float, step: Step) -> Tensor:
+        """x at noise level sigma, (B, 4, h, w), float32 -> guided denoised latents."""
+        if self.guidance.mask is not None and self.mask is None:
+            self.mask = self._find_mask(x, sigma)
+        branches = self.guidance.branches(sigma, step)
+        shown = self.conditions
+        text = self.guidance.change_text(shown.text, shown.text_noise, step)
+        denoised = self._run(branches, x, sigma, replace(shown, text=text))
+        guided = self.guidance.blend(denoised, x, sigma, step)
+        if self.mask is None:
+            return guided
+        return torch.lerp(self.conditions.latents, guided, self.mask)
+
+    def _find_mask(self, x: Tensor, sigma: float) -> Tensor:
+        """Look at the source, under the noise that x is, where the mask's scheme says."""
+        source = self.conditions.latents
+        level = self.schedule.sigma(self.guidance.mask.timestep(self.schedule.last_timestep))
+        noised = source + level * (x - source) / sigma
+        denoised = self._run([FULL, IMAGE], noised, level, self.conditions)
+        return self.guidance.mask.mask(denoised[FULL] - denoised[IMAGE])
+
+    def _run(
+        self, branches: list[Branch], x: Tensor, sigma: float, conditions: Conditions
+    ) -> dict[Branch, Tensor]:
+        """Denoised latents of each branch."""
+        self.evaluations += len(branches)
+        if self.batch_branches:
+            mains = [branch for branch in branches if branch.network == "main"]
+            weak = [branch for branch in branches if branch.network == "weak"]
+            groups = [group for group in (mains, weak) if group]
+        else:
+            groups = [[branch] for branch in branches]
+        denoised = {}
+        for group in groups:
+            shown = [conditions.of(branch) for branch in group]
+            texts, sources = (torch.cat(parts) for parts in zip(*shown, strict=True))
+            together = denoise(
+                self.networks[group[0].network],
+                self.schedule,
+                x.repeat(len(group), 1, 1, 1),
+                sigma,
+                text=texts,
+                source_latents=sources,
+                attention_edits=self._attention_edits(group, len(x), x.device),
+            )
+            denoised |= zip(group, together.chunk(len(group)), strict=True)
+        return denoised
+
+    def _attention_edits(
+        self, group: list[Branch], size: int, device: torch.device
+    ) -> dict[str, list[tuple[str, float, Tensor]]]:
+        """By layer: the kind of change, the blur's sigma, and the rows of the batch it is for."""
+        edits: dict[str, list[tuple[str, float, Tensor]]] = {}
+        for place, branch in enumerate(group):
+            if branch.attention is not None:
+                rows = torch.arange(len(group) * size, device=device) // size == place
+                change = branch.attention
+                for layer in layers_of(change.layers, self.attention_layers):
+                    edits.setdefault(layer, []).append((change.kind, change.sigma, rows))
+        return edits

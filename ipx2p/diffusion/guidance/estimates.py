@@ -1,0 +1,108 @@
+"""What is done to the final estimate: rescaled, thresholded (layer 1)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ipx2p.diffusion.guidance.scheme import EstimateModifier, parameter, scheme
+from ipx2p.diffusion.guidance.space import TINY, Moment, ratio, std
+
+
+@scheme(
+    name="rescale",
+    formula="phi e std(full) / std(e) + (1 - phi) e, per sample",
+    paper="arXiv:2305.08891, sec. 3.4",
+    space="v",
+    scales="as in the linear scheme; the full branch is the measure for both conditions",
+    evaluations=0,
+    plain="rescale:phi=0",
+)
+@dataclass
+class Rescale(EstimateModifier):
+    """CFG rescale: bring the spread of the estimate back to that of the full branch."""
+
+    phi: float = parameter(0.7, 0.0, 1.0)
+    needs_full = True
+
+    def change(
+        self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
+    ) -> Tensor:
+        """In v; equal spreads change nothing."""
+        guided = moment.prediction(estimate, "v")
+        factor = ratio(std(moment.prediction(full, "v")), std(guided))
+        change = self.phi * (factor - 1) * guided
+        return estimate + change / moment.per_denoised("v")
+
+
+@scheme(
+    name="dynamic_threshold",
+    formula="q = max(bound, quantile of |e|); e clipped to +-q, times bound / q, per sample",
+    paper="arXiv:2205.11487, sec. 2.3",
+    space="x0",
+    scales="as in the linear scheme",
+    evaluations=0,
+    plain="dynamic_threshold:bound=1e6",
+    full_at=None,
+    keeps_equal=False,
+)
+@dataclass
+class DynamicThreshold(EstimateModifier):
+    """Dynamic thresholding: press estimates that leave the range of pictures back into it.
+
+    Pixels have the bound 1; latents have none, 4 standard deviations are our own choice.
+    """
+
+    quantile: float = parameter(0.995, 0.0, 1.0)
+    bound: float = parameter(4.0, 1e-3, 1e6)
+
+    def change(
+        self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
+    ) -> Tensor:
+        """In x0, per sample."""
+        reach = estimate.abs().flatten(1).quantile(self.quantile, dim=1).view(-1, 1, 1, 1)
+        reach = reach.clamp(min=self.bound)
+        return torch.minimum(torch.maximum(estimate, -reach), reach) * (self.bound / reach)
+
+
+@scheme(
+    name="mimic",
+    formula="M: e at the mimicked scales; per channel, about its mean: "
+    "R = max(max |M|, quantile of |e|); e clipped to +-R, times max |M| / R",
+    paper="sd-dynamic-thresholding; no paper",
+    space="x0",
+    scales="as in the linear scheme; scale and image_scale are what the range is taken from, at "
+    "most the edit's own",
+    evaluations=0,
+    plain="mimic:scale=1000",
+)
+@dataclass
+class MimicScale(EstimateModifier):
+    """Mimic scale: the push of a high scale in the range of values of a lower one.
+
+    The authors mimic 7 for scales of 15 to 30 of a text-to-image model.
+    """
+
+    scale: float = parameter(4.0, 0.0, 1000.0)
+    image_scale: float | None = parameter(None, 0.0, 1000.0)  # None: the edit's own
+    quantile: float = parameter(1.0, 0.0, 1.0)
+
+    def mimicked(self, scales: dict[str, float]) -> dict[str, float]:
+        """The lower scales."""
+        image = scales["image"] if self.image_scale is None else self.image_scale
+        return scales | {
+            "text": min(self.scale, scales["text"]),
+            "image": min(image, scales["image"]),
+        }
+
+    def change(
+        self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
+    ) -> Tensor:
+        """In x0, per sample and channel."""
+        mean = estimate.mean(dim=(2, 3), keepdim=True)
+        centred = estimate - mean
+        target = (mimicked - mimicked.mean(dim=(2, 3), keepdim=True)).abs().amax((2, 3), True)
+        reach = centred.abs().flatten(2).quantile(self.quantile, dim=2)[..., None, None]
+        reach = torch.maximum(target, reach).clamp(min=math.sqrt(TINY))
+        return torch.minimum(torch.maximum(centred, -reach), reach) * (target / reach) + mean

@@ -1,0 +1,177 @@
+"""Linear schemes: how the branches are weighed (layer 1).
+
+Each is an anchor, the full branch unless declared otherwise, and terms that are added to it; so its
+coefficients sum to 1, and it is the same in any prediction space. s_T is `guidance_scale`, the push
+along the instruction, s_I is `image_guidance_scale`, the push towards the source.
+
+Branches without the source are trained only by samples whose source was dropped (5 % by default):
+`text_first`, `symmetric`, `composable` and `full`, which show the instruction without it, rest on
+fewer still.
+"""
+
+from ipx2p.diffusion.guidance.branches import FULL, IMAGE, NULL, TEXT, Branch
+from ipx2p.diffusion.guidance.scheme import Term, scheme
+
+
+@scheme(
+    formula="null + s_I (image - null) + s_T (full - image)",
+    paper="arXiv:2211.09800, eq. 3",
+    space="any",
+    scales="(1, 1) is the full branch; equal scales are plain guidance of both conditions at once",
+    evaluations=3,
+    plain="ip2p",
+)
+def ip2p(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
+    """Source first, then the instruction on top of it (InstructPix2Pix)."""
+    return [
+        Term("image", image_guidance_scale - 1, IMAGE, NULL),
+        Term("text", guidance_scale - 1, FULL, IMAGE),
+    ]
+
+
+@scheme(
+    formula="null + s_T (text - null) + s_I (full - text)",
+    paper="arXiv:2211.09800, the other order of its factorisation",
+    space="any",
+    scales="(1, 1) is the full branch; equal scales are plain guidance of both conditions at once",
+    evaluations=3,
+)
+def text_first(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
+    """Instruction first, then the source on top of it."""
+    return [
+        Term("text", guidance_scale - 1, TEXT, NULL),
+        Term("image", image_guidance_scale - 1, FULL, TEXT),
+    ]
+
+
+@scheme(
+    formula="null + s_T (full - null)",
+    paper="arXiv:2207.12598",
+    space="any",
+    scales="guidance_scale pushes along both conditions; image_guidance_scale is not used",
+    evaluations=2,
+)
+def joint(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
+    """Both conditions as one: classifier-free guidance."""
+    return [Term("text", guidance_scale - 1, FULL, NULL)]
+
+
+@scheme(
+    formula="image + s_T (full - image)",
+    paper="arXiv:2211.09800, at s_I 1",
+    space="any",
+    scales="guidance_scale as in ip2p; image_guidance_scale is not used",
+    evaluations=2,
+)
+def text_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
+    """Guide along the instruction, take the source as it is."""
+    return [Term("text", guidance_scale - 1, FULL, IMAGE)]
+
+
+@scheme(
+    formula="text + s_I (full - text)",
+    paper="arXiv:2211.09800, text first, at s_T 1",
+    space="any",
+    scales="image_guidance_scale as in text_first; guidance_scale is not used",
+    evaluations=2,
+)
+def image_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
+    """Guide towards the source, take the instruction as it is."""
+    return [Term("image", image_guidance_scale - 1, FULL, TEXT)]
+
+
+@scheme(
+    formula="(image + text) / 2 + s_T (full - image) + s_I (full - text)",
+    paper="arXiv:2309.03895",
+    space="any",
+    scales="(0.5, 0.5) is the full branch, so they do not compare with those of ip2p",
+    evaluations=3,
+    full_at=(0.5, 0.5),
+)
+def symmetric(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
+    """Neither condition first (InstructDiffusion)."""
+    return [
+        Term("text", guidance_scale - 0.5, FULL, IMAGE),
+        Term("image", image_guidance_scale - 0.5, FULL, TEXT),
+    ]
+
+
+@scheme(
+    formula="null + s_I (image - null) + s_T (text - null)",
+    paper="arXiv:2206.01714",
+    space="any",
+    scales="each pushes along one condition as if the other were not there; never the full branch",
+    evaluations=3,
+    full_at=None,
+    anchor=NULL,
+)
+def composable(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
+    """Each condition on its own, summed (composable diffusion)."""
+    return [
+        Term("image", image_guidance_scale, IMAGE, NULL),
+        Term("text", guidance_scale, TEXT, NULL),
+    ]
+
+
+@scheme(
+    formula="null + s_I (image - null) + s_T (text - null) + s_J (full - image - text + null)",
+    paper="arXiv:2206.01714, with the interaction of both conditions",
+    space="any",
+    scales="as in composable, and joint_scale; with joint_scale 1, (1, 1) is the full branch",
+    evaluations=4,
+)
+def full(
+    guidance_scale: float, image_guidance_scale: float, *, joint_scale: float = 1.0
+) -> list[Term]:
+    """`composable` plus what only both conditions together say, times `joint_scale` (s_J).
+
+    All three scales equal give `joint`.
+    """
+    return [
+        Term("image", image_guidance_scale - joint_scale, IMAGE, NULL),
+        Term("text", guidance_scale - 1, TEXT, NULL),
+        Term("both", joint_scale - 1, FULL, TEXT),
+    ]
+
+
+@scheme(
+    formula="null + s_I (image + s_T (full - image) - null)",
+    paper="ComfyUI's nested dual guidance",
+    space="any",
+    scales="image_guidance_scale pushes the whole of the edit: ip2p at s_T' = s_T s_I",
+    evaluations=3,
+)
+def nested(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
+    """Guidance inside guidance."""
+    return ip2p(guidance_scale * image_guidance_scale, image_guidance_scale)
+
+
+@scheme(
+    formula="c_null null + c_image image + c_text text + (1 - c_null - c_image - c_text) full",
+    paper="none: any linear scheme",
+    space="any",
+    scales="not used: the coefficients are the parameters, the full branch takes the rest to 1",
+    evaluations=1,
+    full_at=None,
+)
+def free(
+    guidance_scale: float,
+    image_guidance_scale: float,
+    *,
+    null: float = 0.0,
+    image: float = 0.0,
+    text: float = 0.0,
+) -> list[Term]:
+    """Coefficients of your own; one evaluation more for each that is not 0."""
+    given = ((null, NULL), (image, IMAGE), (text, TEXT))
+    return [Term("both", -coefficient, FULL, branch) for coefficient, branch in given]
+
+
+def coefficients(anchor: Branch, terms: list[Term]) -> dict[Branch, float]:
+    """The anchor and terms as one weighted sum of branches, those with weight 0 left out."""
+    weights = {anchor: 1.0}
+    for _, factor, plus, minus in terms:
+        weights[plus] = weights.get(plus, 0.0) + factor
+        weights[minus] = weights.get(minus, 0.0) - factor
+    # Rounding leaves 1e-16 where scales cancel; such a branch must not cost an evaluation.
+    return {branch: weight for branch, weight in weights.items() if abs(weight) > 1e-9}

@@ -1,0 +1,120 @@
+"""Scales that change over the steps: limited interval, schedules, CFG++ (layer 1).
+
+They act before the branches are chosen, so that a condition whose scale becomes that of the full
+branch costs nothing in that step.
+"""
+
+import math
+from dataclasses import dataclass
+
+from ipx2p.diffusion.guidance.scheme import ScaleModifier, on, parameter, scheme
+from ipx2p.diffusion.schedule import Step
+from ipx2p.errors import InputError
+
+# Push against progress u, 0 at noise and 1 at the picture; the mean is 1 (arXiv:2404.13040), but
+# for powered_cosine, whose mean is 1/2 at power 1.
+CURVES = {
+    "constant": lambda u, power: 1.0,
+    "linear": lambda u, power: 2 * u,
+    "cosine": lambda u, power: 1 - math.cos(math.pi * u),
+    "inverse_linear": lambda u, power: 2 * (1 - u),
+    "sine": lambda u, power: 1 + math.cos(math.pi * u),
+    "v": lambda u, power: 2 * abs(2 * u - 1),
+    "lambda": lambda u, power: 2 * (1 - abs(2 * u - 1)),
+    "powered_cosine": lambda u, power: (1 - math.cos(math.pi * u**power)) / 2,
+}
+LAMBDA_PER_SCALE = 1 / 12.5  # lambda in [0, 1] acts like a scale in [1, 12.5], say the authors
+
+
+@scheme(
+    name="interval",
+    formula="s(sigma) = s where low < sigma <= high, else the scale of the full branch",
+    paper="arXiv:2404.07724, eq. 5-6",
+    space="any",
+    scales="as in the linear scheme, inside the interval",
+    evaluations=0,
+    plain="interval:low=0,high=inf",
+)
+@dataclass
+class Interval(ScaleModifier):
+    """Guidance in the middle of the run alone; outside, one branch runs.
+
+    Decided once per step by the sigma at its start, so both evaluations of Heun share it. Defaults:
+    the authors' for SD-XL, whose noise schedule is that of Stable Diffusion 1.x.
+    """
+
+    low: float = parameter(0.28, 0.0)
+    high: float = parameter(5.42, 0.0)
+    on: str = on("both")
+    last = True
+
+    def check(self) -> None:
+        """Raise InputError for an interval that holds nothing."""
+        if self.low >= self.high:
+            raise InputError(
+                f"guidance interval: low {self.low} must be below high {self.high}, in sigma "
+                "(Stable Diffusion: 0.03 at the picture, 14.6 at noise)"
+            )
+
+    def scale(self, scale: float, neutral: float, step: Step) -> float:
+        """As it is inside the interval."""
+        return scale if self.low < step.sigma <= self.high else neutral
+
+
+@scheme(
+    name="schedule",
+    formula="s(u) = 1 + (s - 1) f(u), u from 0 at noise to 1 at the picture; f has mean 1: "
+    "linear 2u, cosine 1 - cos(pi u), ...; powered_cosine (1 - cos(pi u^power)) / 2",
+    paper="arXiv:2404.13040",
+    space="any",
+    scales="the mean over the steps (powered_cosine: the last); the push s - 1 is what is shaped",
+    evaluations=0,
+    plain="schedule:curve=constant",
+)
+@dataclass
+class ScheduleOverTime(ScaleModifier):
+    """Guidance that rises or falls over the steps. `floor` keeps scales from falling below it.
+
+    The paper finds rising curves best, for one condition. Its text multiplies the scale; shaping
+    the push instead lets it fall to the full branch, not to the branch without the condition.
+    """
+
+    curve: str = parameter("linear", -math.inf, math.inf, *CURVES)
+    power: float = parameter(1.0, 0.01, 100.0)
+    floor: float = parameter(0.0, 0.0, 1000.0)
+    on: str = on("both")
+
+    def scale(self, scale: float, neutral: float, step: Step) -> float:
+        """The scale at the step's share of the run."""
+        progress = step.index / (step.count - 1) if step.count > 1 else 0.5
+        shaped = neutral + (scale - neutral) * CURVES[self.curve](progress, self.power)
+        return max(shaped, min(self.floor, scale))
+
+
+@scheme(
+    name="cfgpp",
+    formula="s_i = lambda sigma_i / (sigma_i - sigma_down): a step of guidance lambda that is "
+    "renoised with the branch without the condition",
+    paper="arXiv:2406.08070",
+    space="any",
+    scales="lambda = guidance_scale / 12.5, unless `lam` is given; image_guidance_scale stays",
+    evaluations=0,
+    full_at=None,
+    samplers=("ddim", "euler", "euler_ancestral"),
+)
+@dataclass
+class CfgPlusPlus(ScaleModifier):
+    """CFG++ as a schedule, which is exact for samplers of first order.
+
+    On the text (default) the step is renoised with null + s_I (image - null). Strength grows with
+    the number of steps; 0.6 is the authors' for 50. The last step has the scale lambda.
+    """
+
+    lam: float | None = parameter(None, 0.0, 10.0)
+    on: str = on("text")
+
+    def scale(self, scale: float, neutral: float, step: Step) -> float:
+        """The weight of plain guidance that makes the same step."""
+        lam = scale * LAMBDA_PER_SCALE if self.lam is None else self.lam
+        gap = step.sigma - step.sigma_down
+        return lam * step.sigma / gap if gap > 0 else neutral  # no gap: the step goes nowhere

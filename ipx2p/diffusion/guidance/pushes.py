@@ -1,0 +1,260 @@
+"""What is done to the push of a condition: projections, norms, frequencies, angles (layer 1).
+
+The linear scheme is the anchor plus one push per condition, factor * (plus - minus), where ip2p has
+A = image - null with s_I - 1 and B = full - image with s_T - 1. Each scheme changes a push in its
+own space; with equal predictions there is none. In a stack each works on what the one before left.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ipx2p.diffusion.guidance.scheme import Push, PushModifier, on, parameter, scheme
+from ipx2p.diffusion.guidance.space import (
+    TINY,
+    Moment,
+    dot,
+    norm,
+    project_off,
+    ratio,
+)
+
+
+@scheme(
+    name="apg",
+    formula="g = d + momentum g_before; g min(1, norm / |g|); its part along D_full times eta",
+    paper="arXiv:2410.02416, alg. 1",
+    space="x0",
+    scales="as in the linear scheme; much higher ones stay usable",
+    evaluations=0,
+    plain="apg:eta=1,norm=inf,momentum=0",
+)
+@dataclass
+class AdaptiveProjection(PushModifier):
+    """Adaptive projected guidance: less over-saturation at high scales.
+
+    Over-saturation is gain along the final prediction, so the pushes of both conditions are cleaned
+    against D_full; each has its own momentum and norm. With `joint` the sum of the pushes, scales
+    included, is treated once. `after`: plain guidance for so many steps, while the momentum is fed
+    (the mixed form of HunyuanImage 2.1). Defaults: the authors' for Stable Diffusion 2.1.
+    """
+
+    eta: float = parameter(0.0, 0.0, 1.0)
+    norm: float = parameter(7.5, 1e-6)
+    momentum: float = parameter(-0.75, -1.0, 1.0)
+    after: int = parameter(0, 0, 1000)
+    joint: bool = parameter(False)
+    on: str = on("both")
+    needs_full = True
+    # By name of the push: the step last seen, the push it started from and the one it leaves.
+    _memory: dict[str, tuple[int, Tensor | None, Tensor]] = field(default_factory=dict, init=False)
+
+    def push(self, push: Push, moment: Moment) -> Push:
+        """Momentum, then the clip, then the projection."""
+        difference = push.difference
+        if self.momentum:
+            difference = self._with_momentum(push, moment.step.index)
+        if moment.step.index < self.after:
+            return push
+        if math.isfinite(self.norm):
+            difference = difference * ratio(self.norm, norm(difference)).clamp(max=1.0)
+        return push.changed(project_off(difference, push.full, self.eta))
+
+    def _with_momentum(self, push: Push, index: int) -> Tensor:
+        seen, before, after = self._memory.get(push.name, (None, None, None))
+        if seen != index:
+            before = after
+        difference = push.difference if before is None else push.difference + self.momentum * before
+        # A second evaluation in a step (Heun) starts from the same push and leaves no trace.
+        self._memory[push.name] = (index, before, difference if seen != index else after)
+        return difference
+
+
+@scheme(
+    name="zero_star",
+    formula="plus + (s - 1) (plus - s* minus), s* = <plus, minus> / |minus|^2",
+    paper="arXiv:2503.18886; without its zero output at the start, which is for flow models",
+    space="v",
+    scales="as in the linear scheme",
+    evaluations=0,
+)
+@dataclass
+class ZeroStar(PushModifier):
+    """CFG-Zero*'s optimised scale: the push loses its part along the prediction without it."""
+
+    on: str = on("both")
+
+    def push(self, push: Push, moment: Moment) -> Push:
+        """As the projection that it is, so that it stacks."""
+        return push.changed(project_off(push.difference, moment.prediction(push.minus, "v")))
+
+
+@scheme(
+    name="tcfg",
+    formula="minus' = cos^2(p) minus + sin(p) cos(p) plus, "
+    "p = atan2(2 <minus, plus>, |minus|^2 - |plus|^2) / 2; plus - minus' is pushed",
+    paper="arXiv:2503.18137",
+    space="eps",
+    scales="acts like about 1 + (s - 1) / 2, exactly where both predictions have equal norms",
+    evaluations=0,
+)
+@dataclass
+class TangentialDamping(PushModifier):
+    """TCFG: the prediction without the condition, along what both have in common alone.
+
+    The first singular vector of the pair in closed form, from their 2 x 2 Gram matrix.
+    """
+
+    on: str = on("both")
+
+    def push(self, push: Push, moment: Moment) -> Push:
+        """The push from the damped prediction."""
+        minus, plus = (moment.prediction(d, "eps") for d in (push.minus, push.plus))
+        # cos 2p and sin 2p, without the loss of digits of subtracting near equals or of angles
+        cosine, sine = dot(minus - plus, minus + plus), 2 * dot(minus, plus)
+        length = torch.hypot(cosine, sine)
+        damped = ((ratio(cosine, length) - 1) * minus + ratio(sine, length) * plus) / 2
+        return push.changed(push.difference - damped / moment.per_denoised("eps"))
+
+
+@scheme(
+    name="fdg",
+    formula="a Laplacian pyramid of the push; its levels times low ... high",
+    paper="arXiv:2506.19713",
+    space="any",
+    scales="as in the linear scheme; low and high multiply the push s - 1, so that at 7.5 the "
+    "defaults are about the authors' 5 and 10",
+    evaluations=0,
+    plain="fdg:low=1,high=1",
+)
+@dataclass
+class FrequencyDecoupled(PushModifier):
+    """Frequency-decoupled guidance: coarse structure and fine detail pushed by different amounts.
+
+    Own pyramid: a level is halved by averages of 2 x 2 and enlarged bilinearly, whatever its size.
+    """
+
+    low: float = parameter(0.6, -100.0, 100.0)
+    high: float = parameter(1.4, -100.0, 100.0)
+    levels: int = parameter(2, 2, 8)
+    on: str = on("both")
+
+    def push(self, push: Push, moment: Moment) -> Push:
+        """The levels weighed, from `low` at the coarsest to `high` at the finest, and rebuilt."""
+        bands = pyramid(push.difference, self.levels)
+        last = max(len(bands) - 1, 1)
+        weights = [self.high + (self.low - self.high) * i / last for i in range(len(bands))]
+        result = weights[-1] * bands[-1]
+        for band, weight in zip(bands[-2::-1], weights[-2::-1], strict=True):
+            result = enlarged(result, band) + weight * band
+        return push.changed(result)
+
+
+def pyramid(x: Tensor, levels: int) -> list[Tensor]:
+    """Laplacian pyramid of (B, C, h, w), finest first; fewer levels where x is too small."""
+    bands = []
+    while len(bands) < levels - 1 and min(x.shape[-2:]) > 1:
+        smaller = F.avg_pool2d(x, 2, ceil_mode=True)
+        bands.append(x - enlarged(smaller, x))
+        x = smaller
+    return [*bands, x]
+
+
+def enlarged(x: Tensor, like: Tensor) -> Tensor:
+    """x at the size of another feature map."""
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@scheme(
+    name="mambo_g",
+    formula="s' = 1 + (s - 1) exp(-damping |plus - minus| / |minus|)",
+    paper="arXiv:2508.03442",
+    space="v",
+    scales="the most that is reached; each condition is damped by its own ratio",
+    evaluations=0,
+    plain="mambo_g:damping=0",
+)
+@dataclass
+class MagnitudeAware(PushModifier):
+    """Magnitude-aware guidance: hold back where the push is large beside the prediction."""
+
+    damping: float = parameter(8.0, 0.0, 1000.0)
+    on: str = on("both")
+
+    def push(self, push: Push, moment: Moment) -> Push:
+        """The push, damped per sample."""
+        size = norm(push.difference) * abs(moment.per_denoised("v"))
+        share = ratio(size, norm(moment.prediction(push.minus, "v")))
+        return push.changed(push.difference * torch.exp(-self.damping * share))
+
+
+@scheme(
+    name="power_law",
+    formula="plus + (s - 1) (rms(d) / unit)^power d, d in units of the score, eps / s_t",
+    paper="arXiv:2502.07849",
+    space="eps",
+    scales="s - 1 is the paper's omega times (unit sqrt(4 h w))^power: it does not hang on size",
+    evaluations=0,
+    plain="power_law:power=0",
+)
+@dataclass
+class PowerLaw(PushModifier):
+    """Power-law guidance: a push that fades as the predictions come together.
+
+    The paper takes the norm of the score's difference and retunes omega for each resolution. Here
+    it is the root mean square, and `unit` is the one at which it equals plain guidance; its default
+    is our own choice.
+    """
+
+    power: float = parameter(0.9, 0.0, 10.0)
+    unit: float = parameter(0.1, 1e-6, 1e6)
+    joint: bool = parameter(False)
+    on: str = on("both")
+
+    def push(self, push: Push, moment: Moment) -> Push:
+        """The push times a power of its size."""
+        if self.power == 0:
+            return push
+        s = moment.sigma / math.sqrt(1 + moment.sigma**2)
+        rms = norm(push.difference) / math.sqrt(push.difference[0].numel())
+        score = rms * abs(moment.per_denoised("eps")) / s
+        return push.changed(push.difference * (score / self.unit) ** self.power)
+
+
+@scheme(
+    name="adg",
+    formula="t = min((s - 1) angle(plus, minus), cap); "
+    "cos(t) plus + sin(t) / sin(angle) (plus - minus, less its part along minus)",
+    paper="arXiv:2506.11039",
+    space="x0",
+    scales="guidance_scale - 1 multiplies the angle, scales below 1 act as 1; "
+    "image_guidance_scale stays linear",
+    evaluations=0,
+)
+@dataclass
+class AngleDomain(PushModifier):
+    """Angle-domain guidance: turn the prediction instead of lengthening it.
+
+    As the authors compute it, which is not an exact rotation: lengths grow by up to 1.3. Two turns
+    would not commute, so it acts on the text alone by default.
+    """
+
+    cap: float = parameter(60.0, 0.0, 180.0)  # degrees
+    on: str = on("text")
+
+    def push(self, push: Push, moment: Moment) -> Push:
+        """What turning adds to `plus`, as a push of factor 1."""
+        factor = max(push.factor, 0.0)
+        lengths = norm(push.plus) * norm(push.minus)
+        cosine = ratio(dot(push.plus, push.minus), lengths)
+        # The sine from the part across: the arc cosine has no digits at small angles.
+        sine = ratio(norm(project_off(push.plus, push.minus)), norm(push.plus))
+        angle = torch.atan2(sine, cosine)
+        turn = (factor * angle).clamp(max=math.radians(self.cap))
+        # sin(t) / sin(angle) tends to the factor as the angle goes to 0.
+        stretch = torch.where(sine > 1e-3, turn.sin() / sine.clamp(min=TINY), factor)
+        across = stretch * project_off(push.difference, push.minus)
+        return push.changed((turn.cos() - 1) * push.plus + across, factor=1.0)

@@ -1,0 +1,127 @@
+"""All guidance schemes by name, and stacks of them from a line of text (layer 1).
+
+    "apg:eta=0,norm=7.5+interval:low=0.28,high=5.4+rescale:phi=0.7"
+
+is one linear scheme, ip2p unless one is named, and modifiers. A scheme is declared where it is
+written (`scheme.py`); to add one is to write one.
+"""
+
+import math
+import re
+from dataclasses import fields
+
+from ipx2p.diffusion.guidance import (
+    conditions,
+    estimates,
+    extra_branches,
+    linear,
+    over_time,
+    pushes,
+)
+from ipx2p.diffusion.guidance.scheme import Modifier, Parameter, Scheme, declared_in
+from ipx2p.diffusion.guidance.stack import Guidance
+from ipx2p.errors import InputError, suggestion
+
+SCHEMES: dict[str, Scheme] = {
+    name: scheme
+    for module in (linear, over_time, pushes, extra_branches, estimates, conditions)
+    for name, scheme in declared_in(vars(module)).items()
+}
+DEFAULT = "ip2p"
+
+
+def make_guidance(spec: str, *, guidance_scale: float, image_guidance_scale: float) -> Guidance:
+    """Build the guidance of one edit: `full:joint_scale=5+apg`. Make it anew for each edit.
+
+    Raises: InputError for an unknown scheme or parameter, a value out of its range, schemes that do
+        not stack, or a scale that is not a finite number.
+    """
+    parts = [_parse(part.strip()) for part in re.split(r"\+(?=\s*[a-z_])", spec)]
+    bases = [part for part in parts if part[0].is_linear]
+    if len(bases) > 1:
+        names = " and ".join(scheme.name for scheme, _ in bases)
+        raise InputError(f"guidance {spec!r} names two linear schemes, {names}: keep one of them")
+    for name, scale in (
+        ("guidance_scale", guidance_scale),
+        ("image_guidance_scale", image_guidance_scale),
+    ):
+        if not math.isfinite(scale):
+            raise InputError(f"{name} is {scale}, expected a finite number such as 7.0")
+    modifiers = [scheme.make(**settings) for scheme, settings in parts if not scheme.is_linear]
+    for modifier in modifiers:
+        modifier.check()
+    _check_repeats(spec, modifiers)
+    base, settings = bases[0] if bases else (SCHEMES[DEFAULT], {})
+    defaults = {name: parameter.default for name, parameter in base.parameters.items()}
+    return Guidance(
+        base,
+        defaults | settings,
+        modifiers,
+        guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale,
+    )
+
+
+def spec_of(guidance: Guidance) -> str:
+    """The stack with every parameter that is set, as it would be written in full."""
+    parts = [(guidance.base.name, guidance.settings)]
+    for modifier in guidance.modifiers:
+        names = [field.name for field in fields(modifier) if field.init]
+        settings = {name: getattr(modifier, name) for name in names}
+        parts.append((modifier.scheme.name, {k: v for k, v in settings.items() if v is not None}))
+    return "+".join(
+        ":".join(filter(None, (name, ",".join(f"{k}={v}" for k, v in settings.items()))))
+        for name, settings in parts
+    )
+
+
+def _check_repeats(spec: str, modifiers: list[Modifier]) -> None:
+    for i, modifier in enumerate(modifiers):
+        for other in modifiers[:i]:
+            conditions = {getattr(m, "on", "both") for m in (modifier, other)}
+            if type(modifier) is type(other) and conditions != {"text", "image"}:
+                ways = " or give each its own condition, on=text and on=image"
+                raise InputError(
+                    f"guidance {spec!r} has {modifier.scheme.name} twice: keep one of them"
+                    f"{ways if hasattr(modifier, 'on') else ''}"
+                )
+
+
+def _parse(part: str) -> tuple[Scheme, dict[str, float | int | bool | str]]:
+    name, _, text = part.partition(":")
+    if name not in SCHEMES:
+        raise InputError(f"unknown guidance scheme {name!r}; {suggestion(name, [*SCHEMES])}")
+    scheme, known = SCHEMES[name], SCHEMES[name].parameters
+    settings = {}
+    for setting in filter(None, text.split(",")):
+        key, _, value = setting.partition("=")
+        if key not in known:
+            names = suggestion(key, [*known]) if known else "it has none"
+            raise InputError(f"guidance scheme {name} has no parameter {key!r}; {names}")
+        settings[key] = _value(f"guidance {name}:{setting}", known[key], value)
+    return scheme, settings
+
+
+def _value(where: str, known: Parameter, text: str) -> float | int | bool | str:
+    if known.choices:
+        if text not in known.choices:
+            raise InputError(f"{where}: {text!r} is not known; {suggestion(text, known.choices)}")
+        return text
+    if isinstance(known.default, str):
+        return text
+    if isinstance(known.default, bool):
+        answers = {"true": True, "1": True, "false": False, "0": False}
+        if text.lower() not in answers:
+            raise InputError(f"{where}: expected true or false")
+        return answers[text.lower()]
+    whole = isinstance(known.default, int)
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        kind = "a whole number" if whole else "a number"
+        raise InputError(f"{where}: {text!r} is not {kind}") from None
+    if math.isnan(value) or (math.isinf(value) and math.isinf(known.low)):
+        raise InputError(f"{where}: {text} is not a finite number")
+    if not known.low <= value <= known.high:
+        raise InputError(f"{where}: out of range, expected {known.low:g} to {known.high:g}")
+    return value

@@ -1,0 +1,234 @@
+"""What a guidance scheme is, and how it is declared (layer 1).
+
+A stack of guidance is one linear scheme, which says how the branches are weighed, and modifiers of
+six kinds. A scheme is a function or a small dataclass under `@scheme(...)`, whose fields are its
+parameters; nothing else has to know about it. A modifier lives as long as one edit, so that it can
+hold state; what it holds belongs to samples, and advances once per step.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from ipx2p.diffusion.guidance.branches import FULL, Branch
+from ipx2p.diffusion.guidance.space import Moment
+from ipx2p.diffusion.schedule import Step
+
+CONDITIONS = ("both", "text", "image")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A setting of a scheme: `low <= value <= high`, or one of `choices`."""
+
+    name: str
+    default: float | int | bool | str | None  # None is a number that is worked out
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+
+
+def parameter(default: Any, low: float = -math.inf, high: float = math.inf, *choices: str) -> Any:
+    """A dataclass field that can be set in the spec of a scheme."""
+    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
+
+
+def on(default: str) -> Any:
+    """The field that says which condition a modifier acts on."""
+    return parameter(default, -math.inf, math.inf, *CONDITIONS)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A declared scheme: what people and tests have to know about it.
+
+    formula: in denoised latents D unless `space` says otherwise; A and B are the terms of the
+        source and of the instruction, s a scale, w the scale of one condition.
+    space: where it computes; "any" for what is linear.
+    scales: what guidance_scale and image_guidance_scale mean for it.
+    evaluations: of the network per step; a modifier's come on top of those of the linear scheme,
+        which are fewer where it changes a scale to that of the full branch.
+    evaluations_once: on top, once per edit.
+    plain: a spec at which it equals the linear scheme at any scales; None is never.
+    full_at: guidance_scale and image_guidance_scale that give the full branch; None is never.
+    keeps_equal: equal predictions of all branches come out unchanged.
+    needs: "weak" (a second network), "negative" (a negative instruction).
+    samplers: those it can couple with; None is all.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    formula: str
+    paper: str
+    space: str
+    scales: str
+    evaluations: int
+    evaluations_once: int = 0
+    plain: str | None = None
+    full_at: tuple[float, float] | None = (1.0, 1.0)
+    keeps_equal: bool = True
+    needs: tuple[str, ...] = ()
+    samplers: tuple[str, ...] | None = None
+    anchor: Branch = FULL  # of a linear scheme: what its terms are added to
+
+    @property
+    def is_linear(self) -> bool:
+        """One of the schemes that weigh the branches; the others modify one."""
+        return not is_dataclass(self.make)
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """What can be set after the colon, with defaults and ranges."""
+        if self.is_linear:
+            settings = inspect.signature(self.make).parameters.values()
+            return {
+                p.name: Parameter(p.name, p.default) for p in settings if p.kind is p.KEYWORD_ONLY
+            }
+        return {
+            f.name: Parameter(f.name, f.default, **f.metadata)
+            for f in fields(self.make)
+            if f.default is not MISSING and f.init
+        }
+
+
+def scheme(**declared: Any) -> Callable[[Callable], Callable]:
+    """Declare a function or dataclass as a scheme; the name is the function's unless given."""
+
+    def declare(made: Callable) -> Callable:
+        made.scheme = Scheme(make=made, **({"name": made.__name__} | declared))
+        return made
+
+    return declare
+
+
+def declared_in(namespace: dict[str, Any]) -> dict[str, Scheme]:
+    """The schemes that a module declares, in the order of its lines."""
+    found = [getattr(value, "scheme", None) for value in namespace.values()]
+    return {scheme.name: scheme for scheme in found if isinstance(scheme, Scheme)}
+
+
+class Term(NamedTuple):
+    """factor * (plus - minus): one condition's push in a linear scheme."""
+
+    condition: str  # "text", "image" or "both"
+    factor: float  # 0 is no push: the scale less the one that gives the full branch
+    plus: Branch
+    minus: Branch
+
+
+@dataclass(frozen=True)
+class Push:
+    """A term with its predictions: `factor * difference` is added to the estimate.
+
+    All in denoised latents. plus, minus: with the condition and without it. full: with both.
+    difference: plus - minus, as the modifiers before have left it. name: tells the pushes of one
+    scheme apart, for what is remembered of them.
+    """
+
+    name: str
+    factor: float
+    difference: Tensor
+    plus: Tensor
+    minus: Tensor
+    full: Tensor
+
+    def changed(self, difference: Tensor, factor: float | None = None) -> "Push":
+        """The same term with another difference."""
+        return replace(
+            self, difference=difference, factor=self.factor if factor is None else factor
+        )
+
+
+class Modifier:
+    """What all modifiers share."""
+
+    scheme: ClassVar[Scheme]  # its declaration
+
+    def check(self) -> None:
+        """Raise InputError for parameters that do not go together."""
+
+    def acts_on(self, condition: str) -> bool:
+        """Whether it changes what belongs to this condition."""
+        return getattr(self, "on", "both") in ("both", condition)
+
+
+class ScaleModifier(Modifier):
+    """Changes the scales of a step, before the branches are chosen."""
+
+    last = False  # after the other modifiers of scales, wherever it stands in the stack
+
+    def scale(self, scale: float, neutral: float, step: Step) -> float:
+        """The scale of one condition in this step; `neutral` is the one of the full branch."""
+        raise NotImplementedError
+
+
+class PushModifier(Modifier):
+    """Changes the push of a condition, or with `joint` the sum of all pushes."""
+
+    joint = False
+    needs_full = False  # reads Push.full
+
+    def push(self, push: Push, moment: Moment) -> Push:
+        """The push as this scheme has it; equal predictions (difference 0) must stay no push."""
+        raise NotImplementedError
+
+
+class BranchModifier(Modifier):
+    """Runs further branches and adds a term made of them."""
+
+    def check_terms(self, terms: list[Term]) -> None:
+        """Raise InputError for a linear scheme that it cannot work on."""
+
+    def branches(self, terms: list[Term], step: Step) -> list[Branch]:
+        """What has to run in this step; nothing where it adds nothing."""
+        raise NotImplementedError
+
+    def term(
+        self,
+        denoised: dict[Branch, Tensor],
+        terms: list[Term],
+        scales: dict[str, float],
+        moment: Moment,
+    ) -> Tensor | float:
+        """What is added to the estimate."""
+        raise NotImplementedError
+
+
+class EstimateModifier(Modifier):
+    """Changes the final estimate."""
+
+    needs_full = False  # reads the full branch
+
+    def mimicked(self, scales: dict[str, float]) -> dict[str, float] | None:
+        """Scales at which it wants to see the linear scheme too."""
+        return None
+
+    def change(
+        self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
+    ) -> Tensor:
+        """Denoised latents, guided -> the same, as this scheme has them."""
+        raise NotImplementedError
+
+
+class TextModifier(Modifier):
+    """Changes what the branches are shown of the instruction."""
+
+    def change(self, text: Tensor, noise: Callable[[int], Tensor], step: Step) -> Tensor:
+        """States of the instruction, (B, 77, D), in this step."""
+        raise NotImplementedError
+
+
+class MaskModifier(Modifier):
+    """Finds where to edit, once, and keeps the source elsewhere."""
+
+    def timestep(self, last: int) -> float:
+        """Where on the training schedule, 0..last, the source is looked at."""
+        raise NotImplementedError
+
+    def mask(self, difference: Tensor) -> Tensor:
+        """full - image there, (B, 4, h, w) -> 1 where to edit, 0 where to keep, (B, 1, h, w)."""
+        raise NotImplementedError

@@ -1,0 +1,298 @@
+"""What every guidance scheme declares about itself, shown; a scheme in the registry is tested here.
+
+Random predictions of the branches stand for the network.
+"""
+
+import dataclasses
+import math
+import re
+
+import pytest
+import torch
+
+from ipx2p.diffusion.guidance.branches import Branch, Conditions
+from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
+from ipx2p.diffusion.guidance.registry import SCHEMES, make_guidance, spec_of
+from ipx2p.diffusion.samplers import SAMPLERS
+from ipx2p.diffusion.schedule import Schedule, ScheduleConfig, Step
+from ipx2p.errors import InputError
+
+LINEAR = [name for name, scheme in SCHEMES.items() if scheme.is_linear]
+MODIFIERS = [name for name in SCHEMES if name not in LINEAR]
+SHAPE = (2, 4, 3, 5)
+SCALES = (7.0, 1.5)
+# In the middle of a run, inside the default interval
+STEP = Step(index=1, count=5, sigma=2.0, sigma_next=1.2, sigma_down=1.2)
+PREDICTIONS = ["epsilon", "v_prediction"]
+
+
+def guidance(spec, scales=SCALES):
+    return make_guidance(spec, guidance_scale=scales[0], image_guidance_scale=scales[1])
+
+
+def different(name):
+    """Parameters with which a scheme acts in one step of these predictions."""
+    settings = {
+        "interval": "low=0,high=1",
+        "apg": "norm=0.5",
+        "mimic": "scale=1",
+        "dynamic_threshold": "bound=0.2",
+        "cads": "tau1=0,tau2=0.5",
+    }
+    return f"{name}:{settings[name]}" if name in settings else name
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Network:
+    """Answers each branch in its own way, and notes how many rows it was asked for."""
+
+    def __init__(self, shift=0.0, alike=False):
+        self.shift, self.alike, self.rows = shift, alike, 0
+
+    def __call__(self, latents, timesteps, text, source, attention_edits=None):
+        self.rows += len(latents)
+        answer = 0.6 * latents
+        if not self.alike:
+            told = text[:, 0, :4, None, None].float().tanh()  # one number per channel
+            answer = answer + told * latents.cos() * (1 + 0.3 * source)
+            answer = answer + 0.3 * source.roll(1, dims=3) * latents.sin() + self.shift
+            for kind, _, rows in (attention_edits or {}).get("mid", ()):
+                change = 0.1 * len(kind) * latents.abs().sqrt()
+                answer = torch.where(rows[:, None, None, None], answer + change, answer)
+        return answer.to(latents.dtype)
+
+
+def conditions(count=2, dtype=torch.float32):
+    text, null, negative = 3 * random(3, count, 77, 6, seed=1).to(dtype)
+    source = random(count, *SHAPE[1:], seed=2)
+    return Conditions(
+        text=text,
+        null_text=null,
+        negative_text=negative,
+        source_latents=source,
+        latents=0.2 * source,
+        text_noise=lambda index: random(count, 77, 6, seed=100 + index),
+    )
+
+
+def denoiser(spec, scales=SCALES, *, shown=None, prediction="epsilon", **changes):
+    network, weak = Network(**changes), Network(shift=0.2, **changes)
+    schedule = Schedule(ScheduleConfig(prediction_type=prediction))
+    shown = shown or conditions()
+    return GuidedDenoiser(
+        network, schedule, guidance(spec, scales), shown, weak=weak, attention_layers=["mid"]
+    )
+
+
+def noisy(count=2):
+    return 2.2 * random(*SHAPE, seed=3)[:count]
+
+
+def run(spec, scales=SCALES, **changes):
+    return denoiser(spec, scales, **changes)(noisy(), STEP.sigma, STEP)
+
+
+def close(got, expected):
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_scheme_declares_what_it_is(name):
+    scheme = SCHEMES[name]
+    assert scheme.name == name and re.fullmatch("[a-z_0-9]+", name)
+    assert scheme.formula and scheme.scales and scheme.make.__doc__
+    assert scheme.space in ("any", "x0", "eps", "v")
+    assert re.search(r"arXiv:\d{4}\.\d{5}|no paper|none|ComfyUI", scheme.paper)
+    for parameter in scheme.parameters.values():
+        if isinstance(parameter.default, int | float):
+            assert parameter.low <= parameter.default <= parameter.high
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_stack_written_out_in_full_is_the_same_stack(name):
+    written = spec_of(guidance(name))
+    assert spec_of(guidance(written)) == written
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", MODIFIERS)
+def test_a_modifier_equals_the_linear_scheme_where_it_says_so(name, prediction):
+    plain = SCHEMES[name].plain
+    for base in ("ip2p", "text_first", "joint", "full:joint_scale=3"):
+        expected = run(base, prediction=prediction)
+        if plain is not None:
+            close(run(f"{base}+{plain}", prediction=prediction), expected)
+    # At its defaults it is something else.
+    changed = run(f"ip2p+{different(name)}", prediction=prediction)
+    assert (changed - run("ip2p", prediction=prediction)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", SCHEMES)
+def test_scales_that_give_the_full_branch_are_those_declared(name, prediction):
+    full = run("free", prediction=prediction)
+    declared = SCHEMES[name].full_at
+    spec = name if name in LINEAR else f"ip2p+{different(name)}"
+    if declared is not None and name != "cads":  # which changes what the full branch is shown
+        close(run(spec, declared, prediction=prediction), full)
+        assert run_count(spec, declared) == 1
+    elif name not in ("cads", "free"):
+        for scales in ((1.0, 1.0), (0.5, 0.5), SCALES):
+            assert (run(spec, scales, prediction=prediction) - full).abs().max() > 1e-3
+
+
+def run_count(spec, scales=SCALES):
+    guided = denoiser(spec, scales)
+    guided(noisy(), STEP.sigma, STEP)
+    rows = guided.networks["main"].rows + guided.networks["weak"].rows
+    assert rows == guided.evaluations * SHAPE[0]
+    return guided.evaluations
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_evaluations_are_those_declared(name):
+    scheme = SCHEMES[name]
+    expected = scheme.evaluations + scheme.evaluations_once
+    for base in ("ip2p", "text_only", "full:joint_scale=3"):
+        if name in LINEAR:
+            assert run_count(name) == expected
+        else:
+            assert run_count(f"{base}+{name}") == run_count(base) + expected
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", SCHEMES)
+def test_equal_predictions_come_out_finite_and_unchanged_unless_declared(name, prediction):
+    got = run(name, prediction=prediction, alike=True)
+    assert got.isfinite().all()
+    expected = run("free", prediction=prediction, alike=True)
+    if SCHEMES[name].keeps_equal:
+        close(got, expected)
+    else:
+        changed = run(different(name), prediction=prediction, alike=True)
+        assert (changed - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", MODIFIERS)
+def test_predictions_of_zero_come_out_finite(name):
+    moment = (torch.zeros(SHAPE), 2.0, STEP)
+    stack = guidance(name)
+    predictions = {branch: torch.zeros(SHAPE) for branch in stack.branches(2.0, STEP)}
+    assert stack.blend(predictions, *moment).isfinite().all()
+
+
+def sampled(spec, count, places, sampler="euler", dtype=torch.float32):
+    """A run of four steps of the samples at these places of a batch of `count`."""
+    shown = conditions(count, dtype)
+    parts = {
+        field.name: getattr(shown, field.name)[places]
+        for field in dataclasses.fields(shown)
+        if field.name != "text_noise"
+    }
+    noise = shown.text_noise
+    parts["text_noise"] = lambda index: noise(index)[places]
+    guided = denoiser(spec, (3.0, 1.5), shown=Conditions(**parts))
+    plan = Schedule().plan(sampler, "trailing", 4)
+    x = random(count, *SHAPE[1:], seed=5)[places] * plan.start_factor
+    return SAMPLERS[sampler](guided, x, plan, lambda i: random(count, *SHAPE[1:], seed=i)[places])
+
+
+@pytest.mark.parametrize(
+    "spec", [*map(different, SCHEMES), "apg:joint=true", "power_law:joint=true", "apg+fdg+rescale"]
+)
+def test_a_batch_equals_single_runs_with_the_state_of_each(spec):
+    for sampler in SCHEMES[spec.partition(":")[0].partition("+")[0]].samplers or ("euler", "heun"):
+        together = sampled(spec, 3, [0, 1, 2], sampler)
+        for place in range(3):
+            alone = sampled(spec, 3, [place], sampler)[0]
+            assert (alone - together[place]).abs().max() <= 1e-4 * alone.std()
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_bfloat16_predictions_are_guided_in_float32(name):
+    got = run(name, shown=conditions(dtype=torch.bfloat16))
+    assert got.dtype == torch.float32 and got.isfinite().all()
+    if name not in ("mask", "power_law"):  # a threshold, a power: small causes, large effects
+        error = (got - run(name)).abs().mean() / run(name).std()
+        assert error < 0.1
+
+
+@pytest.mark.parametrize("name", MODIFIERS)
+def test_a_modifier_runs_on_every_linear_scheme_or_says_why_not(name):
+    for base in LINEAR:
+        try:
+            got = run(f"{base}+{name}")
+        except InputError as error:
+            assert re.search("never gives|needs a linear scheme", str(error))
+            assert (base, name) in {
+                *((base, name) for base in ("composable", "free")),
+                ("image_only", "perp_neg"),
+            }
+        else:
+            assert got.isfinite().all()
+
+
+def test_parts_of_a_stack_stand_in_any_order_around_the_linear_scheme():
+    stacked = run("apg:eta=0,norm=0.5+text_first+interval:low=0.28,high=5.4+rescale:phi=0.7")
+    close(stacked, run("text_first + apg:norm=0.5 + rescale + interval:high=5.4"))
+    assert guidance("rescale").base.name == "ip2p"
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "ddpm"])
+def test_samplers_that_cannot_couple_are_refused(sampler):
+    with pytest.raises(InputError, match=f"cfgpp cannot couple with the sampler {sampler}: take"):
+        guidance("apg+cfgpp").check_sampler(sampler)
+    guidance("apg").check_sampler(sampler)
+
+
+def test_outside_an_interval_one_branch_runs():
+    stack = guidance("apg+interval:low=1,high=3+rescale")
+    for sigma, names in ((1.0, ["full"]), (1.1, ["full", "image", "null"]), (3.1, ["full"])):
+        step = Step(0, 2, sigma, 0.5, 0.5)
+        assert [branch.name for branch in stack.branches(sigma, step)] == names
+
+
+def test_outside_an_interval_a_scheme_has_its_own_scales_of_the_full_branch():
+    for base in ("symmetric", "full:joint_scale=3", "nested", "text_first"):
+        stack = guidance(f"{base}+interval:high=1,low=0")
+        assert [branch.name for branch in stack.branches(2.0, STEP)] == ["full"]
+
+
+def test_a_mask_is_found_with_the_clean_instruction():
+    masks = [denoiser(spec) for spec in ("mask", "mask+cads:tau1=0,tau2=0.1")]
+    for guided in masks:
+        guided(noisy(), STEP.sigma, STEP)
+    assert torch.equal(masks[0].mask, masks[1].mask)
+
+
+def test_an_interval_is_decided_by_the_start_of_the_step():
+    assert len(guidance("interval:low=1,high=3").branches(0.5, STEP)) == 3
+
+
+def test_conditions_have_intervals_of_their_own():
+    stack = guidance("interval:low=1,high=15,on=image+interval:low=0,high=3,on=text")
+    counts = [len(stack.branches(s, Step(0, 2, s, 0.1, 0.1))) for s in (10.0, 2.0, 0.5)]
+    # source alone: full, image, null; both; instruction alone: full, image
+    assert counts == [3, 3, 2]
+    assert stack.scales_at(Step(0, 2, 10.0, 1, 1)) == {"text": 1.0, "image": 1.5}
+
+
+def test_attention_layers_are_found_by_the_beginnings_of_their_names():
+    guided = denoiser("pag:layers=up.1/mid")
+    guided.attention_layers = ["mid", "up.1.0", "up.1.1", "up.10.0"]
+    branch = next(b for b in guided.guidance.branches(2.0, STEP) if b.attention)
+    edits = guided._attention_edits([Branch("full"), branch], 2, torch.device("cpu"))
+    assert [*edits] == ["up.1.0", "up.1.1", "mid"]
+    kind, _, rows = edits["mid"][0]
+    assert kind == "identity" and rows.tolist() == [False, False, True, True]
+    guided.attention_layers = ["mid", "up.2.0"]
+    with pytest.raises(InputError, match="no attention layer 'up.1'; it has mid, up.2.0"):
+        guided(noisy(), STEP.sigma, STEP)
+
+
+def test_guidance_of_every_sample_is_its_own_when_scales_are_extreme():
+    assert run("apg:norm=inf,eta=0.5", (1000.0, 3.0)).isfinite().all()
+    assert not math.isnan(run("mambo_g:damping=1000").sum())
