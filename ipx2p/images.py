@@ -15,7 +15,7 @@ import math
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -222,19 +222,36 @@ def image_from_pixels01(pixels01: Tensor) -> Image.Image:
 
 def pixels_from_pixels01(pixels01: Tensor) -> Tensor:
     """[0, 1] -> [-1, 1], in the dtype given. Values of another range are refused."""
-    low, high = _check_finite_float("pixels01", pixels01)
-    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
-        raise InputError(
-            f"pixels01: expected values in [0, 1], got {low:.6g}..{high:.6g}: "
-            "convert with pixels01_from_pixels ([-1, 1]) or pixels01_from_pixels_u8 (0..255)"
-        )
-    return (pixels01 * 2).sub_(1)
+    _check_range(pixels01)
+    return pixels01 * 2 - 1
+
+
+def pixels_from_pictures01(pictures01: Sequence[Tensor]) -> Tensor:
+    """`pixels_from_pixels01` of float32 pictures of one size, (3, H, W) each -> (N, 3, H, W).
+
+    One pass over each: half the time that it takes after `torch.stack`.
+    """
+    pixels = torch.empty(len(pictures01), *pictures01[0].shape)
+    minus_one = torch.tensor(-1.0)
+    for place, pixels01 in enumerate(pictures01):
+        _check_range(pixels01)
+        torch.add(minus_one, pixels01, alpha=2, out=pixels[place])
+    return pixels
 
 
 def pixels01_from_pixels(pixels: Tensor) -> Tensor:
     """[-1, 1] -> [0, 1], in the dtype given. Clamped: a decoder overshoots its range a little."""
     _check_finite_float("pixels", pixels)
     return ((pixels + 1) / 2).clamp(0, 1)
+
+
+def _check_range(pixels01: Tensor) -> None:
+    low, high = _check_finite_float("pixels01", pixels01)
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise InputError(
+            f"pixels01: expected values in [0, 1], got {low:.6g}..{high:.6g}: "
+            "convert with pixels01_from_pixels ([-1, 1]) or pixels01_from_pixels_u8 (0..255)"
+        )
 
 
 def _check_finite_float(name: str, pixels: Tensor) -> tuple[float, float]:

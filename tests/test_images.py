@@ -24,6 +24,7 @@ from ipx2p.images import (
     pixels01_from_image,
     pixels01_from_pixels,
     pixels01_from_pixels_u8,
+    pixels_from_pictures01,
     pixels_from_pixels01,
     pixels_u8_from_image,
     pixels_u8_from_pixels01,
@@ -439,6 +440,21 @@ def test_to_u8_rounds_to_nearest_after_clamping():
 def test_overshoot_of_a_decoder_is_clamped():
     pixels = torch.tensor([-1.2, 0.0, 1.2]).view(1, 1, 3).expand(3, 1, 3)
     assert pixels01_from_pixels(pixels)[0, 0].tolist() == [0, 0.5, 1]
+
+
+def test_several_pictures_become_the_batch_that_each_becomes(generator):
+    pictures = [torch.rand(3, 5, 7, generator=generator) for _ in range(3)]
+    batch = pixels_from_pictures01(pictures)
+    assert torch.equal(batch, torch.stack([pixels_from_pixels01(one) for one in pictures]))
+    with pytest.raises(InputError, match=r"expected values in \[0, 1\], got 0\.\.255"):
+        pixels_from_pictures01([pictures[0], torch.linspace(0, 255, 105).view(3, 5, 7)])
+    with pytest.raises(InputError, match="1 of 105 are NaN"):
+        pixels_from_pictures01([pictures[0], spoiled(pictures[1])])
+
+
+def spoiled(pixels):
+    """The same with one NaN."""
+    return pixels.clone().index_put_((torch.tensor(0),) * 3, torch.tensor(float("nan")))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

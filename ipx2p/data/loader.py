@@ -17,7 +17,7 @@ from ipx2p.data.order import Mixture, Order, Shuffles
 from ipx2p.data.pairs import Cut, EditPair, Pairs, random_geometry
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
-from ipx2p.images import pixels_from_pixels01
+from ipx2p.images import pixels_from_pictures01
 from ipx2p.seeds import generator
 
 REPLACEMENTS = 8  # are tried for a pair that cannot be used: more mean that the data are wrong
@@ -191,8 +191,8 @@ class SampleStream(Dataset):
         """Samples -> a batch."""
         indices, pairs, errors = zip(*samples, strict=True)
         return Batch(
-            source_pixels=pixels_from_pixels01(torch.stack([p.source_pixels01 for p in pairs])),
-            target_pixels=pixels_from_pixels01(torch.stack([p.target_pixels01 for p in pairs])),
+            source_pixels=pixels_from_pictures01([pair.source_pixels01 for pair in pairs]),
+            target_pixels=pixels_from_pictures01([pair.target_pixels01 for pair in pairs]),
             instructions=[pair.instruction for pair in pairs],
             tasks=[pair.task for pair in pairs],
             indices=[*indices],

@@ -16,7 +16,7 @@ from ipx2p.data.degrade import DegradeConfig, check_task, degrade
 from ipx2p.data.instructions import bank
 from ipx2p.data.manifest import Manifest, hash64
 from ipx2p.errors import InputError
-from ipx2p.images import load_image, pixels01_from_image, resize
+from ipx2p.images import load_image, pixels01_from_pixels_u8, pixels_u8_from_image, resize
 
 PICTURES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -32,8 +32,8 @@ class Geometry:
     def apply(self, image: Image.Image) -> Tensor:
         """The cut, resized to resolution x resolution, as (3, H, W) in [0, 1]."""
         cut = resize(image, (self.resolution, self.resolution), box=self.box)
-        pixels01 = pixels01_from_image(cut)
-        return pixels01.flip(-1) if self.flip else pixels01
+        pixels_u8 = pixels_u8_from_image(cut)  # mirrored while a pixel has 3 bytes, not 12
+        return pixels01_from_pixels_u8(pixels_u8.flip(1) if self.flip else pixels_u8)
 
 
 def random_geometry(
