@@ -1,6 +1,11 @@
 """What many tests need: the golden files and models loaded from them."""
 
+import os
 from pathlib import Path
+
+# Two threads do not make tiny models faster, and wait for one another on a busy machine. Read when
+# torch starts, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
