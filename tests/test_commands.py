@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import convert_weights
 import ipx2p.bench
+import ipx2p.eval.compare
 import sample
 import train
 from ipx2p.cli import run_command
@@ -33,6 +34,7 @@ COMMANDS = {
     "train": train,
     "convert_weights": convert_weights,
     "ipx2p.bench": ipx2p.bench,
+    "ipx2p.eval.compare": ipx2p.eval.compare,
 }
 
 
