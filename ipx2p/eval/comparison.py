@@ -71,6 +71,8 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
     settings = config.sweep.settings(has_weak=config.weak_weights is not None)
     if config.batch_size < 1:
         raise InputError(f"batch_size is {config.batch_size}, expected 1 or more")
+    if config.grids < 0:
+        raise InputError(f"grids is {config.grids}, expected 0 or more pictures")
     folder = find_folder(weights)
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     cuda = pick_device(config.device).type == "cuda"
@@ -97,7 +99,8 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
             scores.read()
             lines = make_lines(trials, rows, scores, clip, config.sweep.resolution, metrics)
             csv = csv_of_edits(trials, rows, scores, clip)
-            shown = [trial for trial in trials if trial.case in spread(cases, config.grids)]
+            with_grids = spread(cases, config.grids) if config.grids else []
+            shown = [trial for trial in trials if trial.case in with_grids]
             sheets = make_grids(
                 shown, config.output, resolution=config.sweep.resolution, multiple=multiple
             )
