@@ -8,11 +8,13 @@ from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from ipx2p.data.pairs import ManifestPairs, find_photos
 from ipx2p.errors import InputError
 from ipx2p.images import fit, load_image, resize
+from ipx2p.seeds import generator
 
 MAX_NAME = 60  # characters of a picture's name in file names and on sheets
 
@@ -121,13 +123,14 @@ def cases_of_manifest(path: Path) -> list[Case]:
     return _named(cases)
 
 
-def spread(cases: Sequence[Case], limit: int | None) -> list[Case]:
-    """At most `limit` of them, taken evenly from the whole list."""
+def draw(cases: Sequence[Case], limit: int | None) -> list[Case]:
+    """At most `limit` of them, drawn once and for all, in their order."""
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected 1 or more pictures")
     if limit is None or limit >= len(cases):
         return [*cases]
-    return [cases[i * len(cases) // limit] for i in range(limit)]
+    drawn = torch.randperm(len(cases), generator=generator(0, "compare limit"))
+    return [cases[item] for item in sorted(drawn[:limit].tolist())]
 
 
 def _captions(path: Path) -> list[tuple[str, str] | None]:

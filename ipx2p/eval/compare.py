@@ -70,7 +70,7 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     add("--target", metavar="PATH", nargs="+", type=Path, default=[], help="one for each --image")
     add("--source-caption", metavar="TEXT", help="what the --image shows, for CLIP")
     add("--target-caption", metavar="TEXT", help="what its edit should show")
-    add("--limit", metavar="N", type=int, help="take N pictures, spread over all")
+    add("--limit", metavar="N", type=int, help="take N of the pictures, always the same")
 
 
 def _add_how(add: Callable[..., object]) -> None:
@@ -110,7 +110,7 @@ def _add_where(add: Callable[..., object]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Compare, and say where the report is."""
     args = parse(argv)
-    from ipx2p.eval.cases import cases_of_folder, cases_of_images, cases_of_manifest, spread
+    from ipx2p.eval.cases import cases_of_folder, cases_of_images, cases_of_manifest, draw
     from ipx2p.eval.comparison import CompareConfig, compare
     from ipx2p.eval.sweep import SweepConfig
 
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
         compile=args.compile,
         command=f"python -m ipx2p.eval.compare {typed}",
     )
-    compare(args.weights, spread(cases, args.limit), config)
+    compare(args.weights, draw(cases, args.limit), config)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ipx2p.devices import dtype_name, pick_device, pick_dtype
 from ipx2p.distributed import World, open_world
 from ipx2p.editor import Editor
 from ipx2p.errors import InputError
-from ipx2p.eval.cases import Case, spread
+from ipx2p.eval.cases import Case, draw
 from ipx2p.eval.features import ClipFeatures
 from ipx2p.eval.grids import make_grids
 from ipx2p.eval.report import write_report
@@ -99,7 +99,7 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
             scores.read()
             lines = make_lines(trials, rows, scores, clip, config.sweep.resolution, metrics)
             csv = csv_of_edits(trials, rows, scores, clip)
-            with_grids = spread(cases, config.grids) if config.grids else []
+            with_grids = draw(cases, config.grids) if config.grids else []
             shown = [trial for trial in trials if trial.case in with_grids]
             sheets = make_grids(
                 shown, config.output, resolution=config.sweep.resolution, multiple=multiple

@@ -105,12 +105,13 @@ def _against_scale(lines: Sequence[Line], metric: str, identity: dict, how: str)
         for scheme, group in _by_scheme(shown, along).items():
             points = [(_effective(line)[along], line.means[metric]) for line in group]
             axes.plot(*zip(*_finite(points), strict=True), label=scheme, **style(scheme))
-        _identity(axes, identity[metric])
         axes.set_xlabel(f"{NAMES[along]}{', effective' if damped else ''}")
         axes.set_ylabel(METRICS[metric].label)
 
     caption = f"{METRICS[metric].label} against {NAMES[along]}, at {how}: {METRICS[metric].about}."
-    return Curve(f"{metric}_scale_{_file(how)}", caption, _panels(lines, across, draw))
+    return Curve(
+        f"{metric}_scale_{_file(how)}", caption, _panels(lines, across, draw, identity[metric])
+    )
 
 
 def _against_evaluations(lines: Sequence[Line], metric: str, identity: dict) -> Curve:
@@ -131,7 +132,6 @@ def _against_evaluations(lines: Sequence[Line], metric: str, identity: dict) -> 
             ):
                 points = _finite([(line.evaluations, line.means[metric]) for line in same])
                 axes.plot(*zip(*points, strict=True), label=scheme, **style(scheme))
-        _identity(axes, identity[metric])
         axes.set_xlabel("network evaluations per edit")
         axes.set_ylabel(METRICS[metric].label)
 
@@ -139,7 +139,9 @@ def _against_evaluations(lines: Sequence[Line], metric: str, identity: dict) -> 
         f"{METRICS[metric].label} against network evaluations, each scheme at the best of its "
         "scales; one line for each sampler."
     )
-    return Curve(f"{metric}_evaluations", caption, _panels([*best.values()], None, draw))
+    return Curve(
+        f"{metric}_evaluations", caption, _panels([*best.values()], None, draw, identity[metric])
+    )
 
 
 def _effective(line: Line) -> tuple[float, float]:
@@ -158,12 +160,22 @@ def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [p for p in points if math.isfinite(p[1])] or [(points[0][0], math.nan)]
 
 
-def _identity(axes: Any, value: float) -> None:
-    if math.isfinite(value):
-        axes.axhline(value, color="0.4", linestyle="--", linewidth=1.2, label="identity")
+def _draw_identity(grid: Sequence[Any], value: float) -> None:
+    """A dashed line where it is near the curves; far away it would press them flat."""
+    low, high = grid[0].get_ylim()  # the panels share it
+    near = low - (high - low) < value < high + (high - low)
+    label = f"identity, {value:.4g}{'' if near else ' (outside)'}"
+    for axes in grid:
+        shown = axes.axhline(value) if near else axes.plot([], [])[0]
+        shown.set(color="0.4", linestyle="--", linewidth=1.2, label=label)
 
 
-def _panels(lines: Sequence[Line], across: int | None, draw: Callable[..., None]) -> bytes:
+def _panels(
+    lines: Sequence[Line],
+    across: int | None,
+    draw: Callable[..., None],
+    identity: float = math.nan,
+) -> bytes:
     """One panel for each value of the other scale, one legend beside them all; a PNG."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -188,7 +200,7 @@ def _panels(lines: Sequence[Line], across: int | None, draw: Callable[..., None]
     figure = Figure(figsize=(width, max(3.6 * rows, 0.24 * len(schemes) + 0.8)), dpi=110)
     figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     for axes, value in zip(grid, values, strict=False):
         shown = [line for line in lines if value is None or _scales(line)[across] == value]
         axes.grid(color="0.9")
@@ -198,6 +210,8 @@ def _panels(lines: Sequence[Line], across: int | None, draw: Callable[..., None]
         draw(axes, shown, style)
     for axes in grid[len(values) :]:
         axes.remove()
+    if math.isfinite(identity):
+        _draw_identity(grid[: len(values)], identity)
     handles = {}
     for axes in grid[: len(values)]:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

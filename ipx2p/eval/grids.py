@@ -36,11 +36,11 @@ def make_grids(
             before.append(case.load_target(before[0].size))
         schemes = [*dict.fromkeys(trial.settings.guidance for trial in group)]
         if len(schemes) > 1:
-            sheet = _overview(group, schemes, before, folder, f"{case.instruction}: {how}")
+            sheet = _overview(group, schemes, before, folder, f"{case.instruction} ({how}")
             yield case.name, _name(case, "schemes", how), sheet
         for scheme in schemes:
             mine = [trial for trial in group if trial.settings.guidance == scheme]
-            sheet = _grid(mine, before, folder, f"{scheme} -- {case.instruction}: {how}")
+            sheet = _grid(mine, before, folder, f"{scheme}: {case.instruction} ({how})")
             yield case.name, _name(case, scheme, how), sheet
 
 
@@ -81,7 +81,7 @@ def _overview(
         folder,
         column_labels=[f"guidance scale {scale:g}" for scale in scales],
         row_labels=schemes,
-        title=f"{title}, image guidance scale {middle:g}",
+        title=f"{title}, image guidance scale {middle:g})",
     )
 
 

@@ -31,7 +31,7 @@ COLUMNS: dict[str, tuple[str, int | None]] = {
     "sampler": ("sampler", None),
     "num_steps": ("steps", None),
     "edits": ("edits", None),
-    "evaluations": ("network evaluations per edit", 1),
+    "evaluations": ("network evaluations per edit", None),
     "seconds": ("seconds per edit", 3),
     **{name: (metric.label, metric.digits) for name, metric in METRICS.items()},
 }

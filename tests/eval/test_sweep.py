@@ -13,7 +13,7 @@ import torch
 from ipx2p.distributed import World
 from ipx2p.editor import Editor
 from ipx2p.errors import InputError
-from ipx2p.eval.cases import cases_of_images, cases_of_manifest, spread
+from ipx2p.eval.cases import cases_of_images, cases_of_manifest, draw
 from ipx2p.eval.rows import Rows
 from ipx2p.eval.sweep import SweepConfig, make_trials, missing, run_trials, weights_digest
 from tests.conftest import GOLDEN, ROOT
@@ -68,7 +68,7 @@ def test_every_combination_is_edited_once_and_recorded(finished):
 
 
 def test_a_second_run_edits_nothing(copied, arguments, capsys, edited):
-    code, out, _ = run(capsys, *arguments, "--output", copied)
+    code, out, _ = run(capsys, *arguments, "--output", copied, "--grids", 0)
     assert code == 0 and "24 edits, 24 of them are there already" in out
     assert edited == []
 
@@ -78,7 +78,7 @@ def test_after_a_kill_only_what_is_missing_is_edited(copied, arguments, capsys, 
     lines = rows.read_bytes().splitlines(keepends=True)
     rows.write_bytes(b"".join(lines[:20]) + lines[20][:50])  # torn in the middle of a line
     (copied / json.loads(lines[0])["file"]).unlink()  # and a picture is lost
-    code, out, _ = run(capsys, *arguments, "--output", copied)
+    code, out, _ = run(capsys, *arguments, "--output", copied, "--grids", 0)
     assert code == 0 and "24 edits, 19 of them are there already" in out
     assert sum(edited) == 5
     again = {row["key"]: row["evaluations"] for row in rows_of(copied)}
@@ -105,7 +105,7 @@ def test_more_scales_in_the_same_folder_compute_only_the_new_ones(
     copied, arguments, capsys, edited
 ):
     more = ["--guidance-scale", 1, 3, 5]
-    code, out, _ = run(capsys, *arguments, *more, "--output", copied)
+    code, out, _ = run(capsys, *arguments, *more, "--output", copied, "--grids", 0)
     assert code == 0 and "36 edits, 24 of them are there already" in out
     assert sum(edited) == 12
 
@@ -212,10 +212,12 @@ def test_a_manifest_gives_first_instructions_captions_and_names(manifest):
     assert (one.name, two.name) == ("a-snow", "b-night")
 
 
-def test_names_of_cases_differ_and_a_limit_is_spread(tmp_path):
+def test_names_of_cases_differ_and_a_limit_is_draw(tmp_path):
     cases = cases_of_images([tmp_path / "x" / "a.png", tmp_path / "y" / "a.png"], ["snow"])
     assert [case.name for case in cases] == ["a", "a-2"]
-    assert spread(range(10), 3) == [0, 3, 6]
+    drawn = draw(range(100), 9)
+    assert drawn == sorted({*drawn}) == draw(range(100), 9) and len(drawn) == 9
+    assert draw(range(3), 5) == [0, 1, 2]
 
 
 @pytest.mark.slow
