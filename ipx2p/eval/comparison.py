@@ -71,6 +71,12 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
     settings = config.sweep.settings(has_weak=config.weak_weights is not None)
     if config.batch_size < 1:
         raise InputError(f"batch_size is {config.batch_size}, expected 1 or more")
+    if inside := [
+        case for case in cases if config.output.resolve() in case.source.resolve().parents
+    ]:
+        raise InputError(
+            f"{inside[0].source} lies in the output folder {config.output}: choose another --output"
+        )
     if config.grids < 0:
         raise InputError(f"grids is {config.grids}, expected 0 or more pictures")
     folder = find_folder(weights)

@@ -1,6 +1,7 @@
 """The report of a sweep as one page that needs nothing else: pictures are inside it (layer 4)."""
 
 import base64
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
@@ -126,7 +127,7 @@ def _table(lines: Sequence[Line]) -> str:
 
 def _cell(name: str, value: object) -> str:
     kind = ' class="number"' if isinstance(value, (int, float)) else ""
-    raw = "" if value is None else str(value).replace("inf", "Infinity")
+    raw = "" if value is None else "Infinity" if value == math.inf else str(value)
     return f'<td{kind} data-value="{escape(raw)}">{escape(shown_value(name, value))}</td>'
 
 

@@ -1,14 +1,16 @@
 """The command as a person meets it: one line for every kind of bad input, before anything runs."""
 
 import json
+import re
 
 import pytest
 
 import ipx2p.eval.compare
+from ipx2p.diffusion.guidance.registry import SCHEMES
 from ipx2p.eval.comparison import CompareConfig
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.sweep import SweepConfig
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, ROOT
 from tests.eval.conftest import WEIGHTS, assert_one_line, run
 
 IMAGE = ["--image", GOLDEN / "coffee_64.png", "--instruction", "make it snow"]
@@ -93,6 +95,11 @@ def test_an_output_folder_of_something_else_is_refused(capsys, copied, arguments
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+def test_results_are_not_edited_again(capsys, copied, arguments):
+    argv = ["--folder", copied, "--instruction", "x", "--device", "cpu", "--output", copied]
+    assert_one_line(run(capsys, WEIGHTS, *argv), "lies in the output folder .* another --output")
+
+
 def test_a_target_of_another_size_gets_one_line(capsys, tmp_path, coffee):
     coffee.resize((30, 20)).save(tmp_path / "t.png")
     argv = [*IMAGE, "--target", tmp_path / "t.png", "--output", tmp_path / "out"]
@@ -112,3 +119,15 @@ def test_defaults_and_lists_of_the_command_are_those_of_the_code():
     )
     listed = ipx2p.eval.compare.EXAMPLES.partition("metrics:")[2].splitlines()[0]
     assert listed.replace(" ", "").split(",") == [*METRICS]
+
+
+def test_the_guide_tells_of_every_scheme_with_its_paper():
+    guide = (ROOT / "docs" / "guidance.md").read_text()
+    for name, scheme in SCHEMES.items():
+        [row] = [line for line in guide.splitlines() if line.startswith(f"| `{name}`")]
+        if paper := re.match(r"arXiv:([0-9.]+)", scheme.paper):
+            assert paper[1] in row or (scheme.is_linear and paper[1] in guide), name
+        if not scheme.is_linear and scheme.evaluations:
+            assert f"+{scheme.evaluations} |" in row, name
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", guide):
+        assert (ROOT / "docs" / picture).exists()
