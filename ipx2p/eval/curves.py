@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.tables import ALL, Line
 
-MARKERS = "osD^v<>P*X"
+MARKERS = "osD^v<>P*Xh"  # one more than colours, so that both repeat together only after 110
 OFFSETS = [(6, 4), (6, -11), (-6, 4), (-6, -11), (0, 9), (0, -16), (14, 0), (-14, 0)]  # points
 HOW_TO_GET = 'matplotlib is not installed: pip install -e ".[plots]", and run it again for curves'
 
@@ -182,7 +182,7 @@ def _panels(
     from matplotlib.figure import Figure
 
     schemes = sorted({line.settings.guidance for line in lines})
-    colors = colormaps["tab10" if len(schemes) <= 10 else "tab20"].colors
+    colors = colormaps["tab10"].colors
 
     def style(scheme: str) -> dict[str, Any]:
         place = schemes.index(scheme)
@@ -190,6 +190,7 @@ def _panels(
             "color": colors[place % len(colors)],
             "marker": MARKERS[place % len(MARKERS)],
             "markersize": 5,
+            "linestyle": "-" if place < len(colors) else "-.",
             "linewidth": 1.4,
         }
 
