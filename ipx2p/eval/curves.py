@@ -197,8 +197,8 @@ def _panels(
     values = [None] if across is None else sorted({_scales(line)[across] for line in lines})
     columns = min(3, len(values))
     rows = math.ceil(len(values) / columns)
-    width = 4.4 * columns + 0.075 * max(map(len, schemes)) + 1.2
-    figure = Figure(figsize=(width, max(3.6 * rows, 0.24 * len(schemes) + 0.8)), dpi=110)
+    width = 5.0 * columns + 0.075 * max(map(len, schemes)) + 1.2
+    figure = Figure(figsize=(width, max(4.2 * rows, 0.24 * len(schemes) + 0.8)), dpi=110)
     figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
@@ -224,11 +224,18 @@ def _panels(
 
 
 def _place_labels(axes: Any, labels: Sequence[tuple[float, float, str, Any]]) -> None:
-    """Write each label beside its point, on the side where it covers least."""
+    """Write each label beside its point, on the side where it covers least of what is there."""
+    from matplotlib.patheffects import withStroke
+
     figure = axes.figure
     figure.draw_without_rendering()  # so that data have places in pixels
     points = [axes.transData.transform((x, y)) for x, y, _, _ in labels]
-    taken = [(px - 4, py - 4, px + 4, py + 4) for px, py in points]
+    taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in points]
+    for line in axes.lines:
+        for (ax, ay), (bx, by) in itertools.pairwise(axes.transData.transform(line.get_xydata())):
+            for share in (i / 16 for i in range(1, 16)):
+                x, y = ax + share * (bx - ax), ay + share * (by - ay)
+                taken.append((x - 2, y - 2, x + 2, y + 2))
     per_point = figure.dpi / 72
     for (x, y, text, color), (px, py) in zip(labels, points, strict=True):
         width, height = 5.0 * per_point * len(text), 8 * per_point
@@ -248,6 +255,7 @@ def _place_labels(axes: Any, labels: Sequence[tuple[float, float, str, Any]]) ->
             ha="right" if dx < 0 else "center" if dx == 0 else "left",
             fontsize=8,
             color=color,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
         )
         taken.append(boxes[best])
 
