@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import convert_weights
 import ipx2p.bench
 import ipx2p.data.prepare
+import ipx2p.eval.compare
 import sample
 import train
 from ipx2p.cli import run_command
@@ -35,6 +36,7 @@ COMMANDS = {
     "convert_weights": convert_weights,
     "ipx2p.bench": ipx2p.bench,
     "ipx2p.data.prepare": ipx2p.data.prepare,
+    "ipx2p.eval.compare": ipx2p.eval.compare,
 }
 
 

@@ -20,11 +20,9 @@ def start(tmp_path):
     def start(log):
         command = [sys.executable, "train.py", "configs/quickstart.yaml", f"run.dir={tmp_path}"]
         with (tmp_path / log).open("w") as file:
-            env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
             return subprocess.Popen(
-                command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )  # fmt: skip
+                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     return start
 

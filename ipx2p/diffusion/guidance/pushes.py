@@ -100,6 +100,7 @@ class ZeroStar(PushModifier):
     space="eps",
     scales="acts like about 1 + (s - 1) / 2, exactly where both predictions have equal norms",
     evaluations=0,
+    acts_like=lambda scale: 1 + (scale - 1) / 2,
 )
 @dataclass
 class TangentialDamping(PushModifier):

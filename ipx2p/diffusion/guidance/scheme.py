@@ -58,6 +58,7 @@ class Scheme:
     keeps_equal: equal predictions of all branches come out unchanged.
     needs: "weak" (a second network), "negative" (a negative instruction).
     samplers: those it can couple with; None is all.
+    acts_like: scale -> the scale of plain guidance that pushes about as much; None is the same.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Scheme:
     keeps_equal: bool = True
     needs: tuple[str, ...] = ()
     samplers: tuple[str, ...] | None = None
+    acts_like: Callable[[float], float] | None = None
     anchor: Branch = FULL  # of a linear scheme: what its terms are added to
 
     @property

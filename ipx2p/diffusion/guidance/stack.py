@@ -78,6 +78,16 @@ class Guidance:
         return [scheme.name for scheme in self.schemes if what in scheme.needs]
 
     @property
+    def effective_scales(self) -> dict[str, float]:
+        """The scales of plain guidance that push about as much, by condition."""
+        scales = dict(self.scales)
+        for modifier in self.modifiers:
+            for condition, scale in scales.items():
+                if modifier.scheme.acts_like is not None and modifier.acts_on(condition):
+                    scales[condition] = modifier.scheme.acts_like(scale)
+        return scales
+
+    @property
     def mask(self) -> MaskModifier | None:
         """What decides where the edit may act."""
         return next(iter(self._of(MaskModifier)), None)

@@ -1,0 +1,155 @@
+"""What a comparison edits: pictures, each with what is asked and known of it (layer 4)."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ipx2p.data.pairs import ManifestPairs, find_photos
+from ipx2p.errors import InputError
+from ipx2p.images import fit, load_image, resize
+from ipx2p.seeds import generator
+
+MAX_NAME = 60  # characters of a picture's name in file names and on sheets
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture and what is asked of it.
+
+    name: unlike those of the other cases. captions: what the source and the target show.
+    """
+
+    name: str
+    source: Path
+    instruction: str
+    task: str = ""
+    target: Path | None = None
+    captions: tuple[str, str] | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the source's file."""
+        return file_digest(self.source)
+
+    @cached_property
+    def target_digest(self) -> str | None:
+        """Of the target's file."""
+        return self.target and file_digest(self.target)
+
+    def load(self, resolution: int | None, multiple: int) -> Image.Image:
+        """The source at the size of its edits."""
+        return fit(load_image(self.source), resolution, multiple)
+
+    def load_target(self, size: tuple[int, int]) -> Image.Image:
+        """The target at (width, height) of the edits."""
+        source, target = load_image(self.source), load_image(self.target)
+        if source.size != target.size:
+            raise InputError(
+                f"{self.source} is {source.width} x {source.height}, its target {self.target} is "
+                f"{target.width} x {target.height}: a pair must have one size"
+            )
+        return resize(target, size)
+
+
+def file_digest(path: Path) -> str:
+    """A hash of the content of a file."""
+    try:
+        return blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason}): check the path") from error
+
+
+def cases_of_images(
+    paths: Sequence[Path],
+    instructions: Sequence[str],
+    *,
+    targets: Sequence[Path] = (),
+    captions: tuple[str, str] | None = None,
+) -> list[Case]:
+    """Pictures with one instruction for all of them, or one each; targets one each or none."""
+    if not paths:
+        raise InputError("no pictures: give --image, --folder or --manifest")
+    if len(instructions) not in (1, len(paths)):
+        raise InputError(
+            f"{len(paths)} pictures but {len(instructions)} instructions: give one for all of "
+            "them, or one each"
+        )
+    if not all(instruction.strip() for instruction in instructions):
+        raise InputError("the instruction is empty: say what to do with the picture")
+    if targets and len(targets) != len(paths):
+        raise InputError(f"{len(paths)} pictures but {len(targets)} targets: give one each")
+    instructions = [*instructions] * (len(paths) if len(instructions) == 1 else 1)
+    return _named(
+        Case(path.stem, path, instruction, target=target, captions=captions)
+        for path, instruction, target in zip(
+            paths, instructions, targets or [None] * len(paths), strict=True
+        )
+    )
+
+
+def cases_of_folder(folder: Path, instructions: Sequence[str]) -> list[Case]:
+    """The photographs of a folder, in order of their names, with one instruction."""
+    if len(instructions) != 1:
+        raise InputError(f"{len(instructions)} instructions: a --folder takes one for all of it")
+    return cases_of_images(find_photos(folder), instructions)
+
+
+def cases_of_manifest(path: Path) -> list[Case]:
+    """The pairs of a manifest, each with the first of its instructions, and its captions if any."""
+    pairs = ManifestPairs(path)
+    captions = _captions(path)
+    cases = []
+    for item in range(len(pairs)):
+        source, target = pairs.files(item)
+        task = pairs.task(item)
+        cases.append(
+            Case(
+                name=f"{source.stem}-{task}",
+                source=source,
+                instruction=pairs.instructions(item)[0],
+                task=task,
+                target=target,
+                captions=captions[item],
+            )
+        )
+    return _named(cases)
+
+
+def draw(cases: Sequence[Case], limit: int | None) -> list[Case]:
+    """At most `limit` of them, drawn once and for all, in their order."""
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}, expected 1 or more pictures")
+    if limit is None or limit >= len(cases):
+        return [*cases]
+    drawn = torch.randperm(len(cases), generator=generator(0, "compare limit"))
+    return [cases[item] for item in sorted(drawn[:limit].tolist())]
+
+
+def _captions(path: Path) -> list[tuple[str, str] | None]:
+    """source_caption and target_caption of each pair, in the order of the lines."""
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    found = []
+    for line in filter(str.strip, lines):
+        record = json.loads(line)
+        both = (record.get("source_caption"), record.get("target_caption"))
+        found.append(both if all(isinstance(c, str) and c.strip() for c in both) else None)
+    return found
+
+
+def _named(cases: Sequence[Case]) -> list[Case]:
+    """The same cases under names that differ."""
+    taken: Counter[str] = Counter()
+    named = []
+    for case in cases:
+        name = case.name[:MAX_NAME]
+        taken[name] += 1
+        named.append(replace(case, name=f"{name}-{taken[name]}" if taken[name] > 1 else name))
+    return named

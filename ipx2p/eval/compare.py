@@ -1,0 +1,156 @@
+"""Compare guidance schemes. `python -m ipx2p.eval.compare --help` shows examples."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ipx2p.cli import Parser, run_command
+
+DESCRIPTION = "Edit pictures with every combination of guidance and scales, measure, and report."
+
+# Plain text so that --help need not import torch; a test holds it to the code.
+EXAMPLES = """\
+metrics:    change, clipped, psnr, ssim, clip_image, clip_direction
+
+Options with several values are combined with one another. A run started again, or with more
+values, computes only what is missing; OUTPUT/index.html has the tables, curves and pictures.
+
+examples:
+  # one picture: three schemes at 3 x 3 scales
+  python -m ipx2p.eval.compare weights/ip2p --image photo.jpg --instruction "make it snow" \\
+      --guidance ip2p apg "ip2p+interval:low=0.28,high=5.4" \\
+      --guidance-scale 3 7 12 --image-guidance-scale 1 1.5 2
+
+  # restoration: PSNR and SSIM against the targets of 40 pairs, on all GPUs
+  torchrun --nproc-per-node 8 -m ipx2p.eval.compare weights/mine --manifest pairs/test.jsonl \\
+      --limit 40 --guidance ip2p tcfg --guidance-scale 1 1.5 2 --image-guidance-scale 1 1.5
+
+  # the trade-off of the InstructPix2Pix paper; the manifest has captions
+  python -m ipx2p.eval.compare weights/ip2p --manifest pairs/test.jsonl \\
+      --clip openai/clip-vit-large-patch14 --guidance ip2p apg cfgpp --guidance-scale 7.5 \\
+      --image-guidance-scale 1 1.2 1.4 1.6 1.8 2 2.2
+
+  # what steps buy: equal network evaluations stand beside each other
+  python -m ipx2p.eval.compare weights/ip2p --folder photos --instruction "make it night" \\
+      --guidance ip2p interval pag --sampler euler dpmpp_2m --steps 10 20 40 --seed 0 1 2
+"""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the arguments; needs nothing but the standard library."""
+    parser = Parser(prog="python -m ipx2p.eval.compare", description=DESCRIPTION, epilog=EXAMPLES)
+    add = parser.add_argument
+    add("weights", metavar="WEIGHTS", help="weights folder or hub id")
+    add("--output", metavar="DIR", type=Path, default=Path("compare"), help="(default: compare)")
+    _add_what(parser.add_argument_group("what to edit"))
+    _add_how(parser.add_argument_group("what to compare").add_argument)
+    _add_report(parser.add_argument_group("what to report").add_argument)
+    _add_where(parser.add_argument_group("where to compute").add_argument)
+    args = parser.parse_args(argv)
+    if args.manifest and (args.instruction or args.target or args.source_caption):
+        parser.error("a manifest brings its own instructions, targets and captions")
+    if not args.manifest and not args.instruction:
+        parser.error("--instruction is required with --image and --folder")
+    if args.folder and (args.target or args.source_caption):
+        parser.error("targets and captions of many pictures belong in a --manifest")
+    if (args.source_caption is None) != (args.target_caption is None):
+        parser.error("captions come in pairs: --source-caption and --target-caption")
+    return args
+
+
+def _add_what(group: argparse._ArgumentGroup) -> None:
+    which = group.add_mutually_exclusive_group(required=True)
+    which.add_argument("--image", metavar="PATH", nargs="+", type=Path, help="pictures")
+    which.add_argument("--folder", metavar="DIR", type=Path, help="every picture in a folder")
+    which.add_argument("--manifest", metavar="FILE", type=Path, help="pairs, in JSON lines")
+    add = group.add_argument
+    add("--instruction", metavar="TEXT", nargs="+", help="one for all pictures, or one each")
+    add("--target", metavar="PATH", nargs="+", type=Path, default=[], help="one for each --image")
+    add("--source-caption", metavar="TEXT", help="what the --image shows, for CLIP")
+    add("--target-caption", metavar="TEXT", help="what its edit should show")
+    add("--limit", metavar="N", type=int, help="take N of the pictures, always the same")
+
+
+def _add_how(add: Callable[..., object]) -> None:
+    scale = {"metavar": "S", "nargs": "+", "type": float}
+    add("--guidance", metavar="STACK", nargs="+", default=["ip2p"], help="(default: ip2p)")
+    add("--guidance-scale", **scale, default=[7.0], help="(default: 7.0)")
+    add("--image-guidance-scale", **scale, default=[1.5], help="(default: 1.5)")
+    add("--sampler", metavar="NAME", nargs="+", default=["euler_ancestral"])
+    add("--spacing", metavar="NAME", default="linspace", help="(default: %(default)s)")
+    add("--steps", metavar="N", nargs="+", type=int, default=[20], help="(default: 20)")
+    add("--seed", metavar="N", nargs="+", type=int, default=[0], help="(default: 0)")
+    add("--negative-instruction", metavar="TEXT", default="", help="for every scheme")
+    add("--weak-weights", metavar="WEIGHTS", help="a weaker model, for autoguidance")
+    add(
+        "--resolution",
+        metavar="N",
+        type=int,
+        default=512,
+        help="the long side becomes N pixels (default: %(default)s)",
+    )
+
+
+def _add_report(add: Callable[..., object]) -> None:
+    add("--clip", metavar="MODEL", help="folder or hub id of a CLIP model, for CLIP similarities")
+    add("--metrics", metavar="NAME", nargs="+", help="(default: all that can be measured)")
+    add("--grids", metavar="N", type=int, default=4, help="pictures that get sheets (default: 4)")
+
+
+def _add_where(add: Callable[..., object]) -> None:
+    add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    add("--dtype", metavar="NAME", default="auto", help="auto, float32, bfloat16, float16")
+    add("--batch-size", metavar="N", type=int, default=4, help="edits at once (default: 4)")
+    add("--one-branch-at-a-time", action="store_true", help="slower, less memory")
+    add("--compile", action="store_true", help="compile the U-Net: pays off over many edits")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compare, and say where the report is."""
+    args = parse(argv)
+    from ipx2p.eval.cases import cases_of_folder, cases_of_images, cases_of_manifest, draw
+    from ipx2p.eval.comparison import CompareConfig, compare
+    from ipx2p.eval.sweep import SweepConfig
+
+    if args.manifest:
+        cases = cases_of_manifest(args.manifest)
+    elif args.folder:
+        cases = cases_of_folder(args.folder, args.instruction)
+    else:
+        captions = args.source_caption and (args.source_caption, args.target_caption)
+        cases = cases_of_images(
+            args.image, args.instruction, targets=args.target, captions=captions
+        )
+    sweep = SweepConfig(
+        guidance=args.guidance,
+        guidance_scale=args.guidance_scale,
+        image_guidance_scale=args.image_guidance_scale,
+        sampler=args.sampler,
+        spacing=args.spacing,
+        steps=args.steps,
+        seeds=args.seed,
+        negative_instruction=args.negative_instruction,
+        resolution=args.resolution,
+    )
+    typed = shlex.join(sys.argv[1:] if argv is None else argv)
+    config = CompareConfig(
+        output=args.output,
+        sweep=sweep,
+        weak_weights=args.weak_weights,
+        clip=args.clip,
+        metrics=args.metrics,
+        grids=args.grids,
+        device=args.device,
+        dtype=args.dtype,
+        batch_size=args.batch_size,
+        batch_branches=not args.one_branch_at_a_time,
+        compile=args.compile,
+        command=f"python -m ipx2p.eval.compare {typed}",
+    )
+    compare(args.weights, draw(cases, args.limit), config)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,270 @@
+"""Curves of a sweep, by matplotlib (the extra `plots`) (layer 4).
+
+The trade-off is Fig. 8 of InstructPix2Pix (arXiv:2211.09800): how much of the picture is kept,
+against how far the change goes where the captions go. Lines with an effective scale stand at it.
+"""
+
+import io
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ipx2p.eval.scores import METRICS
+from ipx2p.eval.tables import ALL, Line
+
+MARKERS = "osD^v<>P*Xh"  # one more than colours, so that both repeat together only after 110
+OFFSETS = [(6, 4), (6, -11), (-6, 4), (-6, -11), (0, 9), (0, -16), (14, 0), (-14, 0)]  # points
+HOW_TO_GET = 'matplotlib is not installed: pip install -e ".[plots]", and run it again for curves'
+
+
+class Curve(NamedTuple):
+    """One figure: a name for its file, what it shows, and the PNG."""
+
+    name: str
+    caption: str
+    png: bytes
+
+
+def has_matplotlib() -> bool:
+    """Whether curves can be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def make_curves(lines: Sequence[Line]) -> list[Curve]:
+    """All curves that these lines of the table allow, of all tasks together."""
+    lines = [line for line in lines if line.task == ALL]
+    guided = [line for line in lines if line.settings is not None]
+    identity = next(line for line in lines if line.settings is None).means
+    hows = dict.fromkeys((line.settings.sampler, line.settings.num_steps) for line in guided)
+    curves = []
+    for sampler, steps in hows:
+        mine = [
+            ln for ln in guided if (ln.settings.sampler, ln.settings.num_steps) == (sampler, steps)
+        ]
+        how = f"{sampler}, {steps} steps"
+        if all("clip_direction" in line.means for line in mine):
+            curves.append(_trade_off(mine, how))
+        several = len({_scales(line) for line in mine}) > 1
+        for metric in ("psnr", "ssim") if "psnr" in identity else ("change",):
+            if several and metric in identity:
+                curves.append(_against_scale(mine, metric, identity, how))
+    for metric in ("psnr", "ssim"):
+        if metric in identity:
+            curves.append(_against_evaluations(guided, metric, identity))
+    return curves
+
+
+def _scales(line: Line) -> tuple[float, float]:
+    return line.settings.guidance_scale, line.settings.image_guidance_scale
+
+
+def _along(lines: Sequence[Line], *, first: int) -> tuple[int, int]:
+    """Which of the two scales runs along the lines, and which one has a panel for each value."""
+    values = [{_scales(line)[index] for line in lines} for index in (0, 1)]
+    along = first if len(values[first]) > 1 else 1 - first
+    return along, 1 - along
+
+
+NAMES = ("guidance scale", "image guidance scale")
+
+
+def _trade_off(lines: Sequence[Line], how: str) -> Curve:
+    along, across = _along(lines, first=1)
+
+    def draw(axes: Any, shown: Sequence[Line], style: Callable[[str], dict]) -> None:
+        labels = []
+        for scheme, group in _by_scheme(shown, along).items():
+            xs, ys = ([line.means[m] for line in group] for m in ("clip_image", "clip_direction"))
+            axes.plot(xs, ys, label=scheme, **style(scheme))
+            labels += [
+                (x, y, f"{_scales(line)[along]:g}", style(scheme)["color"])
+                for x, y, line in zip(xs, ys, group, strict=True)
+            ]
+        axes.set_xlabel(METRICS["clip_image"].label)
+        axes.set_ylabel(METRICS["clip_direction"].label)
+        axes.margins(0.12)
+        _place_labels(axes, labels)
+
+    caption = (
+        f"Trade-off at {how}: to the right more of the picture is kept, upwards more of the "
+        f"instruction is done. Points are labelled by {NAMES[along]}."
+    )
+    return Curve(f"trade_off_{_file(how)}", caption, _panels(lines, across, draw))
+
+
+def _against_scale(lines: Sequence[Line], metric: str, identity: dict, how: str) -> Curve:
+    along, across = _along(lines, first=0)
+    damped = any(_effective(line) != _scales(line) for line in lines)
+
+    def draw(axes: Any, shown: Sequence[Line], style: Callable[[str], dict]) -> None:
+        for scheme, group in _by_scheme(shown, along).items():
+            points = [(_effective(line)[along], line.means[metric]) for line in group]
+            axes.plot(*zip(*_finite(points), strict=True), label=scheme, **style(scheme))
+        axes.set_xlabel(f"{NAMES[along]}{', effective' if damped else ''}")
+        axes.set_ylabel(METRICS[metric].label)
+
+    caption = f"{METRICS[metric].label} against {NAMES[along]}, at {how}: {METRICS[metric].about}."
+    return Curve(
+        f"{metric}_scale_{_file(how)}", caption, _panels(lines, across, draw, identity[metric])
+    )
+
+
+def _against_evaluations(lines: Sequence[Line], metric: str, identity: dict) -> Curve:
+    best: dict[tuple[str, str, float], Line] = {}
+    for line in lines:
+        key = (line.settings.guidance, line.settings.sampler, line.evaluations)
+        if key not in best or line.means[metric] > best[key].means[metric]:
+            best[key] = line
+
+    def draw(axes: Any, shown: Sequence[Line], style: Callable[[str], dict]) -> None:
+        groups: dict[str, list[Line]] = {}
+        for line in sorted(shown, key=lambda line: line.evaluations):
+            groups.setdefault(line.settings.guidance, []).append(line)
+        for scheme, group in groups.items():
+            for _, same in itertools.groupby(
+                sorted(group, key=lambda line: line.settings.sampler),
+                key=lambda line: line.settings.sampler,
+            ):
+                points = _finite([(line.evaluations, line.means[metric]) for line in same])
+                axes.plot(*zip(*points, strict=True), label=scheme, **style(scheme))
+        axes.set_xlabel("network evaluations per edit")
+        axes.set_ylabel(METRICS[metric].label)
+
+    caption = (
+        f"{METRICS[metric].label} against network evaluations, each scheme at the best of its "
+        "scales; one line for each sampler."
+    )
+    return Curve(
+        f"{metric}_evaluations", caption, _panels([*best.values()], None, draw, identity[metric])
+    )
+
+
+def _effective(line: Line) -> tuple[float, float]:
+    return line.effective["text"], line.effective["image"]
+
+
+def _by_scheme(lines: Sequence[Line], along: int) -> dict[str, list[Line]]:
+    groups: dict[str, list[Line]] = {}
+    for line in sorted(lines, key=lambda line: _scales(line)[along]):
+        groups.setdefault(line.settings.guidance, []).append(line)
+    return groups
+
+
+def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Without infinite PSNR, which nothing can draw; at least one point, so that zip has shape."""
+    return [p for p in points if math.isfinite(p[1])] or [(points[0][0], math.nan)]
+
+
+def _draw_identity(grid: Sequence[Any], value: float) -> None:
+    """A dashed line where it is near the curves; far away it would press them flat."""
+    low, high = grid[0].get_ylim()  # the panels share it
+    near = low - (high - low) < value < high + (high - low)
+    label = f"identity, {value:.4g}{'' if near else ' (outside)'}"
+    for axes in grid:
+        shown = axes.axhline(value) if near else axes.plot([], [])[0]
+        shown.set(color="0.4", linestyle="--", linewidth=1.2, label=label)
+
+
+def _panels(
+    lines: Sequence[Line],
+    across: int | None,
+    draw: Callable[..., None],
+    identity: float = math.nan,
+) -> bytes:
+    """One panel for each value of the other scale, one legend beside them all; a PNG."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    schemes = sorted({line.settings.guidance for line in lines})
+    colors = colormaps["tab10"].colors
+
+    def style(scheme: str) -> dict[str, Any]:
+        place = schemes.index(scheme)
+        return {
+            "color": colors[place % len(colors)],
+            "marker": MARKERS[place % len(MARKERS)],
+            "markersize": 5,
+            "linestyle": "-" if place < len(colors) else "-.",
+            "linewidth": 1.4,
+        }
+
+    values = [None] if across is None else sorted({_scales(line)[across] for line in lines})
+    columns = min(3, len(values))
+    rows = math.ceil(len(values) / columns)
+    width = 5.0 * columns + 0.075 * max(map(len, schemes)) + 1.2
+    figure = Figure(figsize=(width, max(4.2 * rows, 0.24 * len(schemes) + 0.8)), dpi=110)
+    figure.set_layout_engine("constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    for axes, value in zip(grid, values, strict=False):
+        shown = [line for line in lines if value is None or _scales(line)[across] == value]
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        if value is not None:
+            axes.set_title(f"{NAMES[across]} {value:g}", fontsize=10)
+        draw(axes, shown, style)
+    for axes in grid[len(values) :]:
+        axes.remove()
+    if math.isfinite(identity):
+        _draw_identity(grid[: len(values)], identity)
+    handles = {}
+    for axes in grid[: len(values)]:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend([*handles.values()], [*handles], loc="outside right upper", fontsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def _place_labels(axes: Any, labels: Sequence[tuple[float, float, str, Any]]) -> None:
+    """Write each label beside its point, on the side where it covers least of what is there."""
+    from matplotlib.patheffects import withStroke
+
+    figure = axes.figure
+    figure.draw_without_rendering()  # so that data have places in pixels
+    points = [axes.transData.transform((x, y)) for x, y, _, _ in labels]
+    taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in points]
+    for line in axes.lines:
+        for (ax, ay), (bx, by) in itertools.pairwise(axes.transData.transform(line.get_xydata())):
+            for share in (i / 16 for i in range(1, 16)):
+                x, y = ax + share * (bx - ax), ay + share * (by - ay)
+                taken.append((x - 2, y - 2, x + 2, y + 2))
+    per_point = figure.dpi / 72
+    for (x, y, text, color), (px, py) in zip(labels, points, strict=True):
+        width, height = 5.0 * per_point * len(text), 8 * per_point
+        boxes = []
+        for dx, dy in OFFSETS:
+            left = px + dx * per_point - (width if dx < 0 else width / 2 if dx == 0 else 0)
+            bottom = py + dy * per_point
+            boxes.append((left, bottom, left + width, bottom + height))
+        covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
+        best = covered.index(min(covered))
+        dx, dy = OFFSETS[best]
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(dx, dy),
+            textcoords="offset points",
+            ha="right" if dx < 0 else "center" if dx == 0 else "left",
+            fontsize=8,
+            color=color,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )
+        taken.append(boxes[best])
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    wide = min(a[2], b[2]) - max(a[0], b[0])
+    high = min(a[3], b[3]) - max(a[1], b[1])
+    return max(wide, 0.0) * max(high, 0.0)
+
+
+def _file(how: str) -> str:
+    return how.replace(", ", "_").replace(" ", "_")

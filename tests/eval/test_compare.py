@@ -1,0 +1,133 @@
+"""The command as a person meets it: one line for every kind of bad input, before anything runs."""
+
+import json
+import re
+
+import pytest
+
+import ipx2p.eval.compare
+from ipx2p.diffusion.guidance.registry import SCHEMES
+from ipx2p.eval.comparison import CompareConfig
+from ipx2p.eval.scores import METRICS
+from ipx2p.eval.sweep import SweepConfig
+from tests.conftest import GOLDEN, ROOT
+from tests.eval.conftest import WEIGHTS, assert_one_line, run
+
+IMAGE = ["--image", GOLDEN / "coffee_64.png", "--instruction", "make it snow"]
+LDM = GOLDEN / "ldm.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--guidance", "ip2p", "apgg"], r"unknown guidance scheme 'apgg'; did you mean apg\?"),
+        (["--guidance", "apg:nrm=3"], r"apg has no parameter 'nrm'; did you mean norm\?"),
+        (["--guidance", "apg:eta=3"], "apg:eta=3: out of range, expected 0 to 1"),
+        (["--sampler", "eulr"], r"unknown sampler 'eulr'; did you mean euler\?"),
+        (["--sampler", "heun", "--guidance", "cfgpp"], "cfgpp cannot couple with the sampler heun"),
+        (["--guidance", "ip2p", "autoguidance"], "autoguidance needs a second, weaker network"),
+        (["--guidance", "perp_neg"], "perp_neg needs a negative instruction"),
+        (["--weak-weights", WEIGHTS], "no --guidance uses one: add autoguidance"),
+        (["--guidance-scale", "nan"], "guidance_scale is nan, expected a finite number"),
+        (["--steps", "0"], "0 steps asked for, expected 1 or more"),
+        (["--resolution", "0"], "resolution is 0"),
+        (["--batch-size", "0"], "batch_size is 0"),
+        (["--limit", "0"], "limit is 0, expected 1 or more pictures"),
+        (["--grids", "-1"], "grids is -1, expected 0 or more"),
+        (["--metrics", "psnr"], "metric psnr needs targets: --manifest, --target"),
+        (["--metrics", "clip_direction"], "clip_direction needs a CLIP model and captions"),
+        (["--clip", "nowhere"], "nowhere is no folder with a CLIP model"),
+        (["--clip", WEIGHTS], "holds no CLIP model with a tokenizer"),
+        (["--image", "no.png"], r"no\.png: cannot be read \(No such file"),
+        (["--instruction", "a", "b"], "1 pictures but 2 instructions"),
+        (["--instruction", ""], "the instruction is empty"),
+        (["--target", "a.png", "b.png"], "1 pictures but 2 targets"),
+        (["--source-caption", "a"], "captions come in pairs"),
+        (["--manifest", "x.jsonl"], "not allowed with argument --image"),
+        (["--device", "gpu"], "device 'gpu' is not available"),
+        (["--output", "/proc/x"], "cannot write into /proc/x"),
+    ],
+)
+def test_bad_arguments_get_one_line(capsys, tmp_path, argv, message):
+    common = ["--output", tmp_path / "out", "--device", "cpu", "--steps", "1"]
+    assert_one_line(run(capsys, WEIGHTS, *IMAGE, *common, *argv), message)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (["--folder", "nil", "--instruction", "x"], "nil is not a folder of photographs"),
+        (["--folder", ".", "--instruction", "x", "y"], "2 instructions: a --folder takes one"),
+        (["--folder", ".", "--instruction", "x"], "holds no pictures"),
+        (["--folder", "."], "--instruction is required"),
+        (["--manifest", "no.jsonl"], r"manifest no\.jsonl does not exist"),
+        (["--manifest", "no.jsonl", "--instruction", "x"], "a manifest brings its own"),
+        (["--manifest", "half.jsonl"], r"half\.jsonl line 1: 'target' is None"),
+        ([], "one of the arguments --image --folder --manifest is required"),
+    ],
+)
+def test_nothing_to_edit_gets_one_line(capsys, tmp_path, monkeypatch, what, message):
+    monkeypatch.chdir(tmp_path)
+    pair = {"source": "a.png", "instruction": "x", "task": "t"}
+    (tmp_path / "half.jsonl").write_text(json.dumps(pair))
+    assert_one_line(run(capsys, WEIGHTS, *what, "--device", "cpu"), message)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("nowhere", "nowhere does not exist: expected a checkpoint"),
+        (LDM, r"is a single file.*run convert_weights\.py"),
+    ],
+)
+def test_weights_that_are_no_edit_model_get_one_line(capsys, tmp_path, weights, message):
+    argv = [*IMAGE, "--output", tmp_path / "out", "--device", "cpu"]
+    assert_one_line(run(capsys, weights, *argv), message)
+
+
+def test_an_output_folder_of_something_else_is_refused(capsys, copied, arguments, tmp_path):
+    message = "holds another sweep, its resolution is 16, now 32: choose another --output"
+    assert_one_line(run(capsys, *arguments, "--resolution", 32, "--output", copied), message)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    message = "mine holds other files, and no sweep"
+    assert_one_line(run(capsys, *arguments, "--output", tmp_path / "mine"), message)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_results_are_not_edited_again(capsys, copied, arguments):
+    argv = ["--folder", copied, "--instruction", "x", "--device", "cpu", "--output", copied]
+    assert_one_line(run(capsys, WEIGHTS, *argv), "lies in the output folder .* another --output")
+
+
+def test_a_target_of_another_size_gets_one_line(capsys, tmp_path, coffee):
+    coffee.resize((30, 20)).save(tmp_path / "t.png")
+    argv = [*IMAGE, "--target", tmp_path / "t.png", "--output", tmp_path / "out"]
+    result = run(capsys, WEIGHTS, *argv, "--device", "cpu", "--steps", 1, "--resolution", 16)
+    code, _, err = result
+    assert code == 2 and "a pair must have one size" in err.strip().splitlines()[-1]
+
+
+def test_defaults_and_lists_of_the_command_are_those_of_the_code():
+    args = ipx2p.eval.compare.parse(["w", *map(str, IMAGE)])
+    sweep, config = SweepConfig(), CompareConfig()
+    for name in ("guidance", "guidance_scale", "image_guidance_scale", "sampler", "spacing"):
+        assert getattr(args, name) == getattr(sweep, name)
+    assert (args.steps, args.seed, args.resolution) == (sweep.steps, sweep.seeds, sweep.resolution)
+    assert (args.output, args.grids, args.batch_size) == (
+        *(config.output, config.grids, config.batch_size),
+    )
+    listed = ipx2p.eval.compare.EXAMPLES.partition("metrics:")[2].splitlines()[0]
+    assert listed.replace(" ", "").split(",") == [*METRICS]
+
+
+def test_the_guide_tells_of_every_scheme_with_its_paper():
+    guide = (ROOT / "docs" / "guidance.md").read_text()
+    for name, scheme in SCHEMES.items():
+        [row] = [line for line in guide.splitlines() if line.startswith(f"| `{name}`")]
+        if paper := re.match(r"arXiv:([0-9.]+)", scheme.paper):
+            assert paper[1] in row or (scheme.is_linear and paper[1] in guide), name
+        if not scheme.is_linear and scheme.evaluations:
+            assert f"+{scheme.evaluations} |" in row, name
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", guide):
+        assert (ROOT / "docs" / picture).exists()

@@ -1,0 +1,223 @@
+"""The report: table, grids, curves, and one page that needs nothing else."""
+
+import base64
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from ipx2p.edits import EditSettings
+from ipx2p.eval import curves
+from ipx2p.eval.page import Grid, make_page
+from ipx2p.eval.report import make_notes
+from ipx2p.eval.scores import METRICS
+from ipx2p.eval.tables import Line, columns_of, csv_of_lines, markdown
+from tests.eval.conftest import SPECS, run
+
+
+def line(guidance, scale, image_scale, evaluations=60, steps=20, task="all", **means):
+    settings = EditSettings("euler", "linspace", steps, guidance, scale, image_scale)
+    return Line(settings, task, 2, evaluations, 1.5, means)
+
+
+def table_of(folder):
+    return [*csv.DictReader(io.StringIO((folder / "table.csv").read_text()))]
+
+
+def test_the_table_has_means_over_pictures_evaluations_and_identity(finished):
+    lines = [one for one in table_of(finished) if one["task"] == "all"]
+    assert len(lines) == 1 + 12
+    identity = lines[0]
+    assert identity["guidance"] == "identity" and float(identity["change"]) == 0
+    edits = [*csv.DictReader(io.StringIO((finished / "edits.csv").read_text()))]
+    assert len(edits) == 24
+    for one in lines[1:]:
+        same = [
+            edit
+            for edit in edits
+            if all(edit[n] == one[n] for n in ("guidance", "guidance_scale"))
+            and edit["image_guidance_scale"] == one["image_guidance_scale"]
+        ]
+        assert len(same) == int(one["edits"]) == 2
+        for name in ("psnr", "ssim", "change", "evaluations", "seconds"):
+            mean = sum(float(edit[name]) for edit in same) / 2
+            assert float(one[name]) == pytest.approx(mean)
+    evaluations = [float(one["evaluations"]) for one in lines[1:]]
+    assert evaluations == sorted(evaluations) and {*evaluations} == {2, 4, 6}
+
+
+def test_each_task_has_its_own_lines_with_its_own_identity(finished):
+    lines = table_of(finished)
+    assert [len([one for one in lines if one["task"] == task]) for task in ("snow", "night")] == [
+        *(13, 13)
+    ]
+    identities = [one for one in lines if one["guidance"] == "identity"]
+    assert [(one["task"], one["edits"]) for one in identities] == [
+        *(("all", "2"), ("snow", "1"), ("night", "1"))
+    ]
+
+
+def test_the_damped_scheme_stands_at_its_effective_scale():
+    lines = [Line(None, "all", 2), line("ip2p", 3.0, 1.5), line("ip2p+tcfg:on=text", 3.0, 1.5)]
+    lines.append(line("tcfg", 3.0, 1.5))
+    effective = [one.cells()["effective"] for one in lines]
+    assert effective == [None, "3, 1.5", "2, 1.5", "2, 1.25"]
+    assert "effective" in columns_of(lines) and "effective" not in columns_of(lines[:2])
+
+
+def test_schemes_at_equal_evaluations_stand_beside_each_other():
+    lines = [Line(None, "all", 1), line("apg", 7.0, 1.5, 40), line("ip2p", 7.0, 1.5, 40)]
+    lines.append(line("pag", 7.0, 1.5, 80))
+    text = markdown(lines)
+    parts = text.split("### ")[1:]
+    assert [part.splitlines()[0] for part in parts] == [
+        "40 network evaluations per edit",
+        "80 network evaluations per edit",
+    ]
+    assert [part.count("| identity |") for part in parts] == [1, 1]
+    assert "| apg |" in parts[0] and "| ip2p |" in parts[0] and "| pag |" in parts[1]
+
+
+def test_csv_names_its_columns_as_the_code_does():
+    head, first = csv_of_lines([line("ip2p", 7.0, 1.5, psnr=20.123456789)]).splitlines()
+    assert head.startswith("task,guidance,guidance_scale,image_guidance_scale,effective,sampler")
+    assert "20.123456789" in first
+
+
+class References(HTMLParser):
+    """Everything a page points to, its cells, and its pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.links, self.values, self.rows = [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.links += [attrs[name] for name in ("src", "href", "srcset", "data") if name in attrs]
+        self.rows += tag == "tr"
+        if "data-value" in attrs:
+            self.values.append(attrs["data-value"])
+
+
+def test_the_page_holds_everything_and_points_nowhere(finished):
+    text = (finished / "index.html").read_text()
+    page = References()
+    page.feed(text)
+    assert page.links and all(link.startswith("data:image/") for link in page.links)
+    assert not re.search(r"https?://|url\(|@import|<link", text)
+    for link in page.links:
+        kind, _, data = link.partition(";base64,")
+        image = Image.open(io.BytesIO(base64.b64decode(data)))
+        image.load()
+        assert kind == f"data:image/{image.format.lower()}"
+    grids = [*(finished / "grids").iterdir()]
+    assert len(grids) == 2 * (len(SPECS) + 1)  # two pictures: each scheme, and all of them
+    drawn = [*(finished / "curves").glob("*.png")]
+    assert len(page.links) == len(grids) + len(drawn)
+
+
+def test_the_page_lists_every_line_with_units_command_and_versions(finished):
+    text = (finished / "index.html").read_text()
+    page = References()
+    page.feed(text)
+    lines = table_of(finished)
+    assert page.rows == len(lines) + 1
+    for one in lines:
+        assert one["guidance"] in page.values
+    for told in ("PSNR, dB", "seconds per edit", "network evaluations per edit", "change, %"):
+        assert f"<th>{told}</th>" in text
+    assert "python -m ipx2p.eval.compare" in text and "torch 2" in text and "effective" in text
+
+
+def test_what_people_type_is_escaped():
+    text = make_page(
+        [Line(None, "all", 1), line("ip2p", 7.0, 1.5)],
+        [Grid("<b>cat</b>", 'cat" onload="x', b"")],
+        [],
+        {"command": "<script>alert(1)</script>"},
+        [],
+    )
+    assert "<script>alert" not in text and "<b>cat" not in text and '" onload="' not in text
+
+
+def test_grids_have_a_column_for_each_scale(finished):
+    names = sorted(path.name for path in (finished / "grids").iterdir())
+    assert sum("_schemes_" in name for name in names) == 2
+    scheme = next(name for name in names if name.startswith("a-snow_ip2p"))
+    with Image.open(finished / "grids" / scheme) as sheet:
+        assert sheet.width > 4 * 128 and sheet.height > 2 * 128  # source, target, 2 x 2 scales
+
+
+def test_only_as_many_pictures_get_grids_as_are_asked_for(copied, arguments, capsys):
+    code, _, _ = run(capsys, *arguments, "--output", copied, "--grids", 1)
+    assert code == 0
+    names = [path.name for path in (copied / "grids").iterdir()]
+    assert len(names) == len(SPECS) + 1 and all(name.startswith("a-snow") for name in names)
+
+
+def test_what_is_not_there_is_said(finished, monkeypatch):
+    text = (finished / "index.html").read_text()
+    assert "No CLIP columns: name a CLIP model with --clip" in text
+    assert make_notes([*METRICS])[:1] in ([], [f"No curves: {curves.HOW_TO_GET}."])
+    monkeypatch.setattr("ipx2p.eval.report.has_matplotlib", lambda: False)
+    assert any('pip install -e ".[plots]"' in note for note in make_notes([*METRICS]))
+
+
+def full_lines():
+    """Two schemes at 2 x 3 scales with every metric."""
+    lines = [Line(None, "all", 1, means=dict.fromkeys(METRICS, 0.5))]
+    for guidance in ("ip2p", "tcfg"):
+        for scale in (3.0, 7.0):
+            for image_scale in (1.0, 1.5, 2.0):
+                means = dict.fromkeys(METRICS, 0.1 * scale + 0.05 * image_scale)
+                lines.append(line(guidance, scale, image_scale, **means))
+    return lines
+
+
+def test_curves_of_everything_that_can_be_drawn():
+    pytest.importorskip("matplotlib")
+    drawn = {curve.name: curve for curve in curves.make_curves(full_lines())}
+    how = "euler_20_steps"
+    assert [*drawn] == [
+        f"trade_off_{how}",
+        f"psnr_scale_{how}",
+        f"ssim_scale_{how}",
+        "psnr_evaluations",
+        "ssim_evaluations",
+    ]
+    for curve in drawn.values():
+        assert Image.open(io.BytesIO(curve.png)).width > 600
+    assert "labelled by image guidance scale" in drawn[f"trade_off_{how}"].caption
+
+
+def test_curves_of_one_setting_or_of_a_perfect_edit_are_drawn_too():
+    pytest.importorskip("matplotlib")
+    means = {"psnr": float("inf"), "ssim": 1.0, "change": 0.0}
+    identity = Line(None, "all", 1, means=means)
+    assert curves.make_curves([identity, line("ip2p", 1.0, 1.0, **means)])
+
+
+def test_labels_of_near_points_do_not_cover_each_other():
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), dpi=100)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    points = [(0.5, 0.5), (0.51, 0.5), (0.5, 0.51), (0.0, 0.0), (1.0, 1.0)]
+    axes.plot(*zip(*points, strict=True), "o")
+    curves._place_labels(axes, [(x, y, "1.5", "k") for x, y in points])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 5
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_the_record_of_a_sweep_says_what_it_was_made_with(finished):
+    record = json.loads((finished / "sweep.json").read_text())
+    assert record["resolution"] == 16 and record["dtype"] == "float32"

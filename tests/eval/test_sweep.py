@@ -1,0 +1,246 @@
+"""The sweep: what it computes, what it finds again, and how processes share it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from ipx2p.distributed import World
+from ipx2p.editor import Editor
+from ipx2p.errors import InputError
+from ipx2p.eval.cases import cases_of_images, cases_of_manifest, draw
+from ipx2p.eval.rows import Rows
+from ipx2p.eval.sweep import SweepConfig, make_trials, missing, run_trials, weights_digest
+from tests.conftest import GOLDEN, ROOT
+from tests.eval.conftest import INSTRUCTIONS, WEIGHTS, run
+
+PICTURE = GOLDEN / "coffee_64.png"
+
+
+@pytest.fixture
+def edited(monkeypatch):
+    """How many edits the editor was asked for, in all."""
+    counts = []
+    edit = Editor.edit
+
+    def counted(self, images, *args, **settings):
+        counts.append(len(images))
+        return edit(self, images, *args, **settings)
+
+    monkeypatch.setattr(Editor, "edit", counted)
+    return counts
+
+
+def rows_of(folder):
+    return [
+        json.loads(line)
+        for path in sorted(folder.glob("edits_*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+
+
+def trials_of(config, made_with=None):
+    cases = cases_of_images([PICTURE], ["make it snow"])
+    return make_trials(cases, config, config.settings(has_weak=False), made_with or {})
+
+
+def test_every_combination_is_edited_once_and_recorded(finished):
+    rows = rows_of(finished)
+    assert len(rows) == 24 == len({row["key"] for row in rows})
+    combined = {
+        (r["guidance"], r["guidance_scale"], r["image_guidance_scale"], r["task"]) for r in rows
+    }
+    assert len(combined) == 24
+    assert all((finished / row["file"]).exists() for row in rows)
+    evaluations = {
+        (row["guidance"], row["guidance_scale"], row["image_guidance_scale"]): row["evaluations"]
+        for row in rows
+    }
+    # 2 steps of 1, 2 or 3 branches
+    assert evaluations["ip2p", 1.0, 1.0] == 2 and evaluations["ip2p", 3.0, 1.0] == 4
+    assert evaluations["tcfg", 3.0, 2.0] == 6
+    assert {n for (name, *_), n in evaluations.items() if name.startswith("interval")} == {2}
+
+
+def test_a_second_run_edits_nothing(copied, arguments, capsys, edited):
+    code, out, _ = run(capsys, *arguments, "--output", copied, "--grids", 0)
+    assert code == 0 and "24 edits, 24 of them are there already" in out
+    assert edited == []
+
+
+def test_after_a_kill_only_what_is_missing_is_edited(copied, arguments, capsys, edited):
+    rows = copied / "edits_000.jsonl"
+    lines = rows.read_bytes().splitlines(keepends=True)
+    rows.write_bytes(b"".join(lines[:20]) + lines[20][:50])  # torn in the middle of a line
+    (copied / json.loads(lines[0])["file"]).unlink()  # and a picture is lost
+    code, out, _ = run(capsys, *arguments, "--output", copied, "--grids", 0)
+    assert code == 0 and "24 edits, 19 of them are there already" in out
+    assert sum(edited) == 5
+    again = {row["key"]: row["evaluations"] for row in rows_of(copied)}
+    before = {json.loads(line)["key"]: json.loads(line)["evaluations"] for line in lines}
+    assert again == before
+
+
+def test_an_interrupted_sweep_keeps_every_finished_batch(arguments, tmp_path, capsys, monkeypatch):
+    add, count = Rows.add, []
+
+    def stopped(self, row):
+        if self.stem == "edits" and len(count) == 3:
+            raise KeyboardInterrupt
+        count.append(row)
+        add(self, row)
+
+    monkeypatch.setattr(Rows, "add", stopped)
+    code, _, _ = run(capsys, *arguments, "--output", tmp_path / "out")
+    assert code == 130 and len(rows_of(tmp_path / "out")) == 3
+    assert not (tmp_path / "out" / "index.html").exists()
+
+
+def test_more_scales_in_the_same_folder_compute_only_the_new_ones(
+    copied, arguments, capsys, edited
+):
+    more = ["--guidance-scale", 1, 3, 5]
+    code, out, _ = run(capsys, *arguments, *more, "--output", copied, "--grids", 0)
+    assert code == 0 and "36 edits, 24 of them are there already" in out
+    assert sum(edited) == 12
+
+
+def test_edits_are_those_of_the_editor_and_all_schemes_share_their_noise(finished, editor):
+    rows = {(r["guidance"], r["guidance_scale"], r["image_guidance_scale"]): r for r in
+            rows_of(finished) if r["task"] == "snow"}  # fmt: skip
+    case = cases_of_images([PICTURE], [INSTRUCTIONS[0]])[0]
+    result = editor.edit(
+        [case.load(16, 2)],
+        [INSTRUCTIONS[0]],
+        sampler="euler",
+        num_steps=2,
+        guidance_scale=3.0,
+        image_guidance_scale=2.0,
+    )
+    row = rows["ip2p", 3.0, 2.0]
+    from ipx2p.images import load_image, pixels01_from_image
+
+    saved = pixels01_from_image(load_image(finished / row["file"]))
+    torch.testing.assert_close(saved, result.pixels01[0], atol=1.5 / 255, rtol=0)
+    # At (1, 1) all of them are the full branch, so with equal noise they are equal.
+    same = [(finished / row["file"]).read_bytes() for key, row in rows.items() if key[1:] == (1, 1)]
+    assert len(same) == 3 and len({*same}) == 1
+
+
+def test_a_stack_typed_in_two_ways_is_one_trial():
+    config = SweepConfig(guidance=["apg", "ip2p+apg:eta=0", "apg:eta=0.5"])
+    assert len(trials_of(config)) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"guidance": ["text_first"]},
+        {"guidance": ["full:joint_scale=2"]},
+        {"guidance_scale": [7.5]},
+        {"image_guidance_scale": [1.2]},
+        {"sampler": ["euler"]},
+        {"spacing": "trailing"},
+        {"steps": [21]},
+        {"seeds": [1]},
+    ],
+)
+def test_the_key_changes_with_everything_that_shapes_an_edit(change):
+    assert trials_of(SweepConfig())[0].key != trials_of(SweepConfig(**change))[0].key
+
+
+def test_the_key_changes_with_picture_instruction_and_weights(tmp_path):
+    config = SweepConfig()
+    settings = config.settings(has_weak=False)
+    other = tmp_path / "coffee_64.png"
+    other.write_bytes(PICTURE.read_bytes() + b"\0")
+    keys = {
+        make_trials(cases_of_images([path], [text]), config, settings, {"weights": w})[0].key
+        for path, text, w in (
+            (PICTURE, "a", 1),
+            (other, "a", 1),
+            (PICTURE, "b", 1),
+            (PICTURE, "a", 2),
+        )
+    }
+    assert len(keys) == 4
+
+
+def test_the_digest_of_weights_is_of_their_content():
+    assert weights_digest(WEIGHTS) == weights_digest(WEIGHTS)
+    assert weights_digest(WEIGHTS) != weights_digest(GOLDEN / "diffusers_v2")
+
+
+def test_two_processes_share_the_edits_and_see_each_others(editor, tmp_path):
+    config = SweepConfig(guidance_scale=[1.0, 2.0, 3.0], steps=[1], resolution=16)
+    trials = trials_of(config)
+    for rank in (0, 1):
+        world = World(rank, 2)
+        rows = Rows(tmp_path, "edits", rank)
+        mine = world.share(trials)
+        run_trials(mine, rows, config, editor, None, world, batch_size=2, batch_branches=True)
+    counts = [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("edits_*"))]
+    assert counts == [2, 1]
+    assert missing(trials, Rows(tmp_path, "edits")) == []
+
+
+def test_a_damaged_row_in_the_middle_is_refused(tmp_path):
+    (tmp_path / "edits_000.jsonl").write_text('{"key": "a"}\n{"key"\n{"key": "b"}\n')
+    with pytest.raises(InputError, match=r"edits_000\.jsonl line 2 is damaged"):
+        Rows(tmp_path, "edits")
+
+
+def test_a_row_after_a_torn_line_stands_on_its_own(tmp_path):
+    path = tmp_path / "edits_000.jsonl"
+    path.write_text('{"key": "a"}\n{"key": "torn')
+    rows = Rows(tmp_path, "edits")
+    rows.cut_torn_line()
+    rows.add({"key": "b"})
+    assert path.read_text() == '{"key": "a"}\n{"key": "b"}\n'
+    assert Rows(tmp_path, "edits").by_key.keys() == {"a", "b"}
+
+
+def test_a_manifest_gives_first_instructions_captions_and_names(manifest):
+    one, two = cases_of_manifest(manifest)
+    assert (one.instruction, two.instruction) == INSTRUCTIONS
+    assert one.captions == ("a cup", "a cup in the snow")
+    assert (one.name, two.name) == ("a-snow", "b-night")
+
+
+def test_names_of_cases_differ_and_a_limit_is_draw(tmp_path):
+    cases = cases_of_images([tmp_path / "x" / "a.png", tmp_path / "y" / "a.png"], ["snow"])
+    assert [case.name for case in cases] == ["a", "a-2"]
+    drawn = draw(range(100), 9)
+    assert drawn == sorted({*drawn}) == draw(range(100), 9) and len(drawn) == 9
+    assert draw(range(3), 5) == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_killed_under_torchrun_it_goes_on_with_one_process(arguments, tmp_path, capsys):
+    out = tmp_path / "out"
+    line = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("-m", "ipx2p.eval.compare", *map(str, arguments), "--output", str(out)),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True)
+    limit = time.monotonic() + 120
+    while len([*out.glob("edits/*.png")]) < 4 and time.monotonic() < limit:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = len(rows_of(out))
+    assert 2 <= done < 24
+    code, said, _ = run(capsys, *arguments, "--output", out)
+    assert code == 0 and re_count(said) >= done
+    assert len({row["key"] for row in rows_of(out)}) == 24
+    assert (out / "index.html").exists()
+
+
+def re_count(said):
+    return int(said.partition("edits, ")[2].split()[0])
