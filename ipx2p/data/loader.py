@@ -4,7 +4,9 @@ Sample i is the same whatever process draws it and whenever: its place in the or
 its degradation come from generators keyed by i. So a resumed run continues the stream exactly.
 """
 
+import os
 import signal
+import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +22,9 @@ from ipx2p.errors import InputError
 from ipx2p.images import pixels_from_pictures01
 from ipx2p.seeds import generator
 
+# Workers pass batches through sockets in a folder of the temporary one; the names of sockets have at
+# most 107 bytes. With a longer one the batches would be lost and waited for, for ever.
+MAX_TEMP_PATH = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 REPLACEMENTS = 8  # are tried for a pair that cannot be used: more mean that the data are wrong
 
 
@@ -251,6 +256,11 @@ def micro_batches(
 
     Raises: InputError for a picture that cannot be used, when its batch is due.
     """
+    if workers and len(os.fsencode(tempfile.gettempdir())) > MAX_TEMP_PATH:
+        raise InputError(
+            f"data workers cannot pass batches on below {tempfile.gettempdir()}, a path of more "
+            f"than {MAX_TEMP_PATH} bytes: set TMPDIR to a shorter one"
+        )
     loader = DataLoader(
         stream,
         batch_sampler=sampler,

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 
 import pytest
 import torch
@@ -145,3 +146,9 @@ def test_a_killed_worker_is_one_line(stream):
     killed = Killed(stream.pairs, stream.framing, seed=0)
     with pytest.raises(InputError, match=r"a data worker was killed.*lower data\.workers \(1\)"):
         take(killed, workers=1)
+
+
+def test_a_temporary_folder_too_deep_for_workers_is_named(stream, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + 80 * "x")
+    with pytest.raises(InputError, match="set TMPDIR to a shorter one"):
+        take(stream, workers=1)
