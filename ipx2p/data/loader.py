@@ -22,7 +22,7 @@ from ipx2p.errors import InputError
 from ipx2p.images import pixels_from_pictures01
 from ipx2p.seeds import generator
 
-# Workers pass batches through sockets in a folder of the temporary one; the names of sockets have at
+# Workers pass batches through sockets in a folder of the temporary one; names of sockets have at
 # most 107 bytes. With a longer one the batches would be lost and waited for, for ever.
 MAX_TEMP_PATH = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 REPLACEMENTS = 8  # are tried for a pair that cannot be used: more mean that the data are wrong
