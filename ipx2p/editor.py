@@ -254,6 +254,8 @@ class Editor:
             return denoised
 
         x = stack([r.noise for r in requests]) * plan.start_factor
+        if guidance.mask is not None:
+            x = x + conditions.latents  # what the mask keeps is the source under this noise
         x = SAMPLERS[settings.sampler](
             denoiser, x, plan, lambda index: stack([r.step_noise(index) for r in requests])
         )

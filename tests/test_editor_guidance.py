@@ -27,6 +27,7 @@ QUICK = {
 # The tiny network has one token in the middle, where attention has nothing to choose.
 LAYERS = "layers=down.0/up.3"
 ACTING = {name: f"{name}:{LAYERS}" for name in ("pag", "seg", "skip_layer")}
+ACTING["skip_layer"] += ",low=0"  # it guides the first steps
 ACTING["dynamic_threshold"] = "dynamic_threshold:bound=0.5"
 ACTING["mimic"] = "mimic:scale=1.5"
 SPECS = [ACTING.get(name, name) for name in SCHEMES]
@@ -159,6 +160,27 @@ def test_the_source_stays_outside_the_mask(editor, coffee):
     pixels = editor.vae.encode(2 * source[None] - 1).mode()
     kept_latents = (result.latents[0] - editor.vae.scale(pixels)[0]).abs().amax(0) < 1e-3
     assert kept_latents.any() and not kept_latents.all()
+
+
+def test_an_edit_with_a_mask_starts_from_the_noised_source(editor, coffee):
+    """So what the mask keeps is the source under the edit's noise, at the level of each step."""
+    picture = coffee.resize((24, 16))
+    seen = []
+    run = editor.unet.forward
+    editor.unet.forward = lambda latents, *rest: seen.append(latents) or run(latents, *rest)
+    try:
+        noise = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(1))
+        edit(editor, [picture], "mask", noise=[noise], batch_branches=False)
+    finally:
+        del editor.unet.forward
+    pixels = pixels01_from_image(fit(picture, None, 8))[None]
+    source = editor.vae.scale(editor.vae.encode(2 * pixels - 1).mode())[0]
+    sigma = editor.schedule.sigma(999)
+    started = seen[2][0] * math.sqrt(1 + sigma**2)  # after both looks for the mask
+    torch.testing.assert_close(started, source + sigma * noise, rtol=1e-4, atol=1e-4)
+    level = editor.schedule.sigma(0.8 * 999)
+    looked = seen[0][0] * math.sqrt(1 + level**2)
+    torch.testing.assert_close(looked, source + level * noise, rtol=1e-4, atol=1e-4)
 
 
 def test_noise_on_the_instruction_belongs_to_the_seed(editor, pictures):

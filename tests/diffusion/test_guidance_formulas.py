@@ -137,6 +137,20 @@ def test_apg_after_some_steps_starts_plain_with_its_momentum_fed():
     close(second, D_C + (W - 1) * 0.5 * (D_C - D_U))
 
 
+def test_apg_in_its_mixed_form_pushes_by_a_gain_of_its_own():
+    """3.5, then APG at 10: the push 9 is 3.6 times the push 2.5."""
+    mixed = stack("joint+apg:after=1,gain=3.6,norm=2,momentum=0", 3.5)
+    first = mixed.blend({FULL: D_C, NULL: D_U}, X, SIGMA, step(0))
+    close(first, D_U + 3.5 * (D_C - D_U))
+
+    def formula(c, u):
+        g = (c - u) * min(1.0, 2 / (c - u).norm().item())
+        return c + 9 * (g - (g * c).sum() / (c * c).sum() * c)
+
+    second = mixed.blend({FULL: D_C, NULL: D_U}, X, SIGMA, step(1))
+    close(second, each(formula, D_C, D_U))
+
+
 def test_zero_star_scales_the_prediction_without_the_condition():
     def formula(c, u):
         scale = (c * u).sum() / (u.norm() ** 2 + 1e-8)
@@ -240,7 +254,7 @@ def test_autoguidance_and_perturbed_branches_push_away_from_the_worse():
         ("autoguidance:scale=3", 2),
         ("pag:scale=3", 3),
         ("seg:scale=3", 3),
-        ("skip_layer:scale=3", 3),
+        ("skip_layer:scale=3,low=0", 3),
     ):
         scheme = stack(spec)
         *_, worse = scheme.branches(SIGMA, step())

@@ -38,6 +38,7 @@ def different(name):
         "mimic": "scale=1",
         "dynamic_threshold": "bound=0.2",
         "cads": "tau1=0,tau2=0.5",
+        "skip_layer": "low=0",
     }
     return f"{name}:{settings[name]}" if name in settings else name
 
@@ -160,7 +161,8 @@ def test_evaluations_are_those_declared(name):
         if name in LINEAR:
             assert run_count(name) == expected
         else:
-            assert run_count(f"{base}+{name}") == run_count(base) + expected
+            spec = different(name) if name == "skip_layer" else name  # it guides the first steps
+            assert run_count(f"{base}+{spec}") == run_count(base) + expected
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -278,6 +280,78 @@ def test_conditions_have_intervals_of_their_own():
     # source alone: full, image, null; both; instruction alone: full, image
     assert counts == [3, 3, 2]
     assert stack.scales_at(Step(0, 2, 10.0, 1, 1)) == {"text": 1.0, "image": 1.5}
+
+
+def test_outside_an_interval_no_branch_of_another_scheme_runs():
+    names = "autoguidance+pag+seg+skip_layer:low=0+perp_neg"
+    outside, inside = (Step(0, 2, sigma, 0.5, 0.5) for sigma in (6.0, 2.0))
+    both = guidance(f"{names}+interval")
+    assert [branch.name for branch in both.branches(6.0, outside)] == ["full"]
+    assert len(both.branches(2.0, inside)) == 3 + 5
+    full = random(*SHAPE)
+    assert torch.equal(both.blend({Branch("full"): full}, full, 6.0, outside), full)
+    # A negative instruction belongs to the text, the others to both conditions.
+    text = guidance(f"{names}+interval:on=text")
+    assert len(text.branches(6.0, outside)) == 3 + 4
+    apart = guidance("pag+interval:on=text+interval:on=image")
+    assert len(apart.branches(6.0, outside)) == 2
+
+
+@pytest.mark.parametrize(
+    ("base", "scales", "effective"),
+    [
+        ("ip2p", (7.0, 1.5), (4.0, 1.25)),
+        ("text_first", (7.0, 1.5), (4.0, 1.25)),
+        ("symmetric", (5.0, 1.5), (2.75, 1.0)),  # halfway to (0.5, 0.5)
+        ("composable", (7.0, 1.5), (3.5, 0.75)),  # halfway to nothing
+        ("nested", (7.0, 1.5), (4.6, 1.25)),  # 4.6 * 1.25 - 1 is half of 7 * 1.5 - 1
+        ("joint", (7.0, 1.5), (4.0, 1.5)),
+        ("image_only", (7.0, 1.5), (7.0, 1.25)),
+        ("full:joint_scale=2", (7.0, 1.5), (4.0, 1.75)),
+    ],
+)
+def test_effective_scales_are_those_at_which_the_linear_scheme_pushes_half(base, scales, effective):
+    damped = guidance(f"{base}+tcfg", scales)
+    got = damped.effective_scales
+    assert (got["text"], got["image"]) == pytest.approx(effective)
+    plain = guidance(base, effective)
+    factors = {term.condition: term.factor for term in damped._terms(damped.scales)}
+    for term in plain._terms(plain.scales):
+        if term.condition != "both":
+            assert term.factor == pytest.approx(factors[term.condition] / 2)
+
+
+def test_predictions_of_equal_norms_make_effective_scales_exact():
+    x, common = random(2, *SHAPE, seed=3)
+    denoised = {}
+    for place, branch in enumerate(guidance("full:joint_scale=2").branches(2.0, STEP)):
+        eps = common + 0.3 * random(*SHAPE, seed=place)  # alike, as predictions of noise are
+        denoised[branch] = x - 2.0 * eps / eps.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    for base in ("ip2p", "symmetric", "nested", "composable", "text_first"):
+        damped = guidance(f"{base}+tcfg")
+        found = damped.effective_scales
+        plain = guidance(base, (found["text"], found["image"]))
+        close(damped.blend(denoised, x, 2.0, STEP), plain.blend(denoised, x, 2.0, STEP))
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_scales_that_a_scheme_does_not_use_change_nothing(name):
+    for place, condition in enumerate(("text", "image")):
+        other = [*SCALES]
+        other[place] += 1.3
+        same = torch.equal(run(name), run(name, tuple(other)))
+        assert same == (condition in guidance(name).unused_scales)
+
+
+def test_a_schedule_goes_where_its_curve_goes_unless_it_has_a_floor():
+    ends = [Step(index, 3, 2.0, 1.0, 1.0) for index in (0, 2)]
+    for scale in (0.25, -2.0, 7.0):
+        got = [guidance("schedule", (scale, 1.5)).scales_at(step)["text"] for step in ends]
+        assert got == [1.0, 1 + 2 * (scale - 1)]
+    floored = guidance("schedule:curve=inverse_linear,floor=2")
+    assert [floored.scales_at(step) for step in ends] == [
+        *({"text": 13.0, "image": 2.0}, {"text": 2.0, "image": 1.5})
+    ]
 
 
 def test_attention_layers_are_found_by_the_beginnings_of_their_names():

@@ -166,12 +166,13 @@ class SmoothedEnergy(PerturbedBranch):
 class SkipLayer(PerturbedBranch):
     """Skip-layer guidance: the worse branch leaves out transformer blocks.
 
-    The scale is that of the published model; which blocks of a U-Net to skip is our own choice.
+    Scale and window are those of the published model, the first fifth of the steps, here in sigma
+    (timestep 799 of Stable Diffusion's schedule); which blocks of a U-Net to skip is our choice.
     """
 
     scale: float = parameter(2.8, 0.0, 100.0)
     layers: str = parameter("mid")
-    low: float = parameter(0.0, 0.0)
+    low: float = parameter(5.0, 0.0)
     high: float = parameter(math.inf, 0.0)
     kind = "skip"
 
@@ -196,6 +197,7 @@ class PerpendicularNegative(BranchModifier):
     """
 
     strength: float = parameter(1.5, 0.0, 100.0)
+    condition = "text"
 
     def check_terms(self, terms: list[Term]) -> None:
         """Raise InputError for a linear scheme without a push along the instruction."""

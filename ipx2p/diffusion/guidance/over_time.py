@@ -39,8 +39,10 @@ LAMBDA_PER_SCALE = 1 / 12.5  # lambda in [0, 1] acts like a scale in [1, 12.5], 
 class Interval(ScaleModifier):
     """Guidance in the middle of the run alone; outside, one branch runs.
 
-    Decided once per step by the sigma at its start, so both evaluations of Heun share it. Defaults:
-    the authors' for SD-XL, whose noise schedule is that of Stable Diffusion 1.x.
+    Decided once per step by the sigma at its start, so both evaluations of Heun share it. An
+    interval of both conditions switches off schemes with branches of their own too (pag, ...); two
+    intervals, on=text and on=image, leave them. Defaults: the authors' for SD-XL, whose noise
+    schedule is that of Stable Diffusion 1.x.
     """
 
     low: float = parameter(0.28, 0.0)
@@ -56,9 +58,13 @@ class Interval(ScaleModifier):
                 "(Stable Diffusion: 0.03 at the picture, 14.6 at noise)"
             )
 
+    def holds(self, step: Step) -> bool:
+        """Inside the interval."""
+        return self.low < step.sigma <= self.high
+
     def scale(self, scale: float, neutral: float, step: Step) -> float:
         """As it is inside the interval."""
-        return scale if self.low < step.sigma <= self.high else neutral
+        return scale if self.holds(step) else neutral
 
 
 @scheme(
@@ -73,22 +79,24 @@ class Interval(ScaleModifier):
 )
 @dataclass
 class ScheduleOverTime(ScaleModifier):
-    """Guidance that rises or falls over the steps. `floor` keeps scales from falling below it.
+    """Guidance that rises or falls over the steps.
 
     The paper finds rising curves best, for one condition. Its text multiplies the scale; shaping
     the push instead lets it fall to the full branch, not to the branch without the condition.
+    `floor` keeps scales that are above it from falling below it; the paper's are 2 for Stable
+    Diffusion 1.5 and 4 for SD-XL.
     """
 
     curve: str = parameter("linear", -math.inf, math.inf, *CURVES)
     power: float = parameter(1.0, 0.01, 100.0)
-    floor: float = parameter(0.0, 0.0, 1000.0)
+    floor: float | None = parameter(None, 0.0, 1000.0)  # None: scales fall where the curve goes
     on: str = on("both")
 
     def scale(self, scale: float, neutral: float, step: Step) -> float:
         """The scale at the step's share of the run."""
         progress = step.index / (step.count - 1) if step.count > 1 else 0.5
         shaped = neutral + (scale - neutral) * CURVES[self.curve](progress, self.power)
-        return max(shaped, min(self.floor, scale))
+        return shaped if self.floor is None else max(shaped, min(self.floor, scale))
 
 
 @scheme(

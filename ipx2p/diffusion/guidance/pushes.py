@@ -38,14 +38,16 @@ class AdaptiveProjection(PushModifier):
 
     Over-saturation is gain along the final prediction, so the pushes of both conditions are cleaned
     against D_full; each has its own momentum and norm. With `joint` the sum of the pushes, scales
-    included, is treated once. `after`: plain guidance for so many steps, while the momentum is fed
-    (the mixed form of HunyuanImage 2.1). Defaults: the authors' for Stable Diffusion 2.1.
+    included, is treated once. The mixed form of HunyuanImage 2.1 is plain guidance for `after`
+    steps, while the momentum is fed, and then pushes `gain` times as hard: its 3.5, then 10, is
+    after=5,gain=3.6,norm=10,momentum=-0.5. Defaults: the authors' for Stable Diffusion 2.1.
     """
 
     eta: float = parameter(0.0, 0.0, 1.0)
     norm: float = parameter(7.5, 1e-6)
     momentum: float = parameter(-0.75, -1.0, 1.0)
     after: int = parameter(0, 0, 1000)
+    gain: float = parameter(1.0, 0.0, 1000.0)
     joint: bool = parameter(False)
     on: str = on("both")
     needs_full = True
@@ -61,7 +63,8 @@ class AdaptiveProjection(PushModifier):
             return push
         if math.isfinite(self.norm):
             difference = difference * ratio(self.norm, norm(difference)).clamp(max=1.0)
-        return push.changed(project_off(difference, push.full, self.eta))
+        projected = project_off(difference, push.full, self.eta)
+        return push.changed(projected, self.gain * push.factor)
 
     def _with_momentum(self, push: Push, index: int) -> Tensor:
         seen, before, after = self._memory.get(push.name, (None, None, None))
@@ -100,7 +103,7 @@ class ZeroStar(PushModifier):
     space="eps",
     scales="acts like about 1 + (s - 1) / 2, exactly where both predictions have equal norms",
     evaluations=0,
-    acts_like=lambda scale: 1 + (scale - 1) / 2,
+    share=0.5,
 )
 @dataclass
 class TangentialDamping(PushModifier):

@@ -17,6 +17,7 @@ from torch import Tensor
 from ipx2p.diffusion.guidance.branches import FULL, Branch
 from ipx2p.diffusion.guidance.space import Moment
 from ipx2p.diffusion.schedule import Step
+from ipx2p.errors import InputError
 
 CONDITIONS = ("both", "text", "image")
 
@@ -58,7 +59,7 @@ class Scheme:
     keeps_equal: equal predictions of all branches come out unchanged.
     needs: "weak" (a second network), "negative" (a negative instruction).
     samplers: those it can couple with; None is all.
-    acts_like: scale -> the scale of plain guidance that pushes about as much; None is the same.
+    share: of the push of plain guidance, about what it pushes at equal scales.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Scheme:
     keeps_equal: bool = True
     needs: tuple[str, ...] = ()
     samplers: tuple[str, ...] | None = None
-    acts_like: Callable[[float], float] | None = None
+    share: float = 1.0
     anchor: Branch = FULL  # of a linear scheme: what its terms are added to
 
     @property
@@ -163,6 +164,10 @@ class ScaleModifier(Modifier):
 
     last = False  # after the other modifiers of scales, wherever it stands in the stack
 
+    def holds(self, step: Step) -> bool:
+        """Whether there is guidance in this step at all, of the conditions that it acts on."""
+        return True
+
     def scale(self, scale: float, neutral: float, step: Step) -> float:
         """The scale of one condition in this step; `neutral` is the one of the full branch."""
         raise NotImplementedError
@@ -174,6 +179,14 @@ class PushModifier(Modifier):
     joint = False
     needs_full = False  # reads Push.full
 
+    def check(self) -> None:
+        """Raise InputError for the sum of all pushes, of one condition."""
+        if self.joint and not self.acts_on("both"):
+            raise InputError(
+                f"guidance {self.scheme.name}: joint=true acts on the sum of both pushes, so it "
+                f"does not go with on={self.on}: leave one of them out"
+            )
+
     def push(self, push: Push, moment: Moment) -> Push:
         """The push as this scheme has it; equal predictions (difference 0) must stay no push."""
         raise NotImplementedError
@@ -181,6 +194,8 @@ class PushModifier(Modifier):
 
 class BranchModifier(Modifier):
     """Runs further branches and adds a term made of them."""
+
+    condition = "both"  # which one its term belongs to
 
     def check_terms(self, terms: list[Term]) -> None:
         """Raise InputError for a linear scheme that it cannot work on."""

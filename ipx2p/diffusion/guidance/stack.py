@@ -1,5 +1,6 @@
 """A stack of guidance at work: which branches run in a step, and how they are blended (layer 1)."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -78,14 +79,34 @@ class Guidance:
         return [scheme.name for scheme in self.schemes if what in scheme.needs]
 
     @property
+    def unused_scales(self) -> list[str]:
+        """Conditions whose scale the linear scheme does not look at."""
+        terms = self._terms(self.scales)
+        return [
+            condition
+            for condition in ("text", "image")
+            if self._terms(self.scales | {condition: self.scales[condition] + 1}) == terms
+        ]
+
+    @property
     def effective_scales(self) -> dict[str, float]:
-        """The scales of plain guidance that push about as much, by condition."""
+        """Scales at which the linear scheme alone pushes about as much, by condition."""
         scales = dict(self.scales)
-        for modifier in self.modifiers:
-            for condition, scale in scales.items():
-                if modifier.scheme.acts_like is not None and modifier.acts_on(condition):
-                    scales[condition] = modifier.scheme.acts_like(scale)
+        for condition in ("image", "text"):  # in `nested` the text's push hangs on both
+            acting = [m for m in self.modifiers if m.acts_on(condition)]
+            share = math.prod(modifier.scheme.share for modifier in acting)
+            if share == 1 or condition in self.unused_scales:
+                continue
+            # A term's factor is a straight line over its own scale.
+            at_0, at_1 = (
+                self._factor(condition, scales | {condition: scale}) for scale in (0.0, 1.0)
+            )
+            wanted = share * self._factor(condition, self.scales)
+            scales[condition] = (wanted - at_0) / (at_1 - at_0)
         return scales
+
+    def _factor(self, condition: str, scales: dict[str, float]) -> float:
+        return next(t.factor for t in self._terms(scales) if t.condition == condition)
 
     @property
     def mask(self) -> MaskModifier | None:
@@ -133,7 +154,7 @@ class Guidance:
             changing += self._joint
         if any(modifier.needs_full for modifier in (*changing, *self._estimates)):
             needed[FULL] = None
-        for modifier in self._extra:
+        for modifier in self._extra_at(step):
             needed |= dict.fromkeys(modifier.branches(terms, step))
         for modifier in self._estimates:
             mimicked = modifier.mimicked(scales)
@@ -147,7 +168,7 @@ class Guidance:
         moment, scales = Moment(x, sigma, step), self.scales_at(step)
         terms = self._terms(scales)
         estimate = self._pushed(denoised, terms, moment)
-        for modifier in self._extra:
+        for modifier in self._extra_at(step):
             estimate = estimate + modifier.term(denoised, terms, scales, moment)
         for modifier in self._estimates:
             mimicked = modifier.mimicked(scales)
@@ -155,6 +176,11 @@ class Guidance:
                 mimicked = self._weighed(denoised, self._terms(mimicked))
             estimate = modifier.change(estimate, denoised.get(FULL), mimicked, moment)
         return estimate
+
+    def _extra_at(self, step: Step) -> list[BranchModifier]:
+        """Those that no interval switches off."""
+        off = [modifier for modifier in self._over_time if not modifier.holds(step)]
+        return [m for m in self._extra if not any(other.acts_on(m.condition) for other in off)]
 
     def _terms(self, scales: dict[str, float]) -> list[Term]:
         settings = dict(self.settings)
