@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ipx2p import __version__
-from ipx2p.devices import dtype_name
+from ipx2p.devices import device_name, dtype_name
 from ipx2p.diffusion.guidance.registry import spec_of
 from ipx2p.editor import Editor
 from ipx2p.edits import Edited, EditSettings, check_needs
@@ -146,10 +146,12 @@ class ResultFiles:
         self.paths[index] = path
 
 
-def surroundings(editor: Editor) -> dict[str, str]:
+def surroundings(editor: Editor) -> dict[str, Any]:
     """What an edit was computed on and with."""
     return {
         "device": str(editor.device),
+        "device_name": device_name(editor.device),
+        "threads": torch.get_num_threads(),
         "dtype": dtype_name(editor.dtype),
         "ipx2p": __version__,
         "torch": torch.__version__,

@@ -25,7 +25,7 @@ from ipx2p.edits import (
     in_batches,
     make_requests,
 )
-from ipx2p.errors import InputError
+from ipx2p.errors import InputError, NotFiniteError
 from ipx2p.images import (
     image_from_pixels01,
     pixels01_from_image,
@@ -170,6 +170,7 @@ class Editor:
         settings.check()
         check_needs(settings, negative_instructions, weak is not None)
         self._check_weak(weak)
+        settings.make_guidance().check_layers(self.unet.attention_layers)
         plan = self.schedule.plan(sampler, spacing, num_steps)
         requests = make_requests(
             images,
@@ -266,7 +267,7 @@ class Editor:
         # Looked at once, at the end: asking after every step would make the device wait.
         bad = (~torch.stack([ok for _, ok in finite])).nonzero().flatten().tolist()
         if bad:
-            raise InputError(
+            raise NotFiniteError(
                 f"latents are not finite from step {finite[bad[0]][0] + 1} of {num_steps} on, "
                 f"U-Net in {dtype_name(self.dtype)}: use bfloat16 or float32, or smaller scales"
             )
@@ -291,7 +292,7 @@ class Editor:
         """Latents of one edit, (4, h, w) -> pixels in [0, 1], (3, H, W), on the CPU."""
         pixels = self.vae.decode(latents[None].to(self.vae.dtype))[0].float().cpu()
         if not pixels.isfinite().all():
-            raise InputError(
+            raise NotFiniteError(
                 f"decoded pixels are not finite, VAE in {dtype_name(self.vae.dtype)}: "
                 "use bfloat16 or float32"
             )

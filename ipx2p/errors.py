@@ -13,6 +13,10 @@ class InputError(ValueError):
     """Bad input. The message names the file or key, what was expected, what came and the fix."""
 
 
+class NotFiniteError(InputError):
+    """Numbers stopped being finite; other settings may go well."""
+
+
 def suggestion(word: str, known: Sequence[str], prefix: str = "") -> str:
     """'did you mean X?' where a known word is near, then the list of all of them."""
     nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.5)

@@ -1,6 +1,7 @@
 """Files that are whole or not there: atomic writes and JSON (layer 0, standard library only)."""
 
 import errno
+import fcntl
 import json
 import os
 import secrets
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ipx2p.errors import InputError
 
@@ -62,6 +63,20 @@ def check_writable(folder: str | Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {_reason(error)}") from error
+
+
+def hold_lock(path: Path) -> BinaryIO | None:
+    """Take a lock file for this process, as long as what is returned stays open.
+
+    Returns: None where another process holds it.
+    """
+    lock = open(path, "wb")  # noqa: SIM115, the caller keeps it open
+    try:  # a record lock, unlike flock's, ends with this process and not with its workers
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return None
+    return lock
 
 
 def flush_to_disk(path: Path) -> None:

@@ -63,6 +63,20 @@ def load_image(path: str | os.PathLike) -> Image.Image:
         return _load(file, path)
 
 
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Width and height of what `load_image` gives; most formats need not be decoded for it.
+
+    Raises: InputError for what can be seen to be no such picture.
+    """
+    path = Path(path)
+    _check_regular_file(path)
+    with _decoding(path), open(path, "rb") as file, Image.open(file) as image:
+        _check_head(image)
+        width, height = image.size
+        turned = _orientation(image) in _UPRIGHT and _orientation(image) >= 5
+    return (height, width) if turned else (width, height)
+
+
 def load_image_bytes(data: bytes, where: str) -> Image.Image:
     """Read an encoded picture by the rules of `load_image`; `where` names it in errors."""
     if not data:
@@ -124,11 +138,7 @@ def _reason(error: Exception) -> str:
 
 def _load(file: BinaryIO, where: object) -> Image.Image:
     with Image.open(file) as image:
-        if image.format not in FORMATS.split(", "):
-            raise InputError(f"{image.format} file, expected one of {FORMATS}: convert it to PNG")
-        if (num_pixels := image.width * image.height) > MAX_PIXELS:
-            size = f"{image.width} x {image.height} = {num_pixels} pixels"
-            raise InputError(f"{size}, the limit is {MAX_PIXELS}: make it smaller")
+        _check_head(image)
         sequence = SEQUENCES.get(image.format)
         num_frames = getattr(image, "n_frames", 1) if sequence else 1
         loaded = _upright_rgb(image)
@@ -137,13 +147,25 @@ def _load(file: BinaryIO, where: object) -> Image.Image:
     return loaded
 
 
+def _check_head(image: Image.Image) -> None:
+    if image.format not in FORMATS.split(", "):
+        raise InputError(f"{image.format} file, expected one of {FORMATS}: convert it to PNG")
+    if (num_pixels := image.width * image.height) > MAX_PIXELS:
+        size = f"{image.width} x {image.height} = {num_pixels} pixels"
+        raise InputError(f"{size}, the limit is {MAX_PIXELS}: make it smaller")
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # a broken EXIF block raises as variously as a broken picture
+        return None
+
+
 def _upright_rgb(image: Image.Image) -> Image.Image:
     """The picture, decoded, turned and converted; a copy without metadata."""
     image.load()
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # a broken EXIF block raises as variously as a broken picture
-        orientation = None
+    orientation = _orientation(image)
     rgb = _opaque_rgb(image)
     rgb = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
     rgb.info = {}

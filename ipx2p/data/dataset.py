@@ -6,7 +6,6 @@ SET/sheets/TASK.jpg                        a few pairs of each task, to look at
 SET/dataset.json                           what made it; written last, so it means "whole"
 """
 
-import fcntl
 import json
 import platform
 import shutil
@@ -21,7 +20,14 @@ from ipx2p import __version__
 from ipx2p.data.manifest import BYTE_ORDER_MARK, Record, parse
 from ipx2p.data.splits import assign_splits
 from ipx2p.errors import InputError
-from ipx2p.files import atomic_write, check_writable, digest_bytes, read_json, write_json
+from ipx2p.files import (
+    atomic_write,
+    check_writable,
+    digest_bytes,
+    hold_lock,
+    read_json,
+    write_json,
+)
 from ipx2p.images import load_image, save_image
 from ipx2p.sheets import contact_sheet
 
@@ -166,12 +172,9 @@ def claim(folder: Path, plan: dict[str, Any]) -> BinaryIO:
     if not is_ours:
         _check_empty(folder)
     check_writable(folder / WORK)
-    lock = open(folder / WORK / "lock", "wb")  # noqa: SIM115, the caller keeps it open
-    try:
-        # A record lock, unlike flock's, ends with this process and not with its workers.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise InputError(f"another process is making {folder}: wait for it") from None
+    lock = hold_lock(folder / WORK / "lock")
+    if lock is None:
+        raise InputError(f"another process is making {folder}: wait for it")
     if is_ours and any(path.stat().st_size for path in (folder / WORK).glob("made_*")):
         _check_plan(read_json(begun), plan, folder)
     else:

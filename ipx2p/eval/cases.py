@@ -1,7 +1,7 @@
 """What a comparison edits: pictures, each with what is asked and known of it (layer 4)."""
 
+import itertools
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +13,7 @@ from PIL import Image
 
 from ipx2p.data.pairs import ManifestPairs, find_photos
 from ipx2p.errors import InputError
-from ipx2p.images import fit, load_image, resize
+from ipx2p.images import fit, image_size, load_image, resize
 from ipx2p.seeds import generator
 
 MAX_NAME = 60  # characters of a picture's name in file names and on sheets
@@ -43,19 +43,23 @@ class Case:
         """Of the target's file."""
         return self.target and file_digest(self.target)
 
+    def check(self) -> None:
+        """Raise InputError for a picture that is none, or a target of another size."""
+        size = image_size(self.source)
+        if self.target is not None and image_size(self.target) != size:
+            width, height = image_size(self.target)
+            raise InputError(
+                f"{self.source} is {size[0]} x {size[1]}, its target {self.target} is "
+                f"{width} x {height}: a pair must have one size"
+            )
+
     def load(self, resolution: int | None, multiple: int) -> Image.Image:
         """The source at the size of its edits."""
         return fit(load_image(self.source), resolution, multiple)
 
     def load_target(self, size: tuple[int, int]) -> Image.Image:
         """The target at (width, height) of the edits."""
-        source, target = load_image(self.source), load_image(self.target)
-        if source.size != target.size:
-            raise InputError(
-                f"{self.source} is {source.width} x {source.height}, its target {self.target} is "
-                f"{target.width} x {target.height}: a pair must have one size"
-            )
-        return resize(target, size)
+        return resize(load_image(self.target), size)
 
 
 def file_digest(path: Path) -> str:
@@ -146,10 +150,10 @@ def _captions(path: Path) -> list[tuple[str, str] | None]:
 
 def _named(cases: Sequence[Case]) -> list[Case]:
     """The same cases under names that differ."""
-    taken: Counter[str] = Counter()
-    named = []
+    named: dict[str, Case] = {}
     for case in cases:
         name = case.name[:MAX_NAME]
-        taken[name] += 1
-        named.append(replace(case, name=f"{name}-{taken[name]}" if taken[name] > 1 else name))
-    return named
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        free = next(n for n in itertools.chain([name], numbered) if n not in named)
+        named[free] = replace(case, name=free)
+    return [*named.values()]

@@ -8,14 +8,16 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from ipx2p import __version__
 from ipx2p.devices import dtype_name, pick_device, pick_dtype
+from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
 from ipx2p.distributed import World, open_world
 from ipx2p.editor import Editor
+from ipx2p.edits import EditSettings
 from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case, draw
 from ipx2p.eval.features import ClipFeatures
@@ -31,8 +33,9 @@ from ipx2p.eval.sweep import (
     run_trials,
     weights_digest,
 )
-from ipx2p.eval.tables import check_complete, csv_of_edits, make_lines
-from ipx2p.files import check_writable, read_json, write_json
+from ipx2p.eval.tables import check_complete, computed_on, csv_of_edits, make_lines
+from ipx2p.files import check_writable, hold_lock, read_json, write_json
+from ipx2p.models.unet import UNet, UNetConfig
 from ipx2p.models.vae import VAEConfig
 from ipx2p.weights.readers import find_folder
 
@@ -69,17 +72,8 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
     Raises: InputError for bad arguments or files, before the weights are loaded where possible.
     """
     settings = config.sweep.settings(has_weak=config.weak_weights is not None)
-    if config.batch_size < 1:
-        raise InputError(f"batch_size is {config.batch_size}, expected 1 or more")
-    if inside := [
-        case for case in cases if config.output.resolve() in case.source.resolve().parents
-    ]:
-        raise InputError(
-            f"{inside[0].source} lies in the output folder {config.output}: choose another --output"
-        )
-    if config.grids < 0:
-        raise InputError(f"grids is {config.grids}, expected 0 or more pictures")
     folder = find_folder(weights)
+    _check_arguments(cases, settings, config, folder)
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     cuda = pick_device(config.device).type == "cuda"
     with open_world(cuda=cuda) as world:
@@ -89,8 +83,9 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
         clip = None if config.clip is None else ClipFeatures.load(config.clip, device)
         metrics = pick_metrics(config.metrics, cases, clip)
         made_with = _made_with(folder, config, device)
-        _check_output(config.output, made_with, world)
-        trials = make_trials(cases, config.sweep, settings, made_with)
+        lock = _take(config.output, made_with, world)
+        weak = config.weak_weights and weights_digest(find_folder(config.weak_weights))
+        trials = make_trials(cases, config.sweep, settings, made_with, weak)
         world.check_same("what is compared", key_of([trial.key for trial in trials]))
         rows = Rows(config.output, "edits", world.rank)
         scores = Rows(config.output, "scores", world.rank)
@@ -110,29 +105,71 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
             sheets = make_grids(
                 shown, config.output, resolution=config.sweep.resolution, multiple=multiple
             )
-            about = _about(weights, cases, config, device, clip)
+            about = _about(weights, cases, config, clip) | {
+                "computed on": computed_on(trials, rows)
+            }
             print(*write_report(config.output, lines, csv, sheets, about, metrics), sep="\n")
+            lock.close()
 
 
 def _made_with(folder: Path, config: CompareConfig, device: torch.device) -> dict[str, Any]:
     """What shapes every edit of the sweep."""
-    weak = None if config.weak_weights is None else find_folder(config.weak_weights)
     return {
         "weights": weights_digest(folder),
-        "weak_weights": weak and weights_digest(weak),
         "negative_instruction": config.sweep.negative_instruction,
         "resolution": config.sweep.resolution,
         "dtype": dtype_name(pick_dtype(config.dtype, device)),
     }
 
 
-def _check_output(output: Path, made_with: dict[str, Any], world: World) -> None:
-    """Raise InputError for a folder with another sweep, or with something else, in it."""
+def _check_arguments(
+    cases: Sequence[Case], settings: Sequence[EditSettings], config: CompareConfig, folder: Path
+) -> None:
+    """Raise InputError for what would stop the sweep later, before the weights are loaded."""
+    if config.batch_size < 1:
+        raise InputError(f"batch_size is {config.batch_size}, expected 1 or more")
+    if config.grids < 0:
+        raise InputError(f"grids is {config.grids}, expected 0 or more pictures")
+    schedule = Schedule(ScheduleConfig.read(folder / "scheduler" / "scheduler_config.json"))
+    with torch.device("meta"):  # the network without its weights
+        layers = UNet(UNetConfig.read(folder / "unet" / "config.json")).attention_layers
+    for one in settings:
+        schedule.plan(one.sampler, one.spacing, one.num_steps)
+        one.make_guidance().check_layers(layers)
+    output = config.output.resolve()
+    for case in cases:
+        if output in case.source.resolve().parents:
+            raise InputError(
+                f"{case.source} lies in the output folder {config.output}: choose another --output"
+            )
+        case.check()
+
+
+def _take(output: Path, made_with: dict[str, Any], world: World) -> BinaryIO | None:
+    """Make the output folder ours, until the main process closes the lock that it gets.
+
+    Raises: InputError for a folder with another sweep, or with something else in it, or that
+        another run computes in.
+    """
     check_writable(output)
     world.check_shared(output, "--output")
-    path = output / SWEEP
-    if path.exists():
-        for name, value in read_json(path).items():
+    _check_output(output, made_with)
+    world.barrier()  # everyone has looked before anything is written
+    lock = hold_lock(output / ".lock") if world.is_main else None
+    if world.any(world.is_main and lock is None):
+        raise InputError(
+            f"another process is computing in {output}: wait for it, or choose another --output"
+        )
+    if world.is_main:
+        _check_output(output, made_with)  # it may have been someone else's a moment ago
+        write_json(made_with, output / SWEEP)
+    world.barrier()
+    return lock
+
+
+def _check_output(output: Path, made_with: dict[str, Any]) -> None:
+    if (output / SWEEP).exists():
+        for name, value in read_json(output / SWEEP).items():
             if made_with.get(name) != value:
                 raise InputError(
                     f"{output} holds another sweep, its {name} is {value!r}, now "
@@ -140,10 +177,6 @@ def _check_output(output: Path, made_with: dict[str, Any], world: World) -> None
                 )
     elif any(not child.name.startswith(".") for child in output.iterdir()):
         raise InputError(f"{output} holds other files, and no sweep: choose another --output")
-    world.barrier()  # everyone has looked before anything is written
-    if world.is_main and not path.exists():
-        write_json(made_with, path)
-    world.barrier()
 
 
 def _edit(
@@ -156,7 +189,8 @@ def _edit(
 ) -> None:
     """Compute what is missing, shared among the processes."""
     todo = missing(trials, rows)
-    world.print(f"{len(trials)} edits, {len(trials) - len(todo)} of them are there already")
+    count = len({trial.key for trial in trials})
+    world.print(f"{count} edits, {count - len(todo)} of them are there already")
     world.barrier()  # everyone has counted before anyone adds
     if mine := world.share(todo):
         editor = Editor.load(folder, device=device, dtype=config.dtype)
@@ -167,6 +201,7 @@ def _edit(
             *(mine, rows, config.sweep, editor, weak, world),
             batch_size=config.batch_size,
             batch_branches=config.batch_branches,
+            compiled=config.compile,
         )
     world.barrier()
     rows.read()
@@ -177,14 +212,12 @@ def _about(
     weights: str,
     cases: Sequence[Case],
     config: CompareConfig,
-    device: torch.device,
     clip: ClipFeatures | None,
 ) -> dict[str, str]:
     """What was compared, for the head of the report."""
     sweep = config.sweep
     instructions = [*dict.fromkeys(case.instruction for case in cases)]
     more = f" and {len(instructions) - 3} more" if len(instructions) > 3 else ""
-    gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     told = {
         "command": config.command,
         "weights": weights,
@@ -195,8 +228,6 @@ def _about(
         "seeds": ", ".join(map(str, sweep.seeds)),
         "spacing": sweep.spacing,
         "CLIP": f"{clip.name}, pictures brought to {clip.size} x {clip.size}" if clip else "",
-        "computed on": f"{device}{gpu}, {dtype_name(pick_dtype(config.dtype, device))}, edits in "
-        f"batches of {config.batch_size}, which share their seconds",
         "versions": f"ipx2p {__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}",
     }

@@ -1,16 +1,19 @@
 """Curves of a sweep, by matplotlib (the extra `plots`) (layer 4).
 
 The trade-off is Fig. 8 of InstructPix2Pix (arXiv:2211.09800): how much of the picture is kept,
-against how far the change goes where the captions go. Lines with an effective scale stand at it.
+against how far the change goes where the captions go. Lines with an effective scale stand at it;
+schemes that do not use a scale stand at all of its values.
 """
 
 import io
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ipx2p.eval.scores import METRICS
+from ipx2p.eval.sweep import SCALES
 from ipx2p.eval.tables import ALL, Line
 
 MARKERS = "osD^v<>P*Xh"  # one more than colours, so that both repeat together only after 110
@@ -38,8 +41,9 @@ def has_matplotlib() -> bool:
 def make_curves(lines: Sequence[Line]) -> list[Curve]:
     """All curves that these lines of the table allow, of all tasks together."""
     lines = [line for line in lines if line.task == ALL]
-    guided = [line for line in lines if line.settings is not None]
+    guided = [line for line in lines if line.settings is not None and line.means]
     identity = next(line for line in lines if line.settings is None).means
+    against_targets = [metric for metric in ("psnr", "ssim") if metric in identity]
     hows = dict.fromkeys((line.settings.sampler, line.settings.num_steps) for line in guided)
     curves = []
     for sampler, steps in hows:
@@ -47,16 +51,28 @@ def make_curves(lines: Sequence[Line]) -> list[Curve]:
             ln for ln in guided if (ln.settings.sampler, ln.settings.num_steps) == (sampler, steps)
         ]
         how = f"{sampler}, {steps} steps"
-        if all("clip_direction" in line.means for line in mine):
-            curves.append(_trade_off(mine, how))
-        several = len({_scales(line) for line in mine}) > 1
-        for metric in ("psnr", "ssim") if "psnr" in identity else ("change",):
-            if several and metric in identity:
-                curves.append(_against_scale(mine, metric, identity, how))
-    for metric in ("psnr", "ssim"):
-        if metric in identity:
-            curves.append(_against_evaluations(guided, metric, identity))
+        if "clip_direction" in identity:
+            curves.append(_trade_off(_at_all_values(mine), how))
+        if len({_scales(line) for line in mine}) > 1:
+            metrics = [m for m in against_targets or ["change"] if m in identity]
+            curves += [_against_scale(_at_all_values(mine), m, identity, how) for m in metrics]
+    curves += [_against_evaluations(guided, m, identity) for m in against_targets if guided]
     return curves
+
+
+def _at_all_values(lines: Sequence[Line]) -> list[Line]:
+    """Lines that do not use a scale, once for each value that others have."""
+    spread = [*lines]
+    for name in SCALES:
+        values = sorted({line.scales[name] for line in lines} - {None})
+        spread = [copy for line in spread for copy in _copies(line, name, values)]
+    return spread
+
+
+def _copies(line: Line, name: str, values: Sequence[float]) -> list[Line]:
+    if line.scales[name] is not None or not values:
+        return [line]
+    return [replace(line, settings=replace(line.settings, **{name: value})) for value in values]
 
 
 def _scales(line: Line) -> tuple[float, float]:
@@ -79,20 +95,22 @@ def _trade_off(lines: Sequence[Line], how: str) -> Curve:
     def draw(axes: Any, shown: Sequence[Line], style: Callable[[str], dict]) -> None:
         labels = []
         for scheme, group in _by_scheme(shown, along).items():
-            xs, ys = ([line.means[m] for line in group] for m in ("clip_image", "clip_direction"))
+            group = group if _uses(group[0], along) else group[:1]
+            xs, ys = ([line.means[m] for line in group] for m in ("clip_direction", "clip_image"))
             axes.plot(xs, ys, label=scheme, **style(scheme))
             labels += [
                 (x, y, f"{_scales(line)[along]:g}", style(scheme)["color"])
                 for x, y, line in zip(xs, ys, group, strict=True)
+                if _uses(line, along)
             ]
-        axes.set_xlabel(METRICS["clip_image"].label)
-        axes.set_ylabel(METRICS["clip_direction"].label)
+        axes.set_xlabel(METRICS["clip_direction"].label)
+        axes.set_ylabel(METRICS["clip_image"].label)
         axes.margins(0.12)
         _place_labels(axes, labels)
 
     caption = (
-        f"Trade-off at {how}: to the right more of the picture is kept, upwards more of the "
-        f"instruction is done. Points are labelled by {NAMES[along]}."
+        f"Trade-off at {how}: to the right more of the instruction is done, upwards more of the "
+        f"picture is kept. Points are labelled by {NAMES[along]}."
     )
     return Curve(f"trade_off_{_file(how)}", caption, _panels(lines, across, draw))
 
@@ -145,7 +163,15 @@ def _against_evaluations(lines: Sequence[Line], metric: str, identity: dict) -> 
 
 
 def _effective(line: Line) -> tuple[float, float]:
-    return line.effective["text"], line.effective["image"]
+    """Both scales that it acts like; one that it does not use is the one asked for."""
+    return tuple(
+        asked if acting is None else acting
+        for asked, acting in zip(_scales(line), line.effective.values(), strict=True)
+    )
+
+
+def _uses(line: Line, index: int) -> bool:
+    return [*line.scales.values()][index] is not None
 
 
 def _by_scheme(lines: Sequence[Line], along: int) -> dict[str, list[Line]]:

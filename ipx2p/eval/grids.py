@@ -1,15 +1,16 @@
 """Sheets of a sweep: guidance scale against image guidance scale, and schemes beside each other
 (layer 4)."""
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from ipx2p.eval.cases import Case
 from ipx2p.eval.rows import key_of
-from ipx2p.eval.sweep import Trial
+from ipx2p.eval.sweep import Trial, scales_of
 from ipx2p.images import load_image
 from ipx2p.sheets import contact_sheet
 
@@ -48,16 +49,14 @@ def _grid(
     trials: Sequence[Trial], before: list[Image.Image], folder: Path, title: str
 ) -> Image.Image:
     """Image guidance scales downwards, guidance scales to the right."""
-    placed = {(t.settings.image_guidance_scale, t.settings.guidance_scale): t for t in trials}
-    image_scales = sorted({image_scale for image_scale, _ in placed})
-    scales = sorted({scale for _, scale in placed})
-    cells = [[placed.get((image_scale, scale)) for scale in scales] for image_scale in image_scales]
+    placed = {(*scales_of(trial.settings).values(),): trial for trial in trials}
+    scales, image_scales = (_sorted(values) for values in zip(*placed, strict=True))
     return _sheet(
-        cells,
+        [[placed.get((scale, image_scale)) for scale in scales] for image_scale in image_scales],
         before,
         folder,
-        column_labels=[f"guidance scale {scale:g}" for scale in scales],
-        row_labels=[f"image guidance scale {image_scale:g}" for image_scale in image_scales],
+        column_labels=[_label("guidance scale", scale) for scale in scales],
+        row_labels=[_label("image guidance scale", scale) for scale in image_scales],
         title=title,
     )
 
@@ -69,20 +68,38 @@ def _overview(
     folder: Path,
     title: str,
 ) -> Image.Image:
-    """Schemes downwards, guidance scales to the right, at the middle image guidance scale."""
-    image_scales = sorted({trial.settings.image_guidance_scale for trial in trials})
+    """Schemes downwards, guidance scales to the right, at the middle image guidance scale.
+
+    A scheme that does not use a scale stands at all of its values.
+    """
+    placed = {
+        (trial.settings.guidance, *scales_of(trial.settings).values()): trial for trial in trials
+    }
+    _, scales, image_scales = (_sorted(values) for values in zip(*placed, strict=True))
     middle = image_scales[len(image_scales) // 2]
-    shown = [trial for trial in trials if trial.settings.image_guidance_scale == middle]
-    placed = {(t.settings.guidance, t.settings.guidance_scale): t for t in shown}
-    scales = sorted({scale for _, scale in placed})
+
+    def at(scheme: str, scale: float | None) -> Trial | None:
+        keys = itertools.product([scheme], (scale, None), (middle, None))
+        return next((placed[key] for key in keys if key in placed), None)
+
+    where = "" if middle is None else f", {_label('image guidance scale', middle)}"
     return _sheet(
-        [[placed.get((scheme, scale)) for scale in scales] for scheme in schemes],
+        [[at(scheme, scale) for scale in scales] for scheme in schemes],
         before,
         folder,
-        column_labels=[f"guidance scale {scale:g}" for scale in scales],
+        column_labels=[_label("guidance scale", scale) for scale in scales],
         row_labels=schemes,
-        title=f"{title}, image guidance scale {middle:g})",
+        title=f"{title}{where})",
     )
+
+
+def _sorted(values: Iterable[float | None]) -> list[float | None]:
+    """Values of a scale, each once; None, for those that do not use it, where there is no other."""
+    return sorted({*values} - {None}) or [None]
+
+
+def _label(name: str, scale: float | None) -> str:
+    return f"any {name}" if scale is None else f"{name} {scale:g}"
 
 
 def _sheet(
@@ -94,12 +111,17 @@ def _sheet(
     row_labels: Sequence[str],
     title: str,
 ) -> Image.Image:
-    """The edits, and in front of the first row the source, and the target where there is one."""
+    """The edits, and in front of the first row the source, and the target where there is one.
+
+    An edit that was not finite has no picture.
+    """
+
+    def picture(trial: Trial | None) -> Image.Image | None:
+        there = trial is not None and (folder / trial.file).exists()
+        return load_image(folder / trial.file) if there else None
+
     rows = [
-        [
-            *(image if index == 0 else None for image in before),
-            *(trial and load_image(folder / trial.file) for trial in row),
-        ]
+        [*(image if index == 0 else None for image in before), *map(picture, row)]
         for index, row in enumerate(cells)
     ]
     return contact_sheet(

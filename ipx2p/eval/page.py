@@ -79,8 +79,8 @@ def make_page(
         f"<h1>Guidance compared</h1><dl>{facts}</dl>",
         *(f"<p><em>{escape(note)}</em></p>" for note in notes),
         "<h2>Table</h2>",
-        "<p>Means over pictures and seeds. Click a heading to sort. <b>identity</b> is the source, "
-        f"unchanged.{_explained(lines)}</p>",
+        "<p>Means over pictures and seeds, of seconds the median. Click a heading to sort. "
+        f"<b>identity</b> is the source, unchanged.{_explained(lines)}</p>",
         _table(lines),
     ]
     if curves:
@@ -103,11 +103,14 @@ def _explained(lines: Sequence[Line]) -> str:
     told = [
         f" {METRICS[name].label}: {METRICS[name].about}." for name in columns if name in METRICS
     ]
-    if "effective" in columns:
+    told.append(" A scale that a scheme does not use is left out.")
+    if "effective_guidance_scale" in columns:
         told.append(
-            " Effective scales: those of plain guidance that push about as much (instruction, "
-            "picture)."
+            " Effective scales: those at which plain guidance pushes about as much; curves stand "
+            "at them."
         )
+    if "failed" in columns:
+        told.append(" Edits that are not finite count in no mean.")
     return escape("".join(told))
 
 

@@ -152,7 +152,8 @@ def score_trials(
     by_case: dict[Case, list[tuple[str, Path | None]]] = {}
     for trial in trials:
         edits = by_case.setdefault(trial.case, [(identity_key(trial.case, resolution), None)])
-        edits.append((trial.key, rows.folder / trial.file))
+        if "failed" not in rows.by_key[trial.key]:
+            edits.append((trial.key, rows.folder / trial.file))
     todo = {
         case: [edit for edit in edits if score_key(edit[0], case, clip) not in scores.by_key]
         for case, edits in by_case.items()

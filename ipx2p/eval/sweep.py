@@ -2,11 +2,11 @@
 
 The noise of an edit belongs to its seed, so all combinations of one seed start from the same. An
 edit is found by a hash of everything that shapes it, so that a run started again, or with more
-scales, computes only what is missing.
+scales, computes only what is missing. A scale that a scheme does not use is no part of it.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ipx2p.distributed import World
 from ipx2p.edit_files import surroundings
 from ipx2p.editor import Editor
 from ipx2p.edits import Edited, EditSettings, check_needs
-from ipx2p.errors import InputError
+from ipx2p.errors import InputError, NotFiniteError
 from ipx2p.eval.cases import Case, file_digest
 from ipx2p.eval.rows import Rows, key_of
 from ipx2p.images import save_image
@@ -55,6 +55,8 @@ class SweepConfig:
             needs_weak = bool(settings.make_guidance().needs("weak"))
             check_needs(settings, [self.negative_instruction], has_weak and needs_weak)
             unlike.setdefault(key_of(described(settings)), settings)
+        if not unlike:
+            raise InputError("nothing to compare: every option needs at least one value")
         if has_weak and not any(s.make_guidance().needs("weak") for s in unlike.values()):
             raise InputError(
                 "a weak network is given, but no --guidance uses one: add autoguidance, or leave "
@@ -65,14 +67,28 @@ class SweepConfig:
         return [*unlike.values()]
 
 
+SCALES = {"guidance_scale": "text", "image_guidance_scale": "image"}
+
+
+def scales_of(settings: EditSettings) -> dict[str, float | None]:
+    """Both scales by name; None for one that the guidance does not use."""
+    unused = settings.make_guidance().unused_scales
+    return {
+        name: None if condition in unused else getattr(settings, name)
+        for name, condition in SCALES.items()
+    }
+
+
 def described(settings: EditSettings) -> dict[str, Any]:
-    """Settings with their guidance written out in full: what it means, not how it was typed."""
-    return asdict(settings) | {"guidance": spec_of(settings.make_guidance())}
+    """What settings mean, not how they were typed: guidance in full, no scale without effect."""
+    guidance = {"guidance": spec_of(settings.make_guidance())}
+    return asdict(settings) | guidance | scales_of(settings)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One edit of a sweep. key: a hash of everything that shapes it."""
+    """One edit of a sweep. key: a hash of everything that shapes it; cases that only differ in
+    their target share an edit."""
 
     case: Case
     settings: EditSettings
@@ -86,21 +102,27 @@ class Trial:
 
 
 def make_trials(
-    cases: Sequence[Case], config: SweepConfig, settings: Sequence[EditSettings], made_with: dict
+    cases: Sequence[Case],
+    config: SweepConfig,
+    settings: Sequence[EditSettings],
+    made_with: dict,
+    weak: str | None = None,
 ) -> list[Trial]:
-    """Every case with all settings and seeds, each once.
+    """Every case with all settings and seeds.
 
     Args:
         made_with: what else shapes every edit: weights, resolution, precision.
+        weak: stands for the weights of the second network, which shapes the edits that need one.
     """
-    trials: dict[str, Trial] = {}
+    trials = []
     for one in settings:
         guided = described(one)
-        for case, seed in itertools.product(cases, config.seeds):
+        if one.make_guidance().needs("weak"):
+            guided["weak_weights"] = weak
+        for case, seed in itertools.product(cases, dict.fromkeys(config.seeds)):
             asked = {"source": case.digest, "instruction": case.instruction, "seed": seed}
-            key = key_of([asked, guided, made_with])
-            trials.setdefault(key, Trial(case, one, seed, key))
-    return [*trials.values()]
+            trials.append(Trial(case, one, seed, key_of([asked, guided, made_with])))
+    return trials
 
 
 def weights_digest(folder: Path) -> str:
@@ -110,8 +132,13 @@ def weights_digest(folder: Path) -> str:
 
 
 def missing(trials: Sequence[Trial], rows: Rows) -> list[Trial]:
-    """Trials without a row, or whose picture is gone."""
-    return [t for t in trials if t.key not in rows.by_key or not (rows.folder / t.file).exists()]
+    """Trials without a row, or whose picture is gone; one for each key."""
+
+    def is_there(trial: Trial) -> bool:
+        row = rows.by_key.get(trial.key)
+        return row is not None and ("failed" in row or (rows.folder / trial.file).exists())
+
+    return [*{trial.key: trial for trial in trials if not is_there(trial)}.values()]
 
 
 def run_trials(
@@ -124,44 +151,75 @@ def run_trials(
     *,
     batch_size: int,
     batch_branches: bool,
+    compiled: bool = False,
 ) -> None:
     """Edit, and write picture and row of each trial as soon as its batch is done.
 
+    Where numbers stop being finite, as extreme scales make them, the row says so, and the sweep
+    goes on.
+
     Args:
-        trials: this process's part.
+        trials: this process's part. compiled: for the record, the networks are what they are.
     """
     rows.cut_torn_line()
+    how = surroundings(editor) | {
+        "batch_size": batch_size,
+        "batch_branches": batch_branches,
+        "compiled": compiled,
+    }
     with tqdm(total=len(trials), unit="edit", disable=not world.is_main) as bar:
+
+        def write(trial: Trial, edited: Edited | NotFiniteError) -> None:
+            _write(trial, edited, rows, how)
+            bar.update()
+
         for batch in _batches(trials):
-            settings = batch[0].settings
-            needs_weak = bool(settings.make_guidance().needs("weak"))
-
-            def write(index: int, edited: Edited, batch: Sequence[Trial] = batch) -> None:
-                _write(batch[index], edited, rows, surroundings(editor) | {"batch": batch_size})
-                bar.update()
-
             try:
-                editor.edit(
-                    _load(batch, config.resolution, editor.vae.config.downscale),
-                    [trial.case.instruction for trial in batch],
-                    **asdict(settings),
-                    seeds=[trial.seed for trial in batch],
-                    negative_instructions=[config.negative_instruction] * len(batch),
-                    weak=weak if needs_weak else None,
-                    batch_size=batch_size,
-                    batch_branches=batch_branches,
-                    on_edit=write,
-                )
+                _edit(batch, config, editor, weak, write, batch_size, batch_branches)
             except torch.OutOfMemoryError as error:
                 raise InputError(
                     f"out of memory on {editor.device}; {len(rows.by_key)} edits are written and "
                     "stay: try a smaller --batch-size, or --one-branch-at-a-time"
                 ) from error
-            except InputError as error:
-                raise InputError(
-                    f"{settings.guidance} at {settings.guidance_scale:g}, "
-                    f"{settings.image_guidance_scale:g}: {error}"
-                ) from error
+
+
+def _edit(
+    batch: Sequence[Trial],
+    config: SweepConfig,
+    editor: Editor,
+    weak: UNet | None,
+    write: Callable[[Trial, Edited | NotFiniteError], None],
+    batch_size: int,
+    batch_branches: bool,
+) -> None:
+    """Edit trials of the same settings; those beside one that fails are done by themselves."""
+    settings = batch[0].settings
+    needs_weak = bool(settings.make_guidance().needs("weak"))
+    done = set()
+
+    def on_edit(index: int, edited: Edited) -> None:
+        done.add(index)
+        write(batch[index], edited)
+
+    try:
+        editor.edit(
+            _load(batch, config.resolution, editor.vae.config.downscale),
+            [trial.case.instruction for trial in batch],
+            **asdict(settings),
+            seeds=[trial.seed for trial in batch],
+            negative_instructions=[config.negative_instruction] * len(batch),
+            weak=weak if needs_weak else None,
+            batch_size=batch_size,
+            batch_branches=batch_branches,
+            on_edit=on_edit,
+        )
+    except NotFiniteError as error:
+        left = [trial for index, trial in enumerate(batch) if index not in done]
+        if len(left) == 1:
+            write(left[0], error)
+            return
+        for trial in left:
+            _edit([trial], config, editor, weak, write, batch_size, batch_branches)
 
 
 def _batches(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
@@ -181,11 +239,19 @@ def _load(batch: Sequence[Trial], resolution: int | None, multiple: int) -> list
     return [loaded[trial.case.digest] for trial in batch]
 
 
-def _write(trial: Trial, edited: Edited, rows: Rows, made_on: dict[str, Any]) -> None:
-    """The picture first: a row stands for a picture that is there."""
-    save_image(edited.image, rows.folder / trial.file)
-    size = {"width": edited.image.width, "height": edited.image.height}
-    cost = {"evaluations": edited.evaluations, "seconds": round(edited.seconds, 4)}
+def _write(trial: Trial, edited: Edited | NotFiniteError, rows: Rows, how: dict[str, Any]) -> None:
+    """The picture first: a row stands for a picture that is there, or for one that cannot be."""
+    if isinstance(edited, NotFiniteError):
+        gave = {"failed": str(edited)}
+    else:
+        save_image(edited.image, rows.folder / trial.file)
+        gave = {
+            "file": trial.file,
+            "width": edited.image.width,
+            "height": edited.image.height,
+            "evaluations": edited.evaluations,
+            "seconds": round(edited.seconds, 4),
+        }
     rows.add(
         {
             "key": trial.key,
@@ -195,9 +261,7 @@ def _write(trial: Trial, edited: Edited, rows: Rows, made_on: dict[str, Any]) ->
             "seed": trial.seed,
             **asdict(trial.settings),
             "guidance_in_full": described(trial.settings)["guidance"],
-            "file": trial.file,
-            **size,
-            **cost,
-            **made_on,
+            **gave,
+            **how,
         }
     )

@@ -1,5 +1,7 @@
 """A sweep as tables: means over pictures and seeds, in Markdown and CSV (layer 4).
 
+Seconds are medians: the first edit of a run, and what else the machine did, must not count.
+
 Lines are ordered by task and by network evaluations, so that schemes of equal cost stand beside
 each other. `identity` is the source unchanged, which every edit has to beat.
 """
@@ -9,6 +11,8 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import median
 from typing import Any
 
 from ipx2p.edits import EditSettings
@@ -17,20 +21,21 @@ from ipx2p.eval.cases import Case
 from ipx2p.eval.features import ClipFeatures
 from ipx2p.eval.rows import Rows
 from ipx2p.eval.scores import METRICS, identity_key, score_key
-from ipx2p.eval.sweep import Trial
+from ipx2p.eval.sweep import SCALES, Trial, scales_of
 
 ALL = "all"  # the task that stands for every picture
-SCALES = ("guidance_scale", "image_guidance_scale")
 # Column -> heading with unit, and digits behind the point (None: as it is).
 COLUMNS: dict[str, tuple[str, int | None]] = {
     "task": ("task", None),
     "guidance": ("guidance", None),
     "guidance_scale": ("guidance scale", None),
     "image_guidance_scale": ("image guidance scale", None),
-    "effective": ("effective scales", None),
+    "effective_guidance_scale": ("effective guidance scale", None),
+    "effective_image_guidance_scale": ("effective image guidance scale", None),
     "sampler": ("sampler", None),
     "num_steps": ("steps", None),
     "edits": ("edits", None),
+    "failed": ("not finite, edits", None),
     "evaluations": ("network evaluations per edit", None),
     "seconds": ("seconds per edit", 3),
     **{name: (metric.label, metric.digits) for name, metric in METRICS.items()},
@@ -47,20 +52,30 @@ class Line:
     evaluations: float = 0.0
     seconds: float = 0.0
     means: dict[str, float] = field(default_factory=dict)
+    failed: int = 0  # of the edits
 
-    @property
-    def effective(self) -> dict[str, float]:
-        """The scales of plain guidance that push about as much, "text" and "image"."""
-        return self.settings.make_guidance().effective_scales
+    @cached_property
+    def scales(self) -> dict[str, float | None]:
+        """Both scales by name; None for one that the guidance does not use."""
+        return scales_of(self.settings)
+
+    @cached_property
+    def effective(self) -> dict[str, float | None]:
+        """Likewise those at which plain guidance pushes about as much."""
+        acting = self.settings.make_guidance().effective_scales
+        return {n: None if s is None else acting[SCALES[n]] for n, s in self.scales.items()}
 
     def cells(self) -> dict[str, Any]:
         """The line by column; what it does not have is None."""
         told = {"task": self.task, "edits": self.edits, "guidance": "identity"}
-        told |= {"evaluations": self.evaluations, "seconds": self.seconds, **self.means}
+        costs = {"evaluations": self.evaluations, "seconds": self.seconds}
+        told |= {name: value for name, value in costs.items() if not math.isnan(value)}
+        told |= self.means
         if self.settings is not None:
-            for name in ("guidance", *SCALES, "sampler", "num_steps"):
+            for name in ("guidance", "sampler", "num_steps"):
                 told[name] = getattr(self.settings, name)
-            told["effective"] = f"{self.effective['text']:g}, {self.effective['image']:g}"
+            told |= self.scales | {"failed": self.failed}
+            told |= {f"effective_{name}": scale for name, scale in self.effective.items()}
         return {name: told.get(name) for name in COLUMNS}
 
 
@@ -85,10 +100,13 @@ def make_lines(
         for trial in mine:
             groups.setdefault(_values(trial.settings), []).append(trial)
         made = [_line(group, task, rows, scores, clip, metrics) for group in groups.values()]
-        lines += sorted(
-            made, key=lambda line: (line.evaluations, order.index(line.settings.guidance))
-        )
+        lines += sorted(made, key=lambda line: (_cost(line), order.index(line.settings.guidance)))
     return lines
+
+
+def _cost(line: Line) -> float:
+    """Network evaluations; lines of nothing finite come last."""
+    return math.inf if math.isnan(line.evaluations) else line.evaluations
 
 
 def _values(settings: EditSettings) -> tuple:
@@ -103,13 +121,19 @@ def _line(
     clip: ClipFeatures | None,
     metrics: Sequence[str],
 ) -> Line:
-    costs = [rows.by_key[trial.key] for trial in group]
-    evaluations, seconds = (
-        math.fsum(cost[name] for cost in costs) / len(costs) for name in ("evaluations", "seconds")
+    finite = [trial for trial in group if "failed" not in rows.by_key[trial.key]]
+    costs = [rows.by_key[trial.key] for trial in finite]
+    evaluations = [cost["evaluations"] for cost in costs] or [math.nan]
+    measured = [_scores(trial.key, trial.case, scores, clip) for trial in finite]
+    return Line(
+        group[0].settings,
+        task,
+        len(group),
+        failed=len(group) - len(finite),
+        evaluations=math.fsum(evaluations) / len(evaluations),
+        seconds=median([cost["seconds"] for cost in costs] or [math.nan]),
+        means=_means(measured, metrics),
     )
-    measured = [_scores(trial.key, trial.case, scores, clip) for trial in group]
-    means = _means(measured, metrics)
-    return Line(group[0].settings, task, len(group), evaluations, seconds, means)
 
 
 def _scores(edit: str, case: Case, scores: Rows, clip: ClipFeatures | None) -> dict[str, float]:
@@ -124,15 +148,16 @@ def _means(measured: Sequence[dict[str, float]], metrics: Sequence[str]) -> dict
 
 def columns_of(lines: Sequence[Line]) -> list[str]:
     """Columns that say something: one task, or scales that act as they are, need none."""
-    used = [name for name in COLUMNS if any(line.cells()[name] is not None for line in lines)]
-    if len({line.task for line in lines}) == 1:
-        used.remove("task")
     guided = [line for line in lines if line.settings is not None]
-    scales = ((line.settings.guidance_scale, line.settings.image_guidance_scale) for line in guided)
-    plain = [(line.effective["text"], line.effective["image"]) for line in guided]
-    if [*scales] == plain:
-        used.remove("effective")
-    return used
+    idle = set()
+    if len({line.task for line in lines}) == 1:
+        idle.add("task")
+    if not any(line.failed for line in guided):
+        idle.add("failed")
+    if all(line.effective == line.scales for line in guided):
+        idle |= {f"effective_{name}" for name in SCALES}
+    cells = [line.cells() for line in lines]
+    return [n for n in COLUMNS if n not in idle and any(cell[n] is not None for cell in cells)]
 
 
 def shown_value(name: str, value: Any) -> str:
@@ -170,7 +195,8 @@ def _groups(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
     for line in lines:
         if line.settings is not None:
             prefix = f"{line.task}: " if several else ""
-            title = f"{prefix}{line.evaluations:g} network evaluations per edit"
+            evaluations = f"{line.evaluations:g} network evaluations per edit"
+            title = f"{prefix}{evaluations if math.isfinite(_cost(line)) else 'no finite edit'}"
             groups.setdefault(title, [identity[line.task]]).append(line)
     yield from groups.items()
 
@@ -186,17 +212,17 @@ def csv_of_edits(
 ) -> str:
     """One line for each edit: its row and its scores."""
     columns = [*dict.fromkeys(name for trial in trials for name in rows.by_key[trial.key])]
-    return _csv(
-        ["picture", *columns, *METRICS],
-        (
-            [
-                trial.case.name,
-                *(rows.by_key[trial.key].get(name) for name in columns),
-                *(_scores(trial.key, trial.case, scores, clip).get(name) for name in METRICS),
-            ]
-            for trial in trials
-        ),
-    )
+
+    def line(trial: Trial) -> list[Any]:
+        row = rows.by_key[trial.key]
+        measured = {} if "failed" in row else _scores(trial.key, trial.case, scores, clip)
+        return [
+            trial.case.name,
+            *(row.get(name) for name in columns),
+            *(measured.get(name) for name in METRICS),
+        ]
+
+    return _csv(["picture", *columns, *METRICS], map(line, trials))
 
 
 def _csv(columns: Sequence[str], lines: Iterator[Sequence[Any]]) -> str:
@@ -205,6 +231,22 @@ def _csv(columns: Sequence[str], lines: Iterator[Sequence[Any]]) -> str:
     writer.writerow(columns)
     writer.writerows(lines)
     return file.getvalue()
+
+
+def computed_on(trials: Sequence[Trial], rows: Rows) -> str:
+    """What the edits were computed on, and how: their seconds hang on it."""
+    ways: dict[str, None] = {}
+    for row in (rows.by_key[trial.key] for trial in trials):
+        place = row["device"].partition(":")[0]
+        threads = f", {row['threads']} threads" if place == "cpu" else ""
+        compiled = ", compiled" if row["compiled"] else ""
+        branches = "" if row["batch_branches"] else ", one branch at a time"
+        ways[
+            f"{place} ({row['device_name']}{threads}), {row['dtype']}{compiled}, in batches of "
+            f"{row['batch_size']}{branches}"
+        ] = None
+    several = " (seconds of different ones do not compare)" if len(ways) > 1 else ""
+    return "; ".join(ways) + several
 
 
 def check_complete(trials: Sequence[Trial], rows: Rows) -> None:

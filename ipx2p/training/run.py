@@ -1,7 +1,5 @@
 """The folder of a run: its settings, whether it goes on or is finished, its results (layer 4)."""
 
-import fcntl
-import os
 import shlex
 import sys
 from contextlib import suppress
@@ -10,7 +8,7 @@ from pathlib import Path
 
 from ipx2p.config import config_differences, load_config, save_config
 from ipx2p.errors import InputError
-from ipx2p.files import atomic_write, check_writable, read_json, write_json
+from ipx2p.files import atomic_write, check_writable, hold_lock, read_json, write_json
 from ipx2p.images import save_image
 from ipx2p.training.checkpoint import damages, find_checkpoints, mark_best, num_steps, sweep
 from ipx2p.training.config import TrainConfig
@@ -70,14 +68,12 @@ class Run:
         Raises: InputError when it cannot be written, or another process has it.
         """
         check_writable(self.folder)
-        self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT)
-        try:  # held until this process ends; unlike flock, not by data workers that outlive it
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        self._lock = hold_lock(self.folder / ".lock")
+        if self._lock is None:
             raise InputError(
                 f"another process is training in {self.folder}: wait for it, or choose another "
                 "run.name"
-            ) from None
+            )
         sweep(self.folder)
         command = shlex.join(["python", *sys.argv])
         print(f"{self.folder}: {command}")
@@ -87,7 +83,7 @@ class Run:
 
     def end(self) -> None:
         """Give the folder back."""
-        os.close(self._lock)
+        self._lock.close()
 
     def sheet_path(self, step: int) -> Path:
         """Where the sheet of a validation lies."""

@@ -64,9 +64,10 @@ def test_each_task_has_its_own_lines_with_its_own_identity(finished):
 def test_the_damped_scheme_stands_at_its_effective_scale():
     lines = [Line(None, "all", 2), line("ip2p", 3.0, 1.5), line("ip2p+tcfg:on=text", 3.0, 1.5)]
     lines.append(line("tcfg", 3.0, 1.5))
-    effective = [one.cells()["effective"] for one in lines]
-    assert effective == [None, "3, 1.5", "2, 1.5", "2, 1.25"]
-    assert "effective" in columns_of(lines) and "effective" not in columns_of(lines[:2])
+    names = ["effective_guidance_scale", "effective_image_guidance_scale"]
+    effective = [tuple(one.cells()[name] for name in names) for one in lines]
+    assert effective == [(None, None), (3, 1.5), (2, 1.5), (2, 1.25)]
+    assert {*names} <= {*columns_of(lines)} and not {*names} & {*columns_of(lines[:2])}
 
 
 def test_schemes_at_equal_evaluations_stand_beside_each_other():
@@ -84,7 +85,7 @@ def test_schemes_at_equal_evaluations_stand_beside_each_other():
 
 def test_csv_names_its_columns_as_the_code_does():
     head, first = csv_of_lines([line("ip2p", 7.0, 1.5, psnr=20.123456789)]).splitlines()
-    assert head.startswith("task,guidance,guidance_scale,image_guidance_scale,effective,sampler")
+    assert head.startswith("task,guidance,guidance_scale,image_guidance_scale,effective_guidance_")
     assert "20.123456789" in first
 
 

@@ -5,6 +5,7 @@ the quality of the prediction is pushed; the negative instruction takes away ins
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -98,8 +99,12 @@ class PerturbedBranch(WorseBranch):
     sigma = 0.0
 
     @property
+    def attention_layers(self) -> Sequence[str]:
+        return tuple(self.layers.split("/"))
+
+    @property
     def worse(self) -> Branch:
-        change = AttentionChange(self.kind, tuple(self.layers.split("/")), self.sigma)
+        change = AttentionChange(self.kind, self.attention_layers, self.sigma)
         return Branch(f"full, {self.scheme.name}", attention=change)
 
 

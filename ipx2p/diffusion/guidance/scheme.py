@@ -8,7 +8,7 @@ hold state; what it holds belongs to samples, and advances once per step.
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -196,6 +196,11 @@ class BranchModifier(Modifier):
     """Runs further branches and adds a term made of them."""
 
     condition = "both"  # which one its term belongs to
+
+    @property
+    def attention_layers(self) -> Sequence[str]:
+        """Beginnings of the names of layers that it changes."""
+        return ()
 
     def check_terms(self, terms: list[Term]) -> None:
         """Raise InputError for a linear scheme that it cannot work on."""

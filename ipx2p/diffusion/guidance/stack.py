@@ -122,6 +122,11 @@ class Guidance:
                     f"{', '.join(scheme.samplers)}"
                 )
 
+    def check_layers(self, known: Sequence[str]) -> None:
+        """Raise InputError for attention layers that a network does not have."""
+        for modifier in self._extra:
+            layers_of(modifier.attention_layers, known)
+
     @property
     def coefficients(self) -> dict[Branch, float]:
         """Weights of the branches in the linear scheme, at the scales asked for."""
