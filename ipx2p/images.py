@@ -72,6 +72,8 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     _check_regular_file(path)
     with _decoding(path), open(path, "rb") as file, Image.open(file) as image:
         _check_head(image)
+        if image.format == "TIFF":  # Pillow turns it as it decodes it
+            image.load()
         width, height = image.size
         turned = _orientation(image) in _UPRIGHT and _orientation(image) >= 5
     return (height, width) if turned else (width, height)

@@ -19,6 +19,7 @@ from ipx2p.images import (
     fit_size,
     image_from_pixels01,
     image_from_pixels_u8,
+    image_size,
     load_image,
     load_image_bytes,
     pixels01_from_image,
@@ -106,6 +107,8 @@ def test_exif_rotation_is_applied_once(tmp_path, orientation, format):
         data = encoded(stored, format, exif=exif, **lossless.get(format, {}))
     loaded = load_bytes(tmp_path, data)
     assert loaded.size == upright.size
+    (tmp_path / "stored").write_bytes(data)
+    assert image_size(tmp_path / "stored") == upright.size
     difference = np.abs(np.asarray(loaded, int) - np.asarray(upright, int))
     assert difference.max() <= (12 if format == "JPEG" else 0)
 

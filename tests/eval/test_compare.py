@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -100,12 +102,46 @@ def test_results_are_not_edited_again(capsys, copied, arguments):
     assert_one_line(run(capsys, WEIGHTS, *argv), "lies in the output folder .* another --output")
 
 
-def test_a_target_of_another_size_gets_one_line(capsys, tmp_path, coffee):
-    coffee.resize((30, 20)).save(tmp_path / "t.png")
-    argv = [*IMAGE, "--target", tmp_path / "t.png", "--output", tmp_path / "out"]
-    result = run(capsys, WEIGHTS, *argv, "--device", "cpu", "--steps", 1, "--resolution", 16)
-    code, _, err = result
-    assert code == 2 and "a pair must have one size" in err.strip().splitlines()[-1]
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--target", "t.png"],
+            r"coffee_64\.png is 64 x 64, its target .*t\.png is 30 x 20: a pair",
+        ),
+        (["--steps", 5, 1001], "1001 steps asked for, expected 1 to 1000"),
+        (["--guidance", "ip2p", "pag:layers=mid/typo"], "no attention layer 'typo'; it has down"),
+        (["--image", "notes.txt"], r"notes\.txt: not a picture that Pillow knows"),
+    ],
+)
+def test_what_would_stop_a_sweep_later_stops_it_at_once(
+    capsys, tmp_path, coffee, monkeypatch, argv, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ipx2p.editor.Editor.load", None)  # no weights are loaded
+    coffee.resize((30, 20)).save("t.png")
+    (tmp_path / "notes.txt").write_text("kept")
+    result = run(capsys, WEIGHTS, *IMAGE, "--output", "out", "--device", "cpu", *argv)
+    assert_one_line(result, message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_process_in_the_output_folder_is_refused(capsys, copied, arguments):
+    line = (
+        f"import fcntl, sys; f = open({str(copied / '.lock')!r}, 'w')\n"
+        "fcntl.lockf(f, fcntl.LOCK_EX); print('locked', flush=True); sys.stdin.read()"
+    )
+    before = (copied / "index.html").read_bytes()
+    with subprocess.Popen(
+        [sys.executable, "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "locked\n"
+        message = "another process is computing in .*out: wait for it, or choose another --output"
+        assert_one_line(run(capsys, *arguments, "--output", copied), message)
+        other.stdin.close()
+    assert (copied / "index.html").read_bytes() == before
+    code, _, err = run(capsys, *arguments, "--output", copied, "--grids", 0)
+    assert code == 0, err
 
 
 def test_defaults_and_lists_of_the_command_are_those_of_the_code():

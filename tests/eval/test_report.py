@@ -43,7 +43,7 @@ def test_the_table_has_means_over_pictures_evaluations_and_identity(finished):
             and edit["image_guidance_scale"] == one["image_guidance_scale"]
         ]
         assert len(same) == int(one["edits"]) == 2
-        for name in ("psnr", "ssim", "change", "evaluations", "seconds"):
+        for name in ("psnr", "ssim", "change", "evaluations", "seconds"):  # of two: the median
             mean = sum(float(edit[name]) for edit in same) / 2
             assert float(one[name]) == pytest.approx(mean)
     evaluations = [float(one["evaluations"]) for one in lines[1:]]
@@ -193,6 +193,77 @@ def test_curves_of_everything_that_can_be_drawn():
     for curve in drawn.values():
         assert Image.open(io.BytesIO(curve.png)).width > 600
     assert "labelled by image guidance scale" in drawn[f"trade_off_{how}"].caption
+
+
+def test_the_trade_off_has_the_axes_of_the_paper(monkeypatch):
+    """Fig. 8 of InstructPix2Pix: direction similarity to the right, image similarity upwards."""
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(curves, "_place_labels", lambda axes, labels: drawn.append((axes, labels)))
+    lines = [Line(None, "all", 2, means={"clip_image": 1.0, "clip_direction": 0.0})]
+    for spec in ("ip2p", "joint"):
+        for scale in (1.0, 2.0) if spec == "ip2p" else (1.0,):
+            means = {"clip_image": 0.7 + 0.1 * scale, "clip_direction": 0.3 - 0.1 * scale}
+            lines.append(line(spec, 7.0, scale, **means))
+    curves.make_curves(lines)
+    [(axes, labels)] = drawn
+    assert axes.get_xlabel() == "CLIP direction similarity"
+    assert axes.get_ylabel() == "CLIP image similarity"
+    # A scheme without image guidance scale is one point, without a label.
+    assert [(x, y, text) for x, y, text, _ in labels] == [
+        (pytest.approx(0.2), pytest.approx(0.8), "1"),
+        (pytest.approx(0.1), pytest.approx(0.9), "2"),
+    ]
+    assert [len(drawn.get_xdata()) for drawn in axes.lines] == [2, 1]
+
+
+def test_curves_are_drawn_for_the_metrics_that_were_asked_for():
+    pytest.importorskip("matplotlib")
+    for metric in ("psnr", "ssim", "change"):
+        lines = [Line(None, "all", 1, means={metric: 1.0})]
+        lines += [line("ip2p", scale, 1.0, **{metric: scale}) for scale in (1.0, 2.0)]
+        names = [curve.name for curve in curves.make_curves(lines)]
+        assert names[0] == f"{metric}_scale_euler_20_steps"
+        assert names[1:] == ([] if metric == "change" else [f"{metric}_evaluations"])
+
+
+def test_a_scheme_without_a_scale_has_one_line_and_stands_in_every_panel(
+    arguments, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    asked = ["--guidance", "ip2p", "joint", "image_only", "--grids", 1]
+    code, _, err = run(capsys, *arguments, *asked, "--output", out)
+    assert code == 0, err
+    lines = [one for one in table_of(out) if one["task"] == "snow"]
+    scales = [
+        (one["guidance_scale"], one["image_guidance_scale"])
+        for name in ("joint", "image_only")
+        for one in lines
+        if one["guidance"] == name
+    ]
+    assert sorted(scales[:2]) == [("1.0", ""), ("3.0", "")]
+    assert sorted(scales[2:]) == [("", "1.0"), ("", "2.0")]
+    spread = curves._at_all_values(
+        [line("ip2p", 3.0, 1.0), line("ip2p", 3.0, 2.0), line("joint", 3.0, 1.0)]
+    )
+    assert [curves._scales(one) for one in spread] == [(3, 1), (3, 2)] * 2
+    sheets = sorted(path.name for path in (out / "grids").iterdir())
+    assert len(sheets) == 4 and any("schemes" in name for name in sheets)
+
+
+def test_seconds_are_medians_and_say_what_they_were_measured_on(copied, arguments, capsys):
+    rows = copied / "edits_000.jsonl"
+    found = [json.loads(text) for text in rows.read_text().splitlines()]
+    for number, row in enumerate(found):
+        row["seconds"] = 1000.0 if number == 0 else 1.0
+        if number == 1:
+            row |= {"batch_size": 7, "compiled": True}
+    rows.write_text("".join(json.dumps(row) + "\n" for row in found))
+    code, _, err = run(capsys, *arguments, "--output", copied, "--grids", 0)
+    assert code == 0, err
+    about = (copied / "table.md").read_text()
+    assert "in batches of 2; " in about and "float32, compiled, in batches of 7" in about
+    assert "(seconds of different ones do not compare)" in about
 
 
 def test_curves_of_one_setting_or_of_a_perfect_edit_are_drawn_too():

@@ -1,5 +1,7 @@
 """The sweep: what it computes, what it finds again, and how processes share it."""
 
+import csv
+import io
 import json
 import os
 import signal
@@ -12,12 +14,12 @@ import torch
 
 from ipx2p.distributed import World
 from ipx2p.editor import Editor
-from ipx2p.errors import InputError
+from ipx2p.errors import InputError, NotFiniteError
 from ipx2p.eval.cases import cases_of_images, cases_of_manifest, draw
 from ipx2p.eval.rows import Rows
 from ipx2p.eval.sweep import SweepConfig, make_trials, missing, run_trials, weights_digest
 from tests.conftest import GOLDEN, ROOT
-from tests.eval.conftest import INSTRUCTIONS, WEIGHTS, run
+from tests.eval.conftest import INSTRUCTIONS, SPECS, WEIGHTS, run
 
 PICTURE = GOLDEN / "coffee_64.png"
 
@@ -137,6 +139,91 @@ def test_a_stack_typed_in_two_ways_is_one_trial():
     assert len(trials_of(config)) == 2
 
 
+def test_a_scale_that_a_scheme_does_not_use_makes_no_further_edits():
+    scales = {"guidance_scale": [3.0, 7.0], "image_guidance_scale": [1.0, 1.5, 2.0]}
+    counts = {
+        spec: len({trial.key for trial in trials_of(SweepConfig(guidance=[spec], **scales))})
+        for spec in ("ip2p", "joint+apg", "text_only", "image_only", "free:null=-1")
+    }
+    assert [*counts.values()] == [6, 2, 2, 3, 1]
+    # Which value was asked for does not matter either.
+    keys = [
+        trials_of(SweepConfig(guidance=["joint"], image_guidance_scale=[s]))[0].key for s in (1, 2)
+    ]
+    assert keys[0] == keys[1]
+
+
+def test_pairs_that_differ_in_their_target_share_edits_and_are_both_measured(
+    tmp_path, coffee, capsys, edited
+):
+    coffee.save(tmp_path / "a.png")
+    lines = []
+    for name, value in (("black", 0), ("white", 255)):
+        coffee.point(lambda _, value=value: value).save(tmp_path / f"{name}.png")
+        pair = {"source": "a.png", "target": f"{name}.png", "instruction": "snow", "task": "t"}
+        lines.append(json.dumps(pair))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "out"
+    code, said, err = run(
+        *(capsys, WEIGHTS, "--manifest", tmp_path / "pairs.jsonl", "--output", out),
+        *("--device", "cpu", "--resolution", 16, "--steps", 1, "--sampler", "euler"),
+    )
+    assert code == 0, err
+    assert "1 edits, 0 of them" in said and edited == [1]
+    measured = [*csv.DictReader(io.StringIO((out / "edits.csv").read_text()))]
+    assert [one["picture"] for one in measured] == ["a-t", "a-t-2"]
+    assert measured[0]["file"] == measured[1]["file"] and measured[0]["psnr"] != measured[1]["psnr"]
+    [_, line] = csv.DictReader(io.StringIO((out / "table.csv").read_text()))
+    assert float(line["psnr"]) == pytest.approx(sum(float(one["psnr"]) for one in measured) / 2)
+    assert line["edits"] == "2"
+
+
+def test_an_edit_that_is_not_finite_is_recorded_and_the_sweep_goes_on(
+    arguments, tmp_path, capsys, edited
+):
+    out = tmp_path / "out"
+    extreme = ["--guidance", "ip2p", "--guidance-scale", 3, 1e38, "--image-guidance-scale", 1]
+    code, _, err = run(capsys, *arguments, *extreme, "--output", out)
+    assert code == 0, err
+    rows = {(row["guidance_scale"], row["task"]): row for row in rows_of(out)}
+    assert len(rows) == 4 and sum("failed" in row for row in rows.values()) == 2
+    assert "latents are not finite from step" in rows[1e38, "snow"]["failed"]
+    assert (out / rows[3.0, "snow"]["file"]).exists()
+    table = [*csv.DictReader(io.StringIO((out / "table.csv").read_text()))]
+    [line] = [one for one in table if one["guidance_scale"] == "1e+38" and one["task"] == "all"]
+    assert (line["edits"], line["failed"], line["evaluations"], line["psnr"]) == ("2", "2", "", "")
+    assert "no finite edit" in (out / "table.md").read_text()
+    assert "not finite, edits" in (out / "index.html").read_text()
+    # It is not tried again.
+    edited.clear()
+    code, said, _ = run(capsys, *arguments, *extreme, "--output", out)
+    assert code == 0 and "4 edits, 4 of them are there already" in said and edited == []
+
+
+def test_in_a_batch_only_what_is_not_finite_fails(editor, tmp_path, monkeypatch):
+    edit = Editor.edit
+
+    def failing(self, images, *args, seeds, **settings):
+        if 1 in seeds:
+            raise NotFiniteError("latents are not finite")
+        return edit(self, images, *args, seeds=seeds, **settings)
+
+    monkeypatch.setattr(Editor, "edit", failing)
+    config = SweepConfig(seeds=[0, 1, 2, 3], steps=[1], resolution=16)
+    rows = Rows(tmp_path, "edits")
+    trials = trials_of(config)
+    run_trials(*(trials, rows, config, editor, None, World()), batch_size=4, batch_branches=True)
+    assert {row["seed"] for row in rows.by_key.values() if "failed" in row} == {1}
+    assert len(rows.by_key) == 4 and missing(trials, rows) == []
+
+
+def test_a_second_network_named_later_leaves_the_other_edits(copied, arguments, capsys, edited):
+    more = ["--guidance", *SPECS, "autoguidance", "--weak-weights", WEIGHTS, "--grids", 0]
+    code, said, err = run(capsys, *arguments, *more, "--output", copied)
+    assert code == 0, err
+    assert "32 edits, 24 of them are there already" in said and sum(edited) == 8
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -213,8 +300,9 @@ def test_a_manifest_gives_first_instructions_captions_and_names(manifest):
 
 
 def test_names_of_cases_differ_and_a_limit_is_draw(tmp_path):
-    cases = cases_of_images([tmp_path / "x" / "a.png", tmp_path / "y" / "a.png"], ["snow"])
-    assert [case.name for case in cases] == ["a", "a-2"]
+    paths = [tmp_path / name for name in ("x/a.png", "a-2.png", "y/a.png", "z/a-2.png")]
+    cases = cases_of_images(paths, ["snow"])
+    assert [case.name for case in cases] == ["a", "a-2", "a-3", "a-2-2"]
     drawn = draw(range(100), 9)
     assert drawn == sorted({*drawn}) == draw(range(100), 9) and len(drawn) == 9
     assert draw(range(3), 5) == [0, 1, 2]

@@ -82,11 +82,8 @@ class Guidance:
     def unused_scales(self) -> list[str]:
         """Conditions whose scale the linear scheme does not look at."""
         terms = self._terms(self.scales)
-        return [
-            condition
-            for condition in ("text", "image")
-            if self._terms(self.scales | {condition: self.scales[condition] + 1}) == terms
-        ]
+        others = {name: 0.0 if self.scales[name] else 1.0 for name in ("text", "image")}
+        return [n for n, other in others.items() if self._terms(self.scales | {n: other}) == terms]
 
     @property
     def effective_scales(self) -> dict[str, float]:
