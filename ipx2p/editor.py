@@ -172,6 +172,7 @@ class Editor:
         self._check_weak(weak)
         settings.make_guidance().check_layers(self.unet.attention_layers)
         plan = self.schedule.plan(sampler, spacing, num_steps)
+        settings.make_guidance().check_plan(plan)
         requests = make_requests(
             images,
             instructions,
@@ -254,9 +255,10 @@ class Editor:
             finite.append((step.index, denoised.isfinite().all()))
             return denoised
 
-        x = stack([r.noise for r in requests]) * plan.start_factor
-        if guidance.mask is not None:
-            x = x + conditions.latents  # what the mask keeps is the source under this noise
+        noise = stack([r.noise for r in requests])
+        x = noise * plan.start_factor
+        if guidance.mask is not None:  # what it keeps is the source, under this noise
+            x = conditions.latents + noise * plan.sigmas[0]
         x = SAMPLERS[settings.sampler](
             denoiser, x, plan, lambda index: stack([r.step_noise(index) for r in requests])
         )

@@ -215,7 +215,7 @@ def test_settings_take_a_stack_as_text():
     EditSettings(guidance="apg:eta=0,norm=7.5+interval:low=0.28,high=5.4+rescale:phi=0.7").check()
     with pytest.raises(InputError, match=re.escape("cfgpp cannot couple with the sampler heun")):
         EditSettings(guidance="cfgpp", sampler="heun").check()
-    with pytest.raises(InputError, match="eta=2: out of range, expected 0 to 1"):
+    with pytest.raises(InputError, match="eta is '2', out of range: expected 0 to 1"):
         EditSettings(guidance="apg:eta=2").check()
 
 

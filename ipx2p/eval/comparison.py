@@ -134,8 +134,9 @@ def _check_arguments(
     with torch.device("meta"):  # the network without its weights
         layers = UNet(UNetConfig.read(folder / "unet" / "config.json")).attention_layers
     for one in settings:
-        schedule.plan(one.sampler, one.spacing, one.num_steps)
-        one.make_guidance().check_layers(layers)
+        guidance = one.make_guidance()
+        guidance.check_plan(schedule.plan(one.sampler, one.spacing, one.num_steps))
+        guidance.check_layers(layers)
     output = config.output.resolve()
     for case in cases:
         if output in case.source.resolve().parents:

@@ -106,11 +106,12 @@ class Attention(nn.Module):
 
 
 def blurred(tokens: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
-    """Gaussian blur of tokens over their picture, (B, N, D), N = h * w; infinity takes the mean.
+    """Gaussian blur of tokens over their picture, (B, N, D), N = h * w; above 9999 the mean.
 
-    The kernel spans 6 sigma, at most the picture, made odd; borders are mirrored.
+    The kernel spans 6 sigma, at most the picture, made odd; borders are mirrored (all of it as in
+    the code of arXiv:2408.00760).
     """
-    if math.isinf(sigma):
+    if sigma > 9999:
         return tokens.mean(dim=1, keepdim=True).expand_as(tokens)
     grid = tokens.transpose(1, 2).unflatten(2, size)  # (B, N, D) -> (B, D, h, w)
     for axis in (2, 3):

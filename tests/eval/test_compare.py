@@ -24,7 +24,7 @@ LDM = GOLDEN / "ldm.safetensors"
     [
         (["--guidance", "ip2p", "apgg"], r"unknown guidance scheme 'apgg'; did you mean apg\?"),
         (["--guidance", "apg:nrm=3"], r"apg has no parameter 'nrm'; did you mean norm\?"),
-        (["--guidance", "apg:eta=3"], "apg:eta=3: out of range, expected 0 to 1"),
+        (["--guidance", "apg:eta=3"], "apg:eta is '3', out of range: expected 0 to 1"),
         (["--sampler", "eulr"], r"unknown sampler 'eulr'; did you mean euler\?"),
         (["--sampler", "heun", "--guidance", "cfgpp"], "cfgpp cannot couple with the sampler heun"),
         (["--guidance", "ip2p", "autoguidance"], "autoguidance needs a second, weaker network"),

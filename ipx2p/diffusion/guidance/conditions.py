@@ -74,11 +74,11 @@ class RelevanceMask(MaskModifier):
     """Watch your steps: edit only where the instruction matters, found on the noised source.
 
     The authors put the noised source back outside the mask after each step. Putting the source into
-    the estimate there does the same for every sampler: x = source + sigma n goes to
-    source + sigma' n, with n = (x - source) / sigma of the first step; so the background always has
-    the new noise level, which the authors' is one step behind. An edit with a mask starts from the
-    noised source, as theirs, not from noise alone. Equal predictions have no relevance anywhere, so
-    the source comes out. `threshold` 0 leaves the mask soft.
+    the estimate there does the same for every sampler, where the mask is 0 or 1: x = source +
+    sigma n goes to source + sigma' n, with n = (x - source) / sigma of the first step; so the
+    background always has the new noise level, which the authors' is one step behind. An edit with a
+    mask starts from the noised source, as theirs, not from noise alone. Equal predictions have no
+    relevance anywhere, so the source comes out. `threshold` 0 leaves the mask soft.
     """
 
     threshold: float = parameter(0.5, 0.0, 1.0)

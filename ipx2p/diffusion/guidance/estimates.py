@@ -73,9 +73,9 @@ class DynamicThreshold(EstimateModifier):
     paper="sd-dynamic-thresholding; no paper",
     space="x0",
     scales="as in the linear scheme; scale and image_scale are what the range is taken from, at "
-    "most the edit's own",
+    "most the edit's own; scale is also that of joint_scale",
     evaluations=0,
-    plain="mimic:scale=1000",
+    plain="mimic:scale=1e6",
 )
 @dataclass
 class MimicScale(EstimateModifier):
@@ -84,17 +84,15 @@ class MimicScale(EstimateModifier):
     The authors mimic 7 for scales of 15 to 30 of a text-to-image model.
     """
 
-    scale: float = parameter(4.0, 0.0, 1000.0)
-    image_scale: float | None = parameter(None, 0.0, 1000.0)  # None: the edit's own
+    scale: float = parameter(4.0, 0.0, 1e6)
+    image_scale: float | None = parameter(None, 0.0, 1e6)  # None: the edit's own
     quantile: float = parameter(1.0, 0.0, 1.0)
 
     def mimicked(self, scales: dict[str, float]) -> dict[str, float]:
         """The lower scales."""
         image = scales["image"] if self.image_scale is None else self.image_scale
-        return scales | {
-            "text": min(self.scale, scales["text"]),
-            "image": min(image, scales["image"]),
-        }
+        most = {"text": self.scale, "image": image, "both": self.scale}
+        return {condition: min(most[condition], scale) for condition, scale in scales.items()}
 
     def change(
         self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment

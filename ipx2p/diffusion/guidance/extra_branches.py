@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ipx2p.diffusion.guidance.branches import FULL, AttentionChange, Branch
-from ipx2p.diffusion.guidance.scheme import BranchModifier, Term, parameter, scheme
+from ipx2p.diffusion.guidance.scheme import BranchModifier, Scheme, Term, parameter, scheme
 from ipx2p.diffusion.guidance.space import Moment, project_off
 from ipx2p.diffusion.schedule import Step
 from ipx2p.errors import InputError
@@ -39,21 +39,15 @@ class WorseBranch(BranchModifier):
                 f"{self.high}, in sigma"
             )
 
-    def branches(self, terms: list[Term], step: Step) -> list[Branch]:
+    def branches(self, text: Term | None, weight: float, step: Step) -> list[Branch]:
         """The full and the worse branch, inside the window."""
         acts = self.strength and self.low < step.sigma <= self.high
         return [FULL, self.worse] if acts else []
 
     def term(
-        self,
-        denoised: dict[Branch, Tensor],
-        terms: list[Term],
-        scales: dict[str, float],
-        moment: Moment,
-    ) -> Tensor | float:
+        self, denoised: dict[Branch, Tensor], text: Term | None, weight: float, moment: Moment
+    ) -> Tensor:
         """The push away from the worse prediction."""
-        if not self.branches(terms, moment.step):
-            return 0.0
         return self.strength * (denoised[FULL] - denoised[self.worse])
 
 
@@ -204,38 +198,27 @@ class PerpendicularNegative(BranchModifier):
     strength: float = parameter(1.5, 0.0, 100.0)
     condition = "text"
 
-    def check_terms(self, terms: list[Term]) -> None:
+    def check_base(self, base: Scheme, terms: list[Term]) -> None:
         """Raise InputError for a linear scheme without a push along the instruction."""
         if all(term.condition != "text" for term in terms):
             raise InputError(
-                "guidance perp_neg needs a linear scheme with a push along the instruction, such "
-                "as ip2p; image_only and free have none"
+                f"guidance perp_neg needs a push along the instruction, and {base.name} has none: "
+                "take another linear scheme, as ip2p"
             )
 
-    def branches(self, terms: list[Term], step: Step) -> list[Branch]:
+    def branches(self, text: Term | None, weight: float, step: Step) -> list[Branch]:
         """Both ends of the instruction's term, and the negative one."""
-        if not self.strength:
-            return []
-        text = self._text_term(terms)
-        return [text.plus, text.minus, self._negative(text)]
+        return [text.plus, text.minus, _negative(text)] if self.strength * weight else []
 
     def term(
-        self,
-        denoised: dict[Branch, Tensor],
-        terms: list[Term],
-        scales: dict[str, float],
-        moment: Moment,
-    ) -> Tensor | float:
+        self, denoised: dict[Branch, Tensor], text: Term | None, weight: float, moment: Moment
+    ) -> Tensor:
         """What the negative instruction says across the instruction, taken away."""
-        if not self.strength:
-            return 0.0
-        text = self._text_term(terms)
-        negative = denoised[self._negative(text)] - denoised[text.minus]
+        negative = denoised[_negative(text)] - denoised[text.minus]
         along = denoised[text.plus] - denoised[text.minus]
-        return -self.strength * scales["text"] * project_off(negative, along)
+        return -self.strength * weight * project_off(negative, along)
 
-    def _text_term(self, terms: list[Term]) -> Term:
-        return next(term for term in terms if term.condition == "text")
 
-    def _negative(self, text: Term) -> Branch:
-        return replace(text.plus, name="negative", text="negative")
+def _negative(text: Term) -> Branch:
+    """The negative instruction in the place of the instruction."""
+    return replace(text.plus, name="negative", text="negative")

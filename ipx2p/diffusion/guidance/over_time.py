@@ -7,7 +7,7 @@ branch costs nothing in that step.
 import math
 from dataclasses import dataclass
 
-from ipx2p.diffusion.guidance.scheme import ScaleModifier, on, parameter, scheme
+from ipx2p.diffusion.guidance.scheme import ScaleModifier, Scheme, Term, on, parameter, scheme
 from ipx2p.diffusion.schedule import Step
 from ipx2p.errors import InputError
 
@@ -73,7 +73,7 @@ class Interval(ScaleModifier):
     "linear 2u, cosine 1 - cos(pi u), ...; powered_cosine (1 - cos(pi u^power)) / 2",
     paper="arXiv:2404.13040",
     space="any",
-    scales="the mean over the steps (powered_cosine: the last); the push s - 1 is what is shaped",
+    scales="the mean over many steps (powered_cosine: the last); the push s - 1 is what is shaped",
     evaluations=0,
     plain="schedule:curve=constant",
 )
@@ -115,14 +115,34 @@ class CfgPlusPlus(ScaleModifier):
     """CFG++ as a schedule, which is exact for samplers of first order.
 
     On the text (default) the step is renoised with null + s_I (image - null). Strength grows with
-    the number of steps; 0.6 is the authors' for 50. The last step has the scale lambda.
+    the number of steps; 0.6 is the authors' for 50. A step to sigma 0 has the scale lambda.
     """
 
     lam: float | None = parameter(None, 0.0, 10.0)
     on: str = on("text")
 
+    @property
+    def replaces(self) -> bool:
+        return self.lam is not None
+
+    def check_base(self, base: Scheme, terms: list[Term]) -> None:
+        """With both scales its step is renoised with null, which takes a sum of both pushes."""
+        super().check_base(base, terms)
+        if base.name == "nested" and self.on == "both":
+            raise InputError(
+                "guidance cfgpp:on=both does not go with nested, which multiplies its scales: set "
+                "on=image, which stands for both there"
+            )
+
     def scale(self, scale: float, neutral: float, step: Step) -> float:
-        """The weight of plain guidance that makes the same step."""
+        """The weight of plain guidance that makes the same step.
+
+        Raises: InputError for a step between equal noise levels, which no weight makes.
+        """
+        if step.sigma_down >= step.sigma:
+            raise InputError(
+                f"guidance cfgpp: steps {step.index + 1} and {step.index + 2} of {step.count} have "
+                "the same noise level: take fewer steps"
+            )
         lam = scale * LAMBDA_PER_SCALE if self.lam is None else self.lam
-        gap = step.sigma - step.sigma_down
-        return lam * step.sigma / gap if gap > 0 else neutral  # no gap: the step goes nowhere
+        return lam * step.sigma / (step.sigma - step.sigma_down)

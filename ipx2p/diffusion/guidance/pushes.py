@@ -115,13 +115,20 @@ class TangentialDamping(PushModifier):
     on: str = on("both")
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """The push from the damped prediction."""
-        minus, plus = (moment.prediction(d, "eps") for d in (push.minus, push.plus))
-        # cos 2p and sin 2p, without the loss of digits of subtracting near equals or of angles
-        cosine, sine = dot(minus - plus, minus + plus), 2 * dot(minus, plus)
+        """The push from the damped prediction.
+
+        minus' - minus = ((cos 2p - 1) minus + sin 2p plus) / 2. The weights nearly cancel, and at
+        high noise both predictions are nearly x, so it is written with their difference d:
+        ((cos 2p + sin 2p - 1) minus + sin 2p d) / 2.
+        """
+        raw = push.plus - push.minus
+        minus, d = moment.prediction(push.minus, "eps"), raw * moment.per_denoised("eps")
+        cosine, sine = -dot(d, 2 * minus + d), 2 * dot(minus, minus + d)
         length = torch.hypot(cosine, sine)
-        damped = ((ratio(cosine, length) - 1) * minus + ratio(sine, length) * plus) / 2
-        return push.changed(push.difference - damped / moment.per_denoised("eps"))
+        c, s = ratio(cosine, length), ratio(sine, length)
+        weight = torch.where(s > 0, c * (1 + s - c) / (1 + s), c + s - 1)
+        damped = (weight * (push.minus - moment.x) + s * raw) / 2
+        return push.changed(push.difference - damped)
 
 
 @scheme(
@@ -150,7 +157,7 @@ class FrequencyDecoupled(PushModifier):
         """The levels weighed, from `low` at the coarsest to `high` at the finest, and rebuilt."""
         bands = pyramid(push.difference, self.levels)
         last = max(len(bands) - 1, 1)
-        weights = [self.high + (self.low - self.high) * i / last for i in range(len(bands))]
+        weights = [self.low + (self.high - self.low) * i / last for i in range(len(bands))][::-1]
         result = weights[-1] * bands[-1]
         for band, weight in zip(bands[-2::-1], weights[-2::-1], strict=True):
             result = enlarged(result, band) + weight * band
@@ -213,7 +220,7 @@ class PowerLaw(PushModifier):
     is our own choice.
     """
 
-    power: float = parameter(0.9, 0.0, 10.0)
+    power: float = parameter(0.9, 0.0, 3.0)
     unit: float = parameter(0.1, 1e-6, 1e6)
     joint: bool = parameter(False)
     on: str = on("both")

@@ -28,6 +28,10 @@ SCHEMES: dict[str, Scheme] = {
     for name, scheme in declared_in(vars(module)).items()
 }
 DEFAULT = "ip2p"
+# How numbers are written; Python's own reading also takes 1_0 and the digits of other scripts.
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|\+?inf", re.ASCII)
+WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+MAX_SHOWN = 60  # characters of what was typed, in a message
 
 
 def make_guidance(spec: str, *, guidance_scale: float, image_guidance_scale: float) -> Guidance:
@@ -36,17 +40,27 @@ def make_guidance(spec: str, *, guidance_scale: float, image_guidance_scale: flo
     Raises: InputError for an unknown scheme or parameter, a value out of its range, schemes that do
         not stack, or a scale that is not a finite number.
     """
-    parts = [_parse(part.strip()) for part in re.split(r"\+(?=\s*[a-z_])", spec)]
+    if not isinstance(spec, str):
+        raise InputError(f"guidance is {spec!r}, expected a text such as 'ip2p+apg'")
+    parts = [_parse(part.strip()) for part in re.split(r"(?<!=)\+(?=\s*[a-z_])", spec)]
     bases = [part for part in parts if part[0].is_linear]
     if len(bases) > 1:
         names = " and ".join(scheme.name for scheme, _ in bases)
-        raise InputError(f"guidance {spec!r} names two linear schemes, {names}: keep one of them")
+        raise InputError(
+            f"guidance {_shown(spec)} names two linear schemes, {names}: keep one of them"
+        )
     for name, scale in (
         ("guidance_scale", guidance_scale),
         ("image_guidance_scale", image_guidance_scale),
     ):
-        if not math.isfinite(scale):
-            raise InputError(f"{name} is {scale}, expected a finite number such as 7.0")
+        try:
+            finite = math.isfinite(scale)
+        except (TypeError, OverflowError):
+            finite = False
+        if not finite:
+            raise InputError(
+                f"{name} is {repr(scale)[:MAX_SHOWN]}, expected a finite number such as 7.0"
+            )
     modifiers = [scheme.make(**settings) for scheme, settings in parts if not scheme.is_linear]
     for modifier in modifiers:
         modifier.check()
@@ -82,46 +96,55 @@ def _check_repeats(spec: str, modifiers: list[Modifier]) -> None:
             if type(modifier) is type(other) and conditions != {"text", "image"}:
                 ways = " or give each its own condition, on=text and on=image"
                 raise InputError(
-                    f"guidance {spec!r} has {modifier.scheme.name} twice: keep one of them"
+                    f"guidance {_shown(spec)} has {modifier.scheme.name} twice: keep one of them"
                     f"{ways if hasattr(modifier, 'on') else ''}"
                 )
 
 
+def _shown(text: str) -> str:
+    """What was typed, in one line."""
+    return repr(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}...")
+
+
 def _parse(part: str) -> tuple[Scheme, dict[str, float | int | bool | str]]:
-    name, _, text = part.partition(":")
+    name, colon, text = part.partition(":")
     if name not in SCHEMES:
-        raise InputError(f"unknown guidance scheme {name!r}; {suggestion(name, [*SCHEMES])}")
+        raise InputError(f"unknown guidance scheme {_shown(name)}; {suggestion(name, [*SCHEMES])}")
     scheme, known = SCHEMES[name], SCHEMES[name].parameters
     settings = {}
-    for setting in filter(None, text.split(",")):
+    for setting in text.split(",") if colon else ():
         key, _, value = setting.partition("=")
         if key not in known:
             names = suggestion(key, [*known]) if known else "it has none"
-            raise InputError(f"guidance scheme {name} has no parameter {key!r}; {names}")
-        settings[key] = _value(f"guidance {name}:{setting}", known[key], value)
+            raise InputError(f"guidance scheme {name} has no parameter {_shown(key)}; {names}")
+        if key in settings:
+            raise InputError(f"guidance scheme {name} has {key} twice: keep one of them")
+        settings[key] = _value(f"guidance {name}:{key}", known[key], value)
     return scheme, settings
 
 
 def _value(where: str, known: Parameter, text: str) -> float | int | bool | str:
     if known.choices:
         if text not in known.choices:
-            raise InputError(f"{where}: {text!r} is not known; {suggestion(text, known.choices)}")
+            names = suggestion(text, known.choices)
+            raise InputError(f"{where} is {_shown(text)}, which is not known; {names}")
         return text
     if isinstance(known.default, str):
         return text
     if isinstance(known.default, bool):
         answers = {"true": True, "1": True, "false": False, "0": False}
         if text.lower() not in answers:
-            raise InputError(f"{where}: expected true or false")
+            raise InputError(f"{where} is {_shown(text)}, expected true or false")
         return answers[text.lower()]
     whole = isinstance(known.default, int)
-    try:
-        value = int(text) if whole else float(text)
-    except ValueError:
+    if not (WHOLE if whole else NUMBER).fullmatch(text):
         kind = "a whole number" if whole else "a number"
-        raise InputError(f"{where}: {text!r} is not {kind}") from None
-    if math.isnan(value) or (math.isinf(value) and math.isinf(known.low)):
-        raise InputError(f"{where}: {text} is not a finite number")
-    if not known.low <= value <= known.high:
-        raise InputError(f"{where}: out of range, expected {known.low:g} to {known.high:g}")
+        raise InputError(f"{where} is {_shown(text)}, expected {kind}")
+    value = int(text) if whole else float(text)
+    # Infinity has to be written as such, and to make sense: 1e400 is a slip.
+    too_large = math.isinf(value) and ("inf" not in text or math.isinf(known.low))
+    if too_large or not known.low <= value <= known.high:
+        within = f"{known.low:g} to {known.high:g}"
+        expected = "a finite number" if math.isinf(known.low) else within
+        raise InputError(f"{where} is {_shown(text)}, out of range: expected {expected}")
     return value

@@ -154,15 +154,38 @@ class Modifier:
     def check(self) -> None:
         """Raise InputError for parameters that do not go together."""
 
+    def check_base(self, base: Scheme, terms: list[Term]) -> None:
+        """Raise InputError for a linear scheme that it cannot work on, or would not change."""
+
     def acts_on(self, condition: str) -> bool:
         """Whether it changes what belongs to this condition."""
         return getattr(self, "on", "both") in ("both", condition)
+
+
+def _check_acts(modifier: Modifier, base: Scheme, terms: list[Term]) -> None:
+    """Raise InputError for a modifier of a condition that the linear scheme does not push."""
+    conditions = dict.fromkeys(term.condition for term in terms)
+    if not any(map(modifier.acts_on, conditions)):
+        raise InputError(
+            f"guidance {modifier.scheme.name}:on={modifier.on} would change nothing: {base.name} "
+            f"has no push of its own for that, set on={next(iter(conditions))}"
+        )
 
 
 class ScaleModifier(Modifier):
     """Changes the scales of a step, before the branches are chosen."""
 
     last = False  # after the other modifiers of scales, wherever it stands in the stack
+    replaces = False  # what modifiers before it have made of a scale
+
+    def check_base(self, base: Scheme, terms: list[Term]) -> None:
+        """It brings scales to those of the full branch."""
+        if base.full_at is None:
+            raise InputError(
+                f"guidance {self.scheme.name} brings scales to those of the full branch, which "
+                f"{base.name} never gives: take another linear scheme, as ip2p"
+            )
+        _check_acts(self, base, terms)
 
     def holds(self, step: Step) -> bool:
         """Whether there is guidance in this step at all, of the conditions that it acts on."""
@@ -178,6 +201,15 @@ class PushModifier(Modifier):
 
     joint = False
     needs_full = False  # reads Push.full
+
+    def check_base(self, base: Scheme, terms: list[Term]) -> None:
+        """Its formula adds a push, scale less 1, to the full branch."""
+        if base.anchor is not FULL:
+            raise InputError(
+                f"guidance {self.scheme.name} changes what is added to the full branch, which "
+                f"{base.name} does not start from: take another linear scheme, as ip2p"
+            )
+        _check_acts(self, base, terms)
 
     def check(self) -> None:
         """Raise InputError for the sum of all pushes, of one condition."""
@@ -202,21 +234,19 @@ class BranchModifier(Modifier):
         """Beginnings of the names of layers that it changes."""
         return ()
 
-    def check_terms(self, terms: list[Term]) -> None:
-        """Raise InputError for a linear scheme that it cannot work on."""
+    def branches(self, text: Term | None, weight: float, step: Step) -> list[Branch]:
+        """What has to run in this step; nothing where it adds nothing.
 
-    def branches(self, terms: list[Term], step: Step) -> list[Branch]:
-        """What has to run in this step; nothing where it adds nothing."""
+        Args:
+            text: the instruction's term, if the linear scheme has one. weight: what its difference
+                is weighed with in all: 0 at guidance_scale 0.
+        """
         raise NotImplementedError
 
     def term(
-        self,
-        denoised: dict[Branch, Tensor],
-        terms: list[Term],
-        scales: dict[str, float],
-        moment: Moment,
+        self, denoised: dict[Branch, Tensor], text: Term | None, weight: float, moment: Moment
     ) -> Tensor | float:
-        """What is added to the estimate."""
+        """What is added to the estimate, where there are branches."""
         raise NotImplementedError
 
 

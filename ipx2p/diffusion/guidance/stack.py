@@ -21,7 +21,7 @@ from ipx2p.diffusion.guidance.scheme import (
     TextModifier,
 )
 from ipx2p.diffusion.guidance.space import Moment
-from ipx2p.diffusion.schedule import Step
+from ipx2p.diffusion.schedule import Plan, Step
 from ipx2p.errors import InputError
 
 Kind = TypeVar("Kind", bound=Modifier)
@@ -32,8 +32,9 @@ class Guidance:
 
     Args:
         base: the linear scheme; settings: its parameters.
-        modifiers: in the order of the stack; those of one kind act in this order.
-    Raises: InputError for scales that cannot be changed over time.
+        modifiers: in the order of the stack; those of one kind act in this order, but for those
+            of the sum of all pushes (joint=true), which come after those of one push.
+    Raises: InputError for schemes that do not go together.
     """
 
     def __init__(
@@ -58,16 +59,22 @@ class Guidance:
         self._joint = [modifier for modifier in pushes if modifier.joint]
         self._extra = self._of(BranchModifier)
         self._estimates = self._of(EstimateModifier)
-        if self._over_time and base.full_at is None:
-            raise InputError(
-                f"guidance {self._over_time[0].scheme.name} brings scales to those of the "
-                f"full branch, which {base.name} never gives: take another linear scheme, as ip2p"
-            )
-        for modifier in self._extra:
-            modifier.check_terms(self._terms(self.scales))
+        for modifier in modifiers:
+            modifier.check_base(base, self._terms(self.scales))
+        self._check_order()
 
     def _of(self, kind: type[Kind]) -> list[Kind]:
         return [modifier for modifier in self.modifiers if isinstance(modifier, kind)]
+
+    def _check_order(self) -> None:
+        for place, modifier in enumerate(self._over_time):
+            for before in self._over_time[:place]:
+                shared = any(modifier.acts_on(c) and before.acts_on(c) for c in self.scales)
+                if modifier.replaces and shared:
+                    raise InputError(
+                        f"guidance {before.scheme.name} has no effect before "
+                        f"{modifier.scheme.name}, which sets scales anew: put it behind"
+                    )
 
     @property
     def schemes(self) -> list[Scheme]:
@@ -99,7 +106,8 @@ class Guidance:
                 self._factor(condition, scales | {condition: scale}) for scale in (0.0, 1.0)
             )
             wanted = share * self._factor(condition, self.scales)
-            scales[condition] = (wanted - at_0) / (at_1 - at_0)
+            if at_1 != at_0:
+                scales[condition] = (wanted - at_0) / (at_1 - at_0)
         return scales
 
     def _factor(self, condition: str, scales: dict[str, float]) -> float:
@@ -118,6 +126,11 @@ class Guidance:
                     f"guidance {scheme.name} cannot couple with the sampler {sampler}: take "
                     f"{', '.join(scheme.samplers)}"
                 )
+
+    def check_plan(self, plan: Plan) -> None:
+        """Raise InputError for noise levels that a scheme cannot couple with."""
+        for step in plan:
+            self.scales_at(step)
 
     def check_layers(self, known: Sequence[str]) -> None:
         """Raise InputError for attention layers that a network does not have."""
@@ -157,7 +170,7 @@ class Guidance:
         if any(modifier.needs_full for modifier in (*changing, *self._estimates)):
             needed[FULL] = None
         for modifier in self._extra_at(step):
-            needed |= dict.fromkeys(modifier.branches(terms, step))
+            needed |= dict.fromkeys(modifier.branches(*self._text_term(scales), step))
         for modifier in self._estimates:
             mimicked = modifier.mimicked(scales)
             if mimicked is not None:
@@ -171,7 +184,9 @@ class Guidance:
         terms = self._terms(scales)
         estimate = self._pushed(denoised, terms, moment)
         for modifier in self._extra_at(step):
-            estimate = estimate + modifier.term(denoised, terms, scales, moment)
+            text, weight = self._text_term(scales)
+            if modifier.branches(text, weight, step):
+                estimate = estimate + modifier.term(denoised, text, weight, moment)
         for modifier in self._estimates:
             mimicked = modifier.mimicked(scales)
             if mimicked is not None:
@@ -189,6 +204,14 @@ class Guidance:
         if "both" in scales:
             settings["joint_scale"] = scales["both"]
         return self.base.make(scales["text"], scales["image"], **settings)
+
+    def _text_term(self, scales: dict[str, float]) -> tuple[Term | None, float]:
+        """The instruction's term, and what its difference is weighed with in all."""
+        text, without = (
+            next((term for term in self._terms(at) if term.condition == "text"), None)
+            for at in (scales, scales | {"text": 0.0})
+        )
+        return text, text.factor - without.factor if text else 0.0
 
     def _split(self, terms: list[Term]) -> tuple[list[Term], list[Term]]:
         """Terms that stay as they are, and those that a modifier acts on one by one."""
