@@ -76,6 +76,30 @@ FAULTS = {
         "        terms = self._terms(scales)\n        linear",
         "tests/diffusion/test_guidance_schemes.py",
     ),
+    "a branch that runs outside an interval": (
+        "ipx2p/diffusion/guidance/stack.py",
+        "return [m for m in self._extra if not any(other.acts_on(m.condition) for other in off)]",
+        "return self._extra",
+        "tests/diffusion/test_guidance_schemes.py",
+    ),
+    "a key of a sweep that forgets the seed": (
+        "ipx2p/eval/sweep.py",
+        '"seed": seed}',
+        '"seed": 0}',
+        "tests/eval/test_sweep.py",
+    ),
+    "scores of another target": (
+        "ipx2p/eval/scores.py",
+        "key_of([edit, case.target_digest, clip",
+        "key_of([edit, clip",
+        "tests/eval/test_scores.py",
+    ),
+    "a trade-off with its axes turned": (
+        "ipx2p/eval/curves.py",
+        'for m in ("clip_direction", "clip_image")',
+        'for m in ("clip_image", "clip_direction")',
+        "tests/eval/test_report.py",
+    ),
     "an attention edit of the whole batch": (
         "ipx2p/models/blocks.py",
         "attended = torch.where(rows[:, None, None], values, attended)",
