@@ -105,7 +105,12 @@ def close(got, expected):
 def test_a_scheme_declares_what_it_is(name):
     scheme = SCHEMES[name]
     assert scheme.name == name and re.fullmatch("[a-z_0-9]+", name)
-    assert scheme.formula and scheme.scales and scheme.make.__doc__
+    assert scheme.formula and scheme.scales
+    for told in (scheme.formula, scheme.paper, f"Space: {scheme.space}", scheme.scales):
+        assert told in scheme.make.__doc__
+    for parameter in scheme.parameters.values():
+        assert f"{parameter.name}={parameter.default}" in scheme.make.__doc__
+    assert re.search(rf"evaluations: {scheme.evaluations}( more)? per step", scheme.make.__doc__)
     assert scheme.space in ("any", "x0", "eps", "v")
     assert re.search(r"arXiv:\d{4}\.\d{5}|no paper|none|ComfyUI", scheme.paper)
     for parameter in scheme.parameters.values():
@@ -117,6 +122,25 @@ def test_a_scheme_declares_what_it_is(name):
 def test_a_stack_written_out_in_full_is_the_same_stack(name):
     written = spec_of(guidance(name))
     assert spec_of(guidance(written)) == written
+
+
+GRID = [
+    *((7.0, 1.5), (1.0, 1.0), (0.5, 0.5), (3.0, 3.0)),
+    *((0.0, 1.0), (0.0, 1.5), (7.0, 1.0), (2.0, -1.0), (1.0, 0.0)),
+]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_linear_scheme_is_plain_dual_guidance_where_it_says_so_and_nowhere_else(name):
+    scheme = SCHEMES[name]
+    for s_T, s_I in GRID:
+        known = {"s_T": s_T, "s_I": s_I}
+        declared = scheme.plain is not None and eval(scheme.plain_at or "True", known.copy())
+        spec = re.sub(
+            "=([^,]+)", lambda m, k=known: f"={eval(m[1], k.copy())}", scheme.plain or name
+        )
+        difference = run(spec, (s_T, s_I)) - run("ip2p", (s_T, s_I))
+        assert (difference.abs().max() < 1e-4) == declared, (s_T, s_I)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -35,6 +35,8 @@ def ip2p(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     space="any",
     scales="(1, 1) is the full branch; equal scales are plain guidance of both conditions at once",
     evaluations=3,
+    plain="text_first",
+    plain_at="s_T == s_I",
 )
 def text_first(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     """Instruction first, then the source on top of it."""
@@ -50,6 +52,8 @@ def text_first(guidance_scale: float, image_guidance_scale: float) -> list[Term]
     space="any",
     scales="guidance_scale pushes along both conditions; image_guidance_scale is not used",
     evaluations=2,
+    plain="joint",
+    plain_at="s_T == s_I",
 )
 def joint(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     """Both conditions as one: classifier-free guidance."""
@@ -62,6 +66,8 @@ def joint(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     space="any",
     scales="guidance_scale as in ip2p; image_guidance_scale is not used",
     evaluations=2,
+    plain="text_only",
+    plain_at="s_I == 1",
 )
 def text_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     """Guide along the instruction, take the source as it is."""
@@ -74,6 +80,8 @@ def text_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     space="any",
     scales="image_guidance_scale as in text_first; guidance_scale is not used",
     evaluations=2,
+    plain="image_only",
+    plain_at="s_T == s_I == 1",
 )
 def image_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     """Guide towards the source, take the instruction as it is."""
@@ -104,6 +112,8 @@ def symmetric(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     evaluations=3,
     full_at=None,
     anchor=NULL,
+    plain="composable",
+    plain_at="s_T == 0",
 )
 def composable(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     """Each condition on its own, summed (composable diffusion)."""
@@ -119,6 +129,7 @@ def composable(guidance_scale: float, image_guidance_scale: float) -> list[Term]
     space="any",
     scales="as in composable, and joint_scale; with joint_scale 1, (1, 1) is the full branch",
     evaluations=4,
+    plain="full:joint_scale=s_T",
 )
 def full(
     guidance_scale: float, image_guidance_scale: float, *, joint_scale: float = 1.0
@@ -140,6 +151,8 @@ def full(
     space="any",
     scales="image_guidance_scale pushes the whole of the edit: ip2p at s_T' = s_T s_I",
     evaluations=3,
+    plain="nested",
+    plain_at="s_I == 1 or s_T == 0",
 )
 def nested(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     """Guidance inside guidance."""
@@ -153,6 +166,7 @@ def nested(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     scales="not used: the coefficients are the parameters, the full branch takes the rest to 1",
     evaluations=1,
     full_at=None,
+    plain="free:null=1-s_I,image=s_I-s_T",
 )
 def free(
     guidance_scale: float,

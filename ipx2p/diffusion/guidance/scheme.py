@@ -54,7 +54,9 @@ class Scheme:
     evaluations: of the network per step; a modifier's come on top of those of the linear scheme,
         which are fewer where it changes a scale to that of the full branch.
     evaluations_once: on top, once per edit.
-    plain: a spec at which it equals the linear scheme at any scales; None is never.
+    plain: a spec at which it is plain dual guidance: a linear scheme equals `ip2p`, a modifier the
+        linear scheme that it stands on; s_T and s_I are the edit's scales. None is never.
+    plain_at: the scales at which that holds, "s_T == s_I"; "" is all.
     full_at: guidance_scale and image_guidance_scale that give the full branch; None is never.
     keeps_equal: equal predictions of all branches come out unchanged.
     needs: "weak" (a second network), "negative" (a negative instruction).
@@ -71,6 +73,7 @@ class Scheme:
     evaluations: int
     evaluations_once: int = 0
     plain: str | None = None
+    plain_at: str = ""
     full_at: tuple[float, float] | None = (1.0, 1.0)
     keeps_equal: bool = True
     needs: tuple[str, ...] = ()
@@ -82,6 +85,27 @@ class Scheme:
     def is_linear(self) -> bool:
         """One of the schemes that weigh the branches; the others modify one."""
         return not is_dataclass(self.make)
+
+    @property
+    def told(self) -> str:
+        """The declaration, for people."""
+        once = f", and {self.evaluations_once} once per edit" if self.evaluations_once else ""
+        full_at = "no scales" if self.full_at is None else "({:g}, {:g})".format(*self.full_at)
+        settings = ", ".join(f"{p.name}={p.default}" for p in self.parameters.values())
+        more = "" if self.is_linear else " more"
+        lines = {
+            "Formula": self.formula,
+            "Source": self.paper,
+            "Space": self.space,
+            "Scales": self.scales,
+            "Defaults": settings or "no parameters",
+            "Network evaluations": f"{self.evaluations}{more} per step{once}",
+            "Plain guidance": f"{self.plain} at {self.plain_at or 'any scales'}"
+            if self.plain
+            else "never",
+            "Full branch": f"at {full_at} (guidance scale, image guidance scale)",
+        }
+        return "\n".join(f"{name}: {value}" for name, value in lines.items())
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -99,10 +123,14 @@ class Scheme:
 
 
 def scheme(**declared: Any) -> Callable[[Callable], Callable]:
-    """Declare a function or dataclass as a scheme; the name is the function's unless given."""
+    """Declare a function or dataclass as a scheme; the name is the function's unless given.
+
+    The declaration is added to its docstring, for `help`.
+    """
 
     def declare(made: Callable) -> Callable:
         made.scheme = Scheme(make=made, **({"name": made.__name__} | declared))
+        made.__doc__ = f"{inspect.cleandoc(made.__doc__)}\n\n{made.scheme.told}"
         return made
 
     return declare
