@@ -78,11 +78,12 @@ class Report:
 
 def score_table(scores: Sequence[TaskScore]) -> str:
     """The scores as text, for people: PSNR on held-out pictures in dB."""
-    lines = [f"{'task':<12}{'pairs':>6}{'input dB':>10}{'edit dB':>10}{'VAE ceiling dB':>16}"]
+    width = max(12, *(len(score.task) + 1 for score in scores))
+    lines = [f"{'task':<{width}}{'pairs':>6}{'input dB':>10}{'edit dB':>10}{'VAE ceiling dB':>16}"]
     for score in scores:
         row = (score.psnr_input, score.psnr_edit, score.psnr_ceiling)
         before, after, ceiling = ("-" if value is None else f"{value:.2f}" for value in row)
-        lines.append(f"{score.task:<12}{score.pairs:>6}{before:>10}{after:>10}{ceiling:>16}")
+        lines.append(f"{score.task:<{width}}{score.pairs:>6}{before:>10}{after:>10}{ceiling:>16}")
     return "\n".join(lines)
 
 

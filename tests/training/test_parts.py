@@ -124,8 +124,10 @@ def test_table_shows_every_score():
         [
             TaskScore("enhance", 4, 25.789, 0.9, psnr_input=9.123, psnr_edit=15.456),
             TaskScore("x", 1, 20, 0.8),
+            TaskScore("turn it into an old photograph", 2, 20, 0.8),
         ]
     )
+    assert len({len(line) for line in table.splitlines()}) == 1  # columns stand below one another
     assert [*table.splitlines()[1].split()] == ["enhance", "4", "9.12", "15.46", "25.79"]
     assert [*table.splitlines()[2].split()] == ["x", "1", "-", "-", "20.00"]
 
