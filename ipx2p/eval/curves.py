@@ -17,7 +17,11 @@ from ipx2p.eval.sweep import SCALES
 from ipx2p.eval.tables import ALL, Line
 
 MARKERS = "osD^v<>P*Xh"  # one more than colours, so that both repeat together only after 110
-OFFSETS = [(6, 4), (6, -11), (-6, 4), (-6, -11), (0, 9), (0, -16), (14, 0), (-14, 0)]  # points
+# Where a label may stand, in points from its own: near it, else farther away.
+OFFSETS = [(6, 4), (6, -11), (-6, 4), (-6, -11), (0, 8), (0, -15), (9, -4), (-9, -4)]
+OFFSETS += [(2 * x, 2 * y) for x, y in OFFSETS]
+PANEL = (5.0, 4.2)  # inches
+LARGE_PANEL = (7.5, 6.0)
 HOW_TO_GET = 'matplotlib is not installed: pip install -e ".[plots]", and run it again for curves'
 
 
@@ -110,9 +114,10 @@ def _trade_off(lines: Sequence[Line], how: str) -> Curve:
 
     caption = (
         f"Trade-off at {how}: to the right more of the instruction is done, upwards more of the "
-        f"picture is kept. Points are labelled by {NAMES[along]}."
+        f"picture is kept. Points are labelled by {NAMES[along]}, where there is room."
     )
-    return Curve(f"trade_off_{_file(how)}", caption, _panels(lines, across, draw))
+    png = _panels(lines, across, draw, size=LARGE_PANEL)
+    return Curve(f"trade_off_{_file(how)}", caption, png)
 
 
 def _against_scale(lines: Sequence[Line], metric: str, identity: dict, how: str) -> Curve:
@@ -201,6 +206,7 @@ def _panels(
     across: int | None,
     draw: Callable[..., None],
     identity: float = math.nan,
+    size: tuple[float, float] = PANEL,
 ) -> bytes:
     """One panel for each value of the other scale, one legend beside them all; a PNG."""
     from matplotlib import colormaps
@@ -223,8 +229,8 @@ def _panels(
     values = [None] if across is None else sorted({_scales(line)[across] for line in lines})
     columns = min(3, len(values))
     rows = math.ceil(len(values) / columns)
-    width = 5.0 * columns + 0.075 * max(map(len, schemes)) + 1.2
-    figure = Figure(figsize=(width, max(4.2 * rows, 0.24 * len(schemes) + 0.8)), dpi=110)
+    width = size[0] * columns + 0.075 * max(map(len, schemes)) + 1.2
+    figure = Figure(figsize=(width, max(size[1] * rows, 0.24 * len(schemes) + 0.8)), dpi=110)
     figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
@@ -250,29 +256,38 @@ def _panels(
 
 
 def _place_labels(axes: Any, labels: Sequence[tuple[float, float, str, Any]]) -> None:
-    """Write each label beside its point, on the side where it covers least of what is there."""
+    """Write each label beside its point, on the side where it covers least of what is there.
+
+    One that would cover another label is left out.
+    """
     from matplotlib.patheffects import withStroke
 
     figure = axes.figure
     figure.draw_without_rendering()  # so that data have places in pixels
     points = [axes.transData.transform((x, y)) for x, y, _, _ in labels]
-    taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in points]
+    marks = [(px - 5, py - 5, px + 5, py + 5) for px, py in points]
     for line in axes.lines:
         for (ax, ay), (bx, by) in itertools.pairwise(axes.transData.transform(line.get_xydata())):
             for share in (i / 16 for i in range(1, 16)):
                 x, y = ax + share * (bx - ax), ay + share * (by - ay)
-                taken.append((x - 2, y - 2, x + 2, y + 2))
+                marks.append((x - 2, y - 2, x + 2, y + 2))
+    written: list[tuple[float, ...]] = []
     per_point = figure.dpi / 72
     for (x, y, text, color), (px, py) in zip(labels, points, strict=True):
-        width, height = 5.0 * per_point * len(text), 8 * per_point
-        boxes = []
-        for dx, dy in OFFSETS:
+        width, height = 5.2 * per_point * len(text), 8 * per_point
+        choices = []
+        for place, (dx, dy) in enumerate(OFFSETS):
             left = px + dx * per_point - (width if dx < 0 else width / 2 if dx == 0 else 0)
             bottom = py + dy * per_point
-            boxes.append((left, bottom, left + width, bottom + height))
-        covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
-        best = covered.index(min(covered))
-        dx, dy = OFFSETS[best]
+            box = (left, bottom, left + width, bottom + height)
+            over_labels, over_marks = (
+                sum(_overlap(box, other) for other in others) for others in (written, marks)
+            )
+            choices.append((over_labels, over_marks, place, box))
+        over_labels, _, place, box = min(choices)
+        if over_labels:
+            continue
+        dx, dy = OFFSETS[place]
         axes.annotate(
             text,
             (x, y),
@@ -283,7 +298,7 @@ def _place_labels(axes: Any, labels: Sequence[tuple[float, float, str, Any]]) ->
             color=color,
             path_effects=[withStroke(linewidth=2, foreground="white")],
         )
-        taken.append(boxes[best])
+        written.append(box)
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:

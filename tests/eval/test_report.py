@@ -273,7 +273,14 @@ def test_curves_of_one_setting_or_of_a_perfect_edit_are_drawn_too():
     assert curves.make_curves([identity, line("ip2p", 1.0, 1.0, **means)])
 
 
-def test_labels_of_near_points_do_not_cover_each_other():
+@pytest.mark.parametrize(
+    ("points", "count"),
+    [
+        ([(0.5, 0.5), (0.51, 0.5), (0.5, 0.51), (0.0, 0.0), (1.0, 1.0)], 5),
+        ([(0.5, 0.5)] * 40, None),  # no room for all of them
+    ],
+)
+def test_labels_of_near_points_do_not_cover_each_other(points, count):
     pytest.importorskip("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -281,12 +288,11 @@ def test_labels_of_near_points_do_not_cover_each_other():
     figure = Figure(figsize=(5, 4), dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    points = [(0.5, 0.5), (0.51, 0.5), (0.5, 0.51), (0.0, 0.0), (1.0, 1.0)]
     axes.plot(*zip(*points, strict=True), "o")
     curves._place_labels(axes, [(x, y, "1.5", "k") for x, y in points])
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) == 5
+    assert len(boxes) == count or (count is None and 4 <= len(boxes) < len(points))
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
