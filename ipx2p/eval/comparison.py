@@ -226,8 +226,10 @@ def _about(
         "pictures": f"{len(cases)}, long side {sweep.resolution} pixels",
         "instructions": "; ".join(instructions[:3]) + more,
         "negative instruction": sweep.negative_instruction,
-        "seeds": ", ".join(map(str, sweep.seeds)),
+        "seeds": ", ".join(map(str, dict.fromkeys(sweep.seeds))),
+        "sampler": ", ".join(dict.fromkeys(sweep.sampler)),
         "spacing": sweep.spacing,
+        "steps": ", ".join(map(str, dict.fromkeys(sweep.steps))),
         "CLIP": f"{clip.name}, pictures brought to {clip.size} x {clip.size}" if clip else "",
         "versions": f"ipx2p {__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}",

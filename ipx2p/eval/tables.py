@@ -157,6 +157,9 @@ def columns_of(lines: Sequence[Line]) -> list[str]:
     if all(line.effective == line.scales for line in guided):
         idle |= {f"effective_{name}" for name in SCALES}
     cells = [line.cells() for line in lines]
+    for name in ("sampler", "num_steps"):  # one for all stands in the head of the report
+        if len({cell[name] for cell in cells} - {None}) == 1:
+            idle.add(name)
     return [n for n in COLUMNS if n not in idle and any(cell[n] is not None for cell in cells)]
 
 
