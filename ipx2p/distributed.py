@@ -141,11 +141,12 @@ def _open_store(world: World) -> dist.Store:
 
 
 @contextmanager
-def open_world(*, cuda: bool) -> Iterator[World]:
+def open_world(*, cuda: bool, timeout: timedelta = TIMEOUT) -> Iterator[World]:
     """The world that `torchrun` describes in the environment, or this process alone.
 
     Args:
         cuda: whether each process works on a GPU of its own.
+        timeout: how long a process waits for the others.
 
     Raises: InputError when the processes cannot find one another; one that is raised inside gets
         the number of its process; when another process has ended, one that says so.
@@ -167,7 +168,7 @@ def open_world(*, cuda: bool) -> Iterator[World]:
             store=_open_store(world),
             rank=world.rank,
             world_size=world.size,
-            timeout=TIMEOUT,
+            timeout=timeout,
         )
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes of torchrun cannot reach one another: {error}") from error

@@ -3,11 +3,15 @@
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 
 from PIL import Image, ImageDraw, ImageFont
 
 from ipx2p.errors import InputError
 from ipx2p.images import fit_size, resize, rgb_from_image
+
+# With many letters, where they are installed: Linux, macOS, Windows
+FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 
 
 def contact_sheet(
@@ -61,6 +65,22 @@ def contact_sheet(
     return sheet
 
 
+def text_tile(text: str, cell: int) -> Image.Image:
+    """A grey square with a word, in the place of a picture that there is not."""
+    tile = Image.new("RGB", (cell, cell), (210, 210, 210))
+    label = _text_picture(text, max(12, cell // 10), (cell, cell), centred=True)
+    tile.paste(label, ((cell - label.width) // 2, (cell - label.height) // 2))
+    return tile
+
+
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font; it has few letters beyond ASCII, so others take one of the system's."""
+    for name in () if text.isascii() else FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size=size)
+
+
 def _check_sheet(rows: Sequence, column_labels: Sequence, row_labels: Sequence, cell: int) -> None:
     lengths = [len(row) for row in rows]
     if not column_labels or not rows or lengths != [len(column_labels)] * len(row_labels):
@@ -76,7 +96,7 @@ def _text_picture(
     text: str, font_size: int, max_size: tuple[int, int], *, centred: bool = False
 ) -> Image.Image:
     """Text, wrapped and cut to (width, height), as a picture no larger than it; none is 0 x 0."""
-    font = ImageFont.load_default(size=font_size)
+    font = _font(text, font_size)
     line_height = sum(font.getmetrics()) + 2
     lines = _wrap(text, font, max_size[0], max(1, max_size[1] // line_height))
     width = max((math.ceil(font.getlength(line)) for line in lines), default=0)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ipx2p.errors import InputError
-from ipx2p.sheets import contact_sheet
+from ipx2p.sheets import contact_sheet, text_tile
 
 ORIENTATION = 0x0112
 
@@ -61,3 +61,10 @@ def test_long_labels_stay_off_the_pictures(text):
 def test_contact_sheet_refuses_labels_that_do_not_match(rows, columns, labels):
     with pytest.raises(InputError, match="contact sheet: expected"):
         contact_sheet(rows, column_labels=columns, row_labels=labels)
+
+
+def test_a_tile_says_in_words_what_there_is_no_picture_of():
+    tile, empty = (np.asarray(text_tile(text, 96)) for text in ("not finite", ""))
+    assert tile.shape == (96, 96, 3) and (empty == 210).all()
+    ys, xs = np.nonzero((tile < 100).all(-1))
+    assert len(ys) > 20 and abs(ys.mean() - 48) < 8 and abs(xs.mean() - 48) < 8

@@ -99,11 +99,20 @@ def cases_of_images(
     )
 
 
-def cases_of_folder(folder: Path, instructions: Sequence[str]) -> list[Case]:
-    """The photographs of a folder, in order of their names, with one instruction."""
+def cases_of_folder(
+    folder: Path, instructions: Sequence[str], output: Path | None = None
+) -> list[Case]:
+    """The photographs of a folder, in order of their names, with one instruction.
+
+    Args:
+        output: a folder in it that holds results, not photographs.
+    """
     if len(instructions) != 1:
         raise InputError(f"{len(instructions)} instructions: a --folder takes one for all of it")
-    return cases_of_images(find_photos(folder), instructions)
+    photos = find_photos(folder)
+    if output is not None and folder.resolve() in output.resolve().parents:
+        photos = [path for path in photos if output.resolve() not in path.resolve().parents]
+    return cases_of_images(photos, instructions)
 
 
 def cases_of_manifest(path: Path) -> list[Case]:
@@ -141,10 +150,16 @@ def _captions(path: Path) -> list[tuple[str, str] | None]:
     """source_caption and target_caption of each pair, in the order of the lines."""
     lines = path.read_text(encoding="utf-8-sig").split("\n")
     found = []
-    for line in filter(str.strip, lines):
-        record = json.loads(line)
-        both = (record.get("source_caption"), record.get("target_caption"))
-        found.append(both if all(isinstance(c, str) and c.strip() for c in both) else None)
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            record = json.loads(line)
+            both = (record.get("source_caption"), record.get("target_caption"))
+            if both != (None, None) and not all(isinstance(c, str) and c.strip() for c in both):
+                raise InputError(
+                    f"{path} line {number}: source_caption is {both[0]!r}, target_caption "
+                    f"{both[1]!r}: expected two texts, or null for both"
+                )
+            found.append(None if None in both else both)
     return found
 
 

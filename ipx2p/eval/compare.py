@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.manifest:
         cases = cases_of_manifest(args.manifest)
     elif args.folder:
-        cases = cases_of_folder(args.folder, args.instruction)
+        cases = cases_of_folder(args.folder, args.instruction, args.output)
     else:
         captions = args.source_caption and (args.source_caption, args.target_caption)
         cases = cases_of_images(

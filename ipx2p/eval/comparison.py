@@ -7,6 +7,7 @@ OUTPUT/  edits/KEY.png  edits_RANK.jsonl  scores_RANK.jsonl  sweep.json      wha
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +23,7 @@ from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case, draw
 from ipx2p.eval.features import ClipFeatures
 from ipx2p.eval.grids import make_grids
-from ipx2p.eval.report import write_report
+from ipx2p.eval.report import make_notes, write_report
 from ipx2p.eval.rows import Rows, key_of
 from ipx2p.eval.scores import pick_metrics, score_trials
 from ipx2p.eval.sweep import (
@@ -30,6 +31,7 @@ from ipx2p.eval.sweep import (
     Trial,
     make_trials,
     missing,
+    part_of,
     run_trials,
     weights_digest,
 )
@@ -40,6 +42,7 @@ from ipx2p.models.vae import VAEConfig
 from ipx2p.weights.readers import find_folder
 
 SWEEP = "sweep.json"
+TIMEOUT = timedelta(days=7)  # processes that are done wait for those that are not
 
 
 @dataclass
@@ -76,12 +79,12 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
     _check_arguments(cases, settings, config, folder)
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     cuda = pick_device(config.device).type == "cuda"
-    with open_world(cuda=cuda) as world:
+    with open_world(cuda=cuda, timeout=TIMEOUT) as world:
         # Each process has a GPU of its own, also where the device is named without a number.
         name = "auto" if config.device == "cuda" else config.device
         device = pick_device(name, world.local_rank)
+        metrics = pick_metrics(config.metrics, cases, config.clip is not None)
         clip = None if config.clip is None else ClipFeatures.load(config.clip, device)
-        metrics = pick_metrics(config.metrics, cases, clip)
         made_with = _made_with(folder, config, device)
         lock = _take(config.output, made_with, world)
         weak = config.weak_weights and weights_digest(find_folder(config.weak_weights))
@@ -108,7 +111,8 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
             about = _about(weights, cases, config, clip) | {
                 "computed on": computed_on(trials, rows)
             }
-            print(*write_report(config.output, lines, csv, sheets, about, metrics), sep="\n")
+            notes = make_notes(config.metrics, metrics, trials, rows, scores, clip)
+            print(*write_report(config.output, lines, csv, sheets, about, notes), sep="\n")
             lock.close()
 
 
@@ -164,18 +168,26 @@ def _take(output: Path, made_with: dict[str, Any], world: World) -> BinaryIO | N
     if world.is_main:
         _check_output(output, made_with)  # it may have been someone else's a moment ago
         write_json(made_with, output / SWEEP)
+        for rest in (output / "edits").glob(".*.png"):  # what a killed process was writing
+            rest.unlink(missing_ok=True)
     world.barrier()
     return lock
 
 
 def _check_output(output: Path, made_with: dict[str, Any]) -> None:
     if (output / SWEEP).exists():
-        for name, value in read_json(output / SWEEP).items():
+        try:
+            found = read_json(output / SWEEP)
+        except InputError as error:
+            raise InputError(f"{error}: remove it, the edits beside it are found again") from error
+        for name, value in found.items():
             if made_with.get(name) != value:
                 raise InputError(
                     f"{output} holds another sweep, its {name} is {value!r}, now "
                     f"{made_with.get(name)!r}: choose another --output"
                 )
+    elif any(output.glob("edits_*.jsonl")):
+        return  # the file was lost; each edit knows by its key what it was made with
     elif any(not child.name.startswith(".") for child in output.iterdir()):
         raise InputError(f"{output} holds other files, and no sweep: choose another --output")
 
@@ -193,7 +205,7 @@ def _edit(
     count = len({trial.key for trial in trials})
     world.print(f"{count} edits, {count - len(todo)} of them are there already")
     world.barrier()  # everyone has counted before anyone adds
-    if mine := world.share(todo):
+    if mine := part_of(todo, world, config.batch_size):
         editor = Editor.load(folder, device=device, dtype=config.dtype)
         weak = None if config.weak_weights is None else editor.load_weak(config.weak_weights)
         for network in filter(None, (editor.unet, weak) if config.compile else ()):

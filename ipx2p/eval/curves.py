@@ -14,15 +14,20 @@ from typing import Any, NamedTuple
 
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.sweep import SCALES
-from ipx2p.eval.tables import ALL, Line
+from ipx2p.eval.tables import ALL, TRADE_OFF, Line
 
 MARKERS = "osD^v<>P*Xh"  # one more than colours, so that both repeat together only after 110
+# One for each sampler, as matplotlib writes them: an offset, then lengths of ink and gap
+DASHES = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)))
 # Where a label may stand, in points from its own: near it, else farther away.
 OFFSETS = [(6, 4), (6, -11), (-6, 4), (-6, -11), (0, 8), (0, -15), (9, -4), (-9, -4)]
 OFFSETS += [(2 * x, 2 * y) for x, y in OFFSETS]
 PANEL = (5.0, 4.2)  # inches
 LARGE_PANEL = (7.5, 6.0)
 HOW_TO_GET = 'matplotlib is not installed: pip install -e ".[plots]", and run it again for curves'
+
+
+Label = tuple[float, float, str, Any]  # x, y, text, colour
 
 
 class Curve(NamedTuple):
@@ -55,12 +60,17 @@ def make_curves(lines: Sequence[Line]) -> list[Curve]:
             ln for ln in guided if (ln.settings.sampler, ln.settings.num_steps) == (sampler, steps)
         ]
         how = f"{sampler}, {steps} steps"
-        if "clip_direction" in identity:
-            curves.append(_trade_off(_at_all_values(mine), how))
+        both = [line for line in mine if line.trade_off]
+        if "clip_direction" in identity and both:
+            curves.append(_trade_off(_at_all_values(both), how))
         if len({_scales(line) for line in mine}) > 1:
-            metrics = [m for m in against_targets or ["change"] if m in identity]
-            curves += [_against_scale(_at_all_values(mine), m, identity, how) for m in metrics]
-    curves += [_against_evaluations(guided, m, identity) for m in against_targets if guided]
+            for metric in [m for m in against_targets or ["change"] if m in identity]:
+                there = _at_all_values([line for line in mine if metric in line.means])
+                if there:
+                    curves.append(_against_scale(there, metric, identity, how))
+    for metric in against_targets:
+        if there := [line for line in guided if metric in line.means]:
+            curves.append(_against_evaluations(there, metric, identity))
     return curves
 
 
@@ -94,27 +104,32 @@ NAMES = ("guidance scale", "image guidance scale")
 
 
 def _trade_off(lines: Sequence[Line], how: str) -> Curve:
-    along, across = _along(lines, first=1)
+    from matplotlib.ticker import MaxNLocator
 
-    def draw(axes: Any, shown: Sequence[Line], style: Callable[[str], dict]) -> None:
+    along, across = _along(lines, first=1)
+    damped = any(_effective(line) != _scales(line) for line in lines)
+
+    def draw(axes: Any, shown: Sequence[Line], style: Callable[[str], dict]) -> list[Label]:
         labels = []
         for scheme, group in _by_scheme(shown, along).items():
             group = group if _uses(group[0], along) else group[:1]
-            xs, ys = ([line.means[m] for line in group] for m in ("clip_direction", "clip_image"))
+            xs, ys = ([line.trade_off[m] for line in group] for m in TRADE_OFF)
             axes.plot(xs, ys, label=scheme, **style(scheme))
             labels += [
-                (x, y, f"{_scales(line)[along]:g}", style(scheme)["color"])
+                (x, y, f"{_effective(line)[along]:g}", style(scheme)["color"])
                 for x, y, line in zip(xs, ys, group, strict=True)
                 if _uses(line, along)
             ]
         axes.set_xlabel(METRICS["clip_direction"].label)
         axes.set_ylabel(METRICS["clip_image"].label)
+        axes.xaxis.set_major_locator(MaxNLocator(6))  # tick labels with many digits need room
         axes.margins(0.12)
-        _place_labels(axes, labels)
+        return labels
 
     caption = (
         f"Trade-off at {how}: to the right more of the instruction is done, upwards more of the "
-        f"picture is kept. Points are labelled by {NAMES[along]}, where there is room."
+        f"picture is kept. Points are labelled by {'effective ' if damped else ''}{NAMES[along]}, "
+        "where there is room."
     )
     png = _panels(lines, across, draw, size=LARGE_PANEL)
     return Curve(f"trade_off_{_file(how)}", caption, png)
@@ -138,23 +153,28 @@ def _against_scale(lines: Sequence[Line], metric: str, identity: dict, how: str)
 
 
 def _against_evaluations(lines: Sequence[Line], metric: str, identity: dict) -> Curve:
+    from matplotlib.ticker import MaxNLocator
+
     best: dict[tuple[str, str, float], Line] = {}
     for line in lines:
         key = (line.settings.guidance, line.settings.sampler, line.evaluations)
         if key not in best or line.means[metric] > best[key].means[metric]:
             best[key] = line
 
+    samplers = sorted({line.settings.sampler for line in lines})
+
     def draw(axes: Any, shown: Sequence[Line], style: Callable[[str], dict]) -> None:
-        groups: dict[str, list[Line]] = {}
+        groups: dict[tuple[str, str], list[Line]] = {}
         for line in sorted(shown, key=lambda line: line.evaluations):
-            groups.setdefault(line.settings.guidance, []).append(line)
-        for scheme, group in groups.items():
-            for _, same in itertools.groupby(
-                sorted(group, key=lambda line: line.settings.sampler),
-                key=lambda line: line.settings.sampler,
-            ):
-                points = _finite([(line.evaluations, line.means[metric]) for line in same])
-                axes.plot(*zip(*points, strict=True), label=scheme, **style(scheme))
+            groups.setdefault((line.settings.guidance, line.settings.sampler), []).append(line)
+        for (scheme, sampler), group in groups.items():
+            points = _finite([(line.evaluations, line.means[metric]) for line in group])
+            look, label = style(scheme), scheme
+            if len(samplers) > 1:
+                look |= {"linestyle": DASHES[samplers.index(sampler)]}
+                label = f"{scheme}, {sampler}"
+            axes.plot(*zip(*points, strict=True), label=label, **look)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("network evaluations per edit")
         axes.set_ylabel(METRICS[metric].label)
 
@@ -208,7 +228,11 @@ def _panels(
     identity: float = math.nan,
     size: tuple[float, float] = PANEL,
 ) -> bytes:
-    """One panel for each value of the other scale, one legend beside them all; a PNG."""
+    """One panel for each value of the other scale, one legend beside them all; a PNG.
+
+    Args:
+        draw: draws lines into axes in the style of each scheme; returns labels of points, if any.
+    """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -229,18 +253,18 @@ def _panels(
     values = [None] if across is None else sorted({_scales(line)[across] for line in lines})
     columns = min(3, len(values))
     rows = math.ceil(len(values) / columns)
-    width = size[0] * columns + 0.075 * max(map(len, schemes)) + 1.2
-    figure = Figure(figsize=(width, max(size[1] * rows, 0.24 * len(schemes) + 0.8)), dpi=110)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), dpi=110)
     figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    labels = []
     for axes, value in zip(grid, values, strict=False):
         shown = [line for line in lines if value is None or _scales(line)[across] == value]
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
         if value is not None:
             axes.set_title(f"{NAMES[across]} {value:g}", fontsize=10)
-        draw(axes, shown, style)
+        labels.append(draw(axes, shown, style) or [])
     for axes in grid[len(values) :]:
         axes.remove()
     if math.isfinite(identity):
@@ -249,19 +273,26 @@ def _panels(
     for axes in grid[: len(values)]:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    # The legend gets room beside the panels, and what is higher than they are makes them higher.
+    width = size[0] * columns + 0.075 * max(map(len, handles)) + 1.2
+    figure.set_size_inches(width, max(size[1] * rows, 0.24 * len(handles) + 0.8))
     figure.legend([*handles.values()], [*handles], loc="outside right upper", fontsize=8)
+    for axes, points in zip(grid, labels, strict=False):
+        _place_labels(axes, points)  # now that everything has its size
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
 
 
-def _place_labels(axes: Any, labels: Sequence[tuple[float, float, str, Any]]) -> None:
+def _place_labels(axes: Any, labels: Sequence[Label]) -> None:
     """Write each label beside its point, on the side where it covers least of what is there.
 
     One that would cover another label is left out.
     """
     from matplotlib.patheffects import withStroke
 
+    if not labels:
+        return
     figure = axes.figure
     figure.draw_without_rendering()  # so that data have places in pixels
     points = [axes.transData.transform((x, y)) for x, y, _, _ in labels]

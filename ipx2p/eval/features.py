@@ -21,6 +21,8 @@ from ipx2p.metrics import RANGE_TOLERANCE
 from ipx2p.tensors import digest
 from ipx2p.weights.readers import HUB_ID
 
+NO_CHANGE = 1e-5  # of features of length 1; one level of one pixel is above it
+
 
 class ClipFeatures:
     """Features of length 1, in float32.
@@ -51,6 +53,7 @@ class ClipFeatures:
         where = str(path) if path.is_dir() else source
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # what is missing is said below, in one line
+        logging.disable_progress_bar()
         try:
             model, report = CLIPModel.from_pretrained(
                 where, dtype=torch.float32, output_loading_info=True
@@ -61,6 +64,7 @@ class ClipFeatures:
             raise InputError(f"{source} holds no CLIP model with a tokenizer: {reason}") from error
         finally:
             logging.set_verbosity(verbosity)
+            logging.enable_progress_bar()
         lacking = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
         if lacking:
             raise InputError(
@@ -104,6 +108,10 @@ def direction_similarity(
 ) -> Tensor:
     """Cosine of the change in pictures and the change in captions, (N,); no change gives 0.
 
+    Features of one picture differ by rounding from batch to batch; that is no change either.
+
     Args: features of length 1, (N, D) or (D,).
     """
-    return F.cosine_similarity(edited - source, target_text - source_text, dim=-1)
+    change = edited - source
+    similarity = F.cosine_similarity(change, target_text - source_text, dim=-1)
+    return torch.where(change.norm(dim=-1) < NO_CHANGE, 0.0, similarity)

@@ -12,9 +12,10 @@ from ipx2p.eval.cases import Case
 from ipx2p.eval.rows import key_of
 from ipx2p.eval.sweep import Trial, scales_of
 from ipx2p.images import load_image
-from ipx2p.sheets import contact_sheet
+from ipx2p.sheets import contact_sheet, text_tile
 
 MIN_CELL, MAX_CELL = 128, 256  # pixels
+MAX_WIDTH = 50_000  # of a sheet; a JPEG has at most 65 535
 MAX_SLUG = 60
 
 
@@ -113,12 +114,15 @@ def _sheet(
 ) -> Image.Image:
     """The edits, and in front of the first row the source, and the target where there is one.
 
-    An edit that was not finite has no picture.
+    An edit that was not finite has no picture, and says so.
     """
+    cell = min(MAX_CELL, max(MIN_CELL, *before[0].size), MAX_WIDTH // (len(cells[0]) + 4))
 
     def picture(trial: Trial | None) -> Image.Image | None:
-        there = trial is not None and (folder / trial.file).exists()
-        return load_image(folder / trial.file) if there else None
+        if trial is None:
+            return None
+        path = folder / trial.file
+        return load_image(path) if path.exists() else text_tile("not finite", cell)
 
     rows = [
         [*(image if index == 0 else None for image in before), *map(picture, row)]
@@ -129,7 +133,7 @@ def _sheet(
         column_labels=[*("source", "target")[: len(before)], *column_labels],
         row_labels=row_labels,
         title=title,
-        cell=min(MAX_CELL, max(MIN_CELL, *before[0].size)),
+        cell=cell,
     )
 
 

@@ -12,7 +12,7 @@ from ipx2p.eval.tables import COLUMNS, Line, columns_of, shown_value
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto;
-       max-width: 1500px; padding: 1rem 2rem 4rem; }
+       max-width: 1900px; padding: 1rem 2rem 4rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
 dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; }
@@ -24,13 +24,17 @@ th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tr.identity { background: #fff8dc; }
 th.up::after { content: " \\25b2"; } th.down::after { content: " \\25bc"; }
-figure { margin: 1rem 0 2rem; } figcaption { color: #444; max-width: 70em; }
-img { max-width: 100%; height: auto; }
+figure { margin: 1rem 0 2rem; overflow-x: auto; } figcaption { color: #444; max-width: 70em; }
+img { max-width: 100%; height: auto; cursor: zoom-in; }
+img.full { max-width: none; cursor: zoom-out; }
 summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
 code { font-size: 13px; }
 """
-# A click on a heading sorts by its column; numbers as numbers, what is empty last.
+# A click on a heading sorts by its column; numbers as numbers, what is empty last. A click on a
+# picture that is wider than the page shows it in its own size, to scroll.
 SCRIPT = """
+for (const image of document.querySelectorAll("img"))
+  image.addEventListener("click", () => image.classList.toggle("full"));
 for (const [index, head] of [...document.querySelectorAll("th")].entries()) {
   head.addEventListener("click", () => {
     const up = !head.classList.contains("up");
@@ -87,7 +91,7 @@ def make_page(
         parts.append("<h2>Curves</h2>")
         parts += [_figure(curve.png, "png", curve.caption) for curve in curves]
     if grids:
-        parts.append("<h2>Pictures</h2>")
+        parts.append("<h2>Pictures</h2><p>Click one to see it in its own size.</p>")
     for place, picture in enumerate(dict.fromkeys(grid.picture for grid in grids)):
         shown = [_figure(g.jpeg, "jpeg", g.name, False) for g in grids if g.picture == picture]
         is_open = " open" if place == 0 else ""
@@ -106,8 +110,8 @@ def _explained(lines: Sequence[Line]) -> str:
     told.append(" A scale that a scheme does not use is left out.")
     if "effective_guidance_scale" in columns:
         told.append(
-            " Effective scales: those at which plain guidance pushes about as much; curves stand "
-            "at them."
+            " Effective scales: those at which plain guidance pushes about as much; points of the "
+            "curves stand at them, panels are named by what was asked for."
         )
     if "failed" in columns:
         told.append(" Edits that are not finite count in no mean.")

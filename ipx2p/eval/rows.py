@@ -34,7 +34,9 @@ class Rows:
         """Take in what is on the disk, by whichever process."""
         for path in sorted(self.folder.glob(f"{self.stem}_*.jsonl")):
             whole, _, _ = path.read_bytes().rpartition(b"\n")
-            for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
+            for number, line in enumerate(whole.split(b"\n"), 1):
+                if not line.strip():
+                    continue
                 try:
                     row = json.loads(line)
                     self.by_key[row["key"]] = row

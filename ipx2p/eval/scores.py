@@ -19,7 +19,7 @@ from ipx2p.eval.features import ClipFeatures, direction_similarity
 from ipx2p.eval.rows import Rows, key_of
 from ipx2p.eval.sweep import Trial
 from ipx2p.images import load_image, pixels01_from_image
-from ipx2p.metrics import l1, psnr, ssim
+from ipx2p.metrics import SSIM_WINDOW, l1, psnr, ssim
 
 BATCH = 16  # pictures measured at once
 
@@ -43,7 +43,8 @@ class Shown:
 class Metric:
     """One number for each edit.
 
-    needs: "", "targets", "clip" or "captions" (of the source and of the target, and CLIP).
+    needs: "", "targets", "clip" or "captions" (of the source and of the target, and CLIP). least:
+    the shortest side that it can measure, in pixels.
     """
 
     label: str
@@ -51,6 +52,7 @@ class Metric:
     needs: str
     digits: int
     measure: Callable[[Shown], Tensor]
+    least: int = 1
 
 
 METRICS = {
@@ -83,13 +85,14 @@ METRICS = {
         "targets",
         4,
         lambda shown: ssim(shown.edited, shown.target),
+        least=SSIM_WINDOW,
     ),
     "clip_image": Metric(
         "CLIP image similarity",
         "cosine of the features of edit and source, at most 1; how much of the source is kept",
         "clip",
         4,
-        lambda shown: (shown.clip_edited * shown.clip_source).sum(dim=-1),
+        lambda shown: (shown.clip_edited * shown.clip_source).sum(dim=-1).clamp(max=1),
     ),
     "clip_direction": Metric(
         "CLIP direction similarity",
@@ -103,18 +106,16 @@ METRICS = {
 }
 
 
-def pick_metrics(
-    asked: Sequence[str] | None, cases: Sequence[Case], clip: ClipFeatures | None
-) -> list[str]:
+def pick_metrics(asked: Sequence[str] | None, cases: Sequence[Case], has_clip: bool) -> list[str]:
     """Metrics that can be measured for at least one case, all of them or those asked for.
 
     Raises: InputError for an unknown one, or one that lacks what it needs.
     """
     lacking = {
         "targets": None if any(case.target for case in cases) else "targets: --manifest, --target",
-        "clip": None if clip else "a CLIP model: --clip",
+        "clip": None if has_clip else "a CLIP model: --clip",
         "captions": None
-        if clip and any(case.captions for case in cases)
+        if has_clip and any(case.captions for case in cases)
         else "a CLIP model and captions: --clip, and source_caption and target_caption in the "
         "manifest or on the command line",
     }
@@ -178,7 +179,12 @@ def measure(shown: Shown) -> dict[str, Tensor]:
         "clip": shown.clip_source is not None,
         "captions": shown.clip_captions is not None,
     }
-    return {name: metric.measure(shown) for name, metric in METRICS.items() if there[metric.needs]}
+    side = min(shown.edited.shape[-2:])
+    return {
+        name: metric.measure(shown)
+        for name, metric in METRICS.items()
+        if there[metric.needs] and side >= metric.least
+    }
 
 
 def _show(

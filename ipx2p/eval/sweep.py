@@ -24,6 +24,7 @@ from ipx2p.eval.cases import Case, file_digest
 from ipx2p.eval.rows import Rows, key_of
 from ipx2p.images import save_image
 from ipx2p.models.unet import UNet
+from ipx2p.seeds import generator
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 MAX_LOADED = 64  # pictures held in memory
@@ -132,13 +133,26 @@ def weights_digest(folder: Path) -> str:
 
 
 def missing(trials: Sequence[Trial], rows: Rows) -> list[Trial]:
-    """Trials without a row, or whose picture is gone; one for each key."""
+    """Trials without a row, or whose picture is gone or damaged; one for each key."""
 
     def is_there(trial: Trial) -> bool:
-        row = rows.by_key.get(trial.key)
-        return row is not None and ("failed" in row or (rows.folder / trial.file).exists())
+        row, path = rows.by_key.get(trial.key), rows.folder / trial.file
+        if row is None or "failed" in row:
+            return row is not None
+        return path.is_file() and file_digest(path) == row["digest"]
 
     return [*{trial.key: trial for trial in trials if not is_there(trial)}.values()]
+
+
+def part_of(trials: Sequence[Trial], world: World, batch_size: int) -> list[Trial]:
+    """What this process takes of them: whole batches, drawn, since some settings cost more."""
+    batches = [
+        group[start : start + batch_size]
+        for group in _groups(trials)
+        for start in range(0, len(group), batch_size)
+    ]
+    drawn = torch.randperm(len(batches), generator=generator(0, "compare shares")).tolist()
+    return [trial for number in sorted(world.share(drawn)) for trial in batches[number]]
 
 
 def run_trials(
@@ -222,10 +236,15 @@ def _edit(
             _edit([trial], config, editor, weak, write, batch_size, batch_branches)
 
 
-def _batches(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
+def _groups(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
     """Runs of trials with the same settings."""
     for _, group in itertools.groupby(trials, key=lambda trial: described(trial.settings)):
-        group = [*group]
+        yield [*group]
+
+
+def _batches(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
+    """Runs of trials with the same settings, as many as are held in memory."""
+    for group in _groups(trials):
         for start in range(0, len(group), MAX_LOADED):
             yield group[start : start + MAX_LOADED]
 
@@ -247,6 +266,7 @@ def _write(trial: Trial, edited: Edited | NotFiniteError, rows: Rows, how: dict[
         save_image(edited.image, rows.folder / trial.file)
         gave = {
             "file": trial.file,
+            "digest": file_digest(rows.folder / trial.file),
             "width": edited.image.width,
             "height": edited.image.height,
             "evaluations": edited.evaluations,

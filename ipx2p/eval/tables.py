@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -23,7 +23,8 @@ from ipx2p.eval.rows import Rows
 from ipx2p.eval.scores import METRICS, identity_key, score_key
 from ipx2p.eval.sweep import SCALES, Trial, scales_of
 
-ALL = "all"  # the task that stands for every picture
+ALL = ""  # stands for the pictures of all tasks
+TRADE_OFF = ("clip_direction", "clip_image")
 # Column -> heading with unit, and digits behind the point (None: as it is).
 COLUMNS: dict[str, tuple[str, int | None]] = {
     "task": ("task", None),
@@ -53,6 +54,7 @@ class Line:
     seconds: float = 0.0
     means: dict[str, float] = field(default_factory=dict)
     failed: int = 0  # of the edits
+    trade_off: dict[str, float] = field(default_factory=dict)  # means over those that have both
 
     @cached_property
     def scales(self) -> dict[str, float | None]:
@@ -67,7 +69,7 @@ class Line:
 
     def cells(self) -> dict[str, Any]:
         """The line by column; what it does not have is None."""
-        told = {"task": self.task, "edits": self.edits, "guidance": "identity"}
+        told = {"task": self.task or "all", "edits": self.edits, "guidance": "identity"}
         costs = {"evaluations": self.evaluations, "seconds": self.seconds}
         told |= {name: value for name, value in costs.items() if not math.isnan(value)}
         told |= self.means
@@ -95,7 +97,9 @@ def make_lines(
         mine = [trial for trial in trials if task in (ALL, trial.case.task)]
         cases = dict.fromkeys(trial.case for trial in mine)
         same = [_scores(identity_key(c, resolution), c, scores, clip) for c in cases]
-        lines.append(Line(None, task, len(cases), means=_means(same, metrics)))
+        lines.append(
+            Line(None, task, len(cases), means=_means(same, metrics), trade_off=_trade_off(same))
+        )
         groups: dict[tuple, list[Trial]] = {}
         for trial in mine:
             groups.setdefault(_values(trial.settings), []).append(trial)
@@ -133,6 +137,7 @@ def _line(
         evaluations=math.fsum(evaluations) / len(evaluations),
         seconds=median([cost["seconds"] for cost in costs] or [math.nan]),
         means=_means(measured, metrics),
+        trade_off=_trade_off(measured),
     )
 
 
@@ -144,6 +149,10 @@ def _means(measured: Sequence[dict[str, float]], metrics: Sequence[str]) -> dict
     """Means over the edits that have the metric."""
     there = {name: [one[name] for one in measured if name in one] for name in metrics}
     return {name: sum(values) / len(values) for name, values in there.items() if values}
+
+
+def _trade_off(measured: Sequence[dict[str, float]]) -> dict[str, float]:
+    return _means([one for one in measured if "clip_direction" in one], TRADE_OFF)
 
 
 def columns_of(lines: Sequence[Line]) -> list[str]:
@@ -184,24 +193,29 @@ def markdown(lines: Sequence[Line]) -> str:
         parts.append("|" + "---|" * len(columns))
         for line in group:
             cells = line.cells()
-            shown = (shown_value(name, cells[name]).replace("|", "\\|") for name in columns)
+            shown = (escaped(shown_value(name, cells[name])) for name in columns)
             parts.append("| " + " | ".join(shown) + " |")
         parts.append("")
     return "\n".join(parts)
 
 
+def escaped(text: str) -> str:
+    """Text in one line of Markdown, as it is."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
 def _groups(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
     """Lines of one task and cost, each group led by the task's identity."""
     several = len({line.task for line in lines}) > 1
-    groups: dict[str, list[Line]] = {}
+    groups: dict[tuple[str, float], list[Line]] = {}
     identity = {line.task: line for line in lines if line.settings is None}
     for line in lines:
         if line.settings is not None:
-            prefix = f"{line.task}: " if several else ""
-            evaluations = f"{line.evaluations:g} network evaluations per edit"
-            title = f"{prefix}{evaluations if math.isfinite(_cost(line)) else 'no finite edit'}"
-            groups.setdefault(title, [identity[line.task]]).append(line)
-    yield from groups.items()
+            groups.setdefault((line.task, _cost(line)), [identity[line.task]]).append(line)
+    for (task, cost), group in groups.items():
+        prefix = f"{escaped(task or 'all')}: " if several else ""
+        title = f"{cost:g} network evaluations per edit" if cost < math.inf else "no finite edit"
+        yield prefix + title, group
 
 
 def csv_of_lines(lines: Sequence[Line]) -> str:
@@ -219,6 +233,9 @@ def csv_of_edits(
     def line(trial: Trial) -> list[Any]:
         row = rows.by_key[trial.key]
         measured = {} if "failed" in row else _scores(trial.key, trial.case, scores, clip)
+        case = trial.case  # an edit may have been made for another one, or typed otherwise
+        row = row | asdict(trial.settings) | scales_of(trial.settings)
+        row |= {"source": case.source, "instruction": case.instruction, "task": case.task}
         return [
             trial.case.name,
             *(row.get(name) for name in columns),

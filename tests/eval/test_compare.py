@@ -144,6 +144,12 @@ def test_another_process_in_the_output_folder_is_refused(capsys, copied, argumen
     assert code == 0, err
 
 
+def test_numbers_may_be_negative_and_have_an_exponent():
+    scales = ["-1", "-.5", "-1e38", "-2.5E-3"]
+    args = ipx2p.eval.compare.parse(["w", *map(str, IMAGE), "--guidance-scale", *scales])
+    assert args.guidance_scale == [-1.0, -0.5, -1e38, -0.0025]
+
+
 def test_defaults_and_lists_of_the_command_are_those_of_the_code():
     args = ipx2p.eval.compare.parse(["w", *map(str, IMAGE)])
     sweep, config = SweepConfig(), CompareConfig()

@@ -5,23 +5,27 @@ import csv
 import io
 import json
 import re
+import shlex
+import shutil
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
+import ipx2p.eval.compare
 from ipx2p.edits import EditSettings
 from ipx2p.eval import curves
 from ipx2p.eval.page import Grid, make_page
 from ipx2p.eval.report import make_notes
 from ipx2p.eval.scores import METRICS
-from ipx2p.eval.tables import Line, columns_of, csv_of_lines, markdown
-from tests.eval.conftest import SPECS, run
+from ipx2p.eval.tables import ALL, TRADE_OFF, Line, columns_of, csv_of_lines, markdown
+from tests.eval.conftest import SPECS, WEIGHTS, run
 
 
-def line(guidance, scale, image_scale, evaluations=60, steps=20, task="all", **means):
-    settings = EditSettings("euler", "linspace", steps, guidance, scale, image_scale)
-    return Line(settings, task, 2, evaluations, 1.5, means)
+def line(guidance, scale, image_scale, evaluations=60, steps=20, sampler="euler", **means):
+    settings = EditSettings(sampler, "linspace", steps, guidance, scale, image_scale)
+    both = {name: means[name] for name in TRADE_OFF if name in means}
+    return Line(settings, ALL, 2, evaluations, 1.5, means, trade_off=both)
 
 
 def table_of(folder):
@@ -62,7 +66,7 @@ def test_each_task_has_its_own_lines_with_its_own_identity(finished):
 
 
 def test_the_damped_scheme_stands_at_its_effective_scale():
-    lines = [Line(None, "all", 2), line("ip2p", 3.0, 1.5), line("ip2p+tcfg:on=text", 3.0, 1.5)]
+    lines = [Line(None, ALL, 2), line("ip2p", 3.0, 1.5), line("ip2p+tcfg:on=text", 3.0, 1.5)]
     lines.append(line("tcfg", 3.0, 1.5))
     names = ["effective_guidance_scale", "effective_image_guidance_scale"]
     effective = [tuple(one.cells()[name] for name in names) for one in lines]
@@ -71,7 +75,7 @@ def test_the_damped_scheme_stands_at_its_effective_scale():
 
 
 def test_schemes_at_equal_evaluations_stand_beside_each_other():
-    lines = [Line(None, "all", 1), line("apg", 7.0, 1.5, 40), line("ip2p", 7.0, 1.5, 40)]
+    lines = [Line(None, ALL, 1), line("apg", 7.0, 1.5, 40), line("ip2p", 7.0, 1.5, 40)]
     lines.append(line("pag", 7.0, 1.5, 80))
     text = markdown(lines)
     parts = text.split("### ")[1:]
@@ -136,7 +140,7 @@ def test_the_page_lists_every_line_with_units_command_and_versions(finished):
 
 def test_what_people_type_is_escaped():
     text = make_page(
-        [Line(None, "all", 1), line("ip2p", 7.0, 1.5)],
+        [Line(None, ALL, 1), line("ip2p", 7.0, 1.5)],
         [Grid("<b>cat</b>", 'cat" onload="x', b"")],
         [],
         {"command": "<script>alert(1)</script>"},
@@ -163,14 +167,101 @@ def test_only_as_many_pictures_get_grids_as_are_asked_for(copied, arguments, cap
 def test_what_is_not_there_is_said(finished, monkeypatch):
     text = (finished / "index.html").read_text()
     assert "No CLIP columns: name a CLIP model with --clip" in text
-    assert make_notes([*METRICS])[:1] in ([], [f"No curves: {curves.HOW_TO_GET}."])
+    nothing = ([], None, None, None)
+    monkeypatch.setattr("ipx2p.eval.report.has_matplotlib", lambda: True)
+    assert make_notes(None, [*METRICS], *nothing) == []
+    assert [note[:14] for note in make_notes(None, ["change"], *nothing)] == [
+        *("No CLIP column", "No PSNR and SS")
+    ]
+    assert "source_caption" in make_notes(None, ["psnr", "clip_image"], *nothing)[0]
+    assert make_notes(["change"], ["change"], *nothing) == []  # left out on purpose
     monkeypatch.setattr("ipx2p.eval.report.has_matplotlib", lambda: False)
-    assert any('pip install -e ".[plots]"' in note for note in make_notes([*METRICS]))
+    assert 'pip install -e ".[plots]"' in make_notes(None, [*METRICS], *nothing)[0]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory, clip_folder, coffee):
+    """A sweep of pairs that lack something, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("odd")
+    coffee.save(folder / "a.png")
+    coffee.resize((300, 20)).save(folder / "narrow.png")
+    coffee.rotate(90).save(folder / "b.png")
+    captions = {"source_caption": "a cup", "target_caption": "a <b>cup</b> | in snow"}
+    lines = [
+        {"source": "a.png", "target": "b.png", "task": "all"} | captions,
+        {"source": "a.png", "target": "a.png", "task": "z|<i>"} | captions,
+        {"source": "narrow.png", "target": "narrow.png", "task": "z|<i>"},
+    ]
+    text = "\n".join(json.dumps(line | {"instruction": "snow"}) for line in lines)
+    (folder / "pairs.jsonl").write_text(text)
+    ipx2p.eval.compare.main(
+        [
+            *(str(WEIGHTS), "--manifest", str(folder / "pairs.jsonl"), "--device", "cpu"),
+            *("--output", str(folder / "out"), "--resolution", "64", "--steps", "1"),
+            *(
+                "--sampler",
+                "euler",
+                "heun",
+                "--guidance",
+                "ip2p + tcfg",
+                "--clip",
+                str(clip_folder),
+            ),
+            *("--guidance-scale", "1", "3"),
+        ]
+    )
+    return folder / "out"
+
+
+def test_pictures_that_lack_something_are_counted_and_said(odd):
+    text = (odd / "table.md").read_text()
+    for note in (
+        "SSIM of 2 of 3 pictures: the others have no target, or are too small.",
+        "CLIP direction similarity of 2 of 3 pictures: the others have no captions.",
+    ):
+        assert note in text and note in (odd / "index.html").read_text()
+    edits = [*csv.DictReader(io.StringIO((odd / "edits.csv").read_text()))]
+    assert len(edits) == 3 * 4
+    for edit in edits:
+        assert (edit["ssim"] == "") == edit["source"].endswith("narrow.png")
+    # An edit that two pairs share stands under the name and task of each, as it was typed.
+    assert {edit["task"] for edit in edits if edit["source"].endswith("a.png")} == {"all", "z|<i>"}
+    assert {edit["guidance"] for edit in edits} == {"ip2p + tcfg"}
+
+
+def test_a_task_may_be_called_all_and_tables_show_what_was_typed(odd):
+    lines = table_of(odd)
+    assert [line["edits"] for line in lines if line["guidance"] == "identity"] == ["3", "1", "2"]
+    assert len([line for line in lines if line["task"] == "all"]) == 2 * 5
+    text = (odd / "table.md").read_text()
+    assert r"z\|&lt;i>" in text and "<i>" not in text
+
+
+def test_the_source_unchanged_has_no_direction(odd):
+    for line in table_of(odd):
+        if line["guidance"] == "identity":
+            assert float(line["clip_direction"]) == 0 and float(line["clip_image"]) <= 1
+
+
+def test_the_trade_off_is_of_the_pictures_that_have_captions(odd):
+    names = sorted(path.name for path in (odd / "curves").iterdir())
+    assert "trade_off_euler_1_steps.png" in names and "psnr_evaluations.png" in names
+
+
+@pytest.mark.parametrize("metrics", [["clip_direction"], ["clip_image"], ["ssim", "change"]])
+def test_any_choice_of_metrics_is_reported(odd, metrics, clip_folder, capsys, tmp_path):
+    out = shutil.copytree(odd, tmp_path / "out")
+    asked = (out / "table.md").read_text().split("- command: python -m ipx2p.eval.compare ")[1]
+    argv = shlex.split(asked.splitlines()[0])
+    argv[argv.index("--output") + 1] = str(out)
+    code, _, err = run(capsys, *argv, "--grids", 0, "--metrics", *metrics)
+    assert code == 0, err
+    assert "No CLIP" not in (out / "table.md").read_text()
 
 
 def full_lines():
     """Two schemes at 2 x 3 scales with every metric."""
-    lines = [Line(None, "all", 1, means=dict.fromkeys(METRICS, 0.5))]
+    lines = [Line(None, ALL, 1, means=dict.fromkeys(METRICS, 0.5))]
     for guidance in ("ip2p", "tcfg"):
         for scale in (3.0, 7.0):
             for image_scale in (1.0, 1.5, 2.0):
@@ -192,7 +283,7 @@ def test_curves_of_everything_that_can_be_drawn():
     ]
     for curve in drawn.values():
         assert Image.open(io.BytesIO(curve.png)).width > 600
-    assert "labelled by image guidance scale" in drawn[f"trade_off_{how}"].caption
+    assert "labelled by effective image guidance scale" in drawn[f"trade_off_{how}"].caption
 
 
 def test_the_trade_off_has_the_axes_of_the_paper(monkeypatch):
@@ -200,13 +291,13 @@ def test_the_trade_off_has_the_axes_of_the_paper(monkeypatch):
     pytest.importorskip("matplotlib")
     drawn = []
     monkeypatch.setattr(curves, "_place_labels", lambda axes, labels: drawn.append((axes, labels)))
-    lines = [Line(None, "all", 2, means={"clip_image": 1.0, "clip_direction": 0.0})]
+    lines = [Line(None, ALL, 2, means={"clip_image": 1.0, "clip_direction": 0.0})]
     for spec in ("ip2p", "joint"):
         for scale in (1.0, 2.0) if spec == "ip2p" else (1.0,):
             means = {"clip_image": 0.7 + 0.1 * scale, "clip_direction": 0.3 - 0.1 * scale}
             lines.append(line(spec, 7.0, scale, **means))
     curves.make_curves(lines)
-    [(axes, labels)] = drawn
+    [(axes, labels)] = [(axes, labels) for axes, labels in drawn if labels]
     assert axes.get_xlabel() == "CLIP direction similarity"
     assert axes.get_ylabel() == "CLIP image similarity"
     # A scheme without image guidance scale is one point, without a label.
@@ -217,10 +308,37 @@ def test_the_trade_off_has_the_axes_of_the_paper(monkeypatch):
     assert [len(drawn.get_xdata()) for drawn in axes.lines] == [2, 1]
 
 
+def test_samplers_have_lines_of_their_own_against_evaluations(monkeypatch):
+    pytest.importorskip("matplotlib")
+    legends = []
+    legend = "matplotlib.figure.Figure.legend"
+    monkeypatch.setattr(
+        legend, lambda self, handles, labels, **_: legends.append((handles, labels))
+    )
+    lines = [Line(None, ALL, 1, means={"psnr": 20.0})]
+    for sampler in ("euler", "heun"):
+        lines += [line("ip2p", 1.0, 1.0, cost, sampler=sampler, psnr=cost) for cost in (1, 2)]
+    curves.make_curves(lines)
+    handles, labels = legends[-1]
+    assert labels[:2] == ["ip2p, euler", "ip2p, heun"]
+    assert handles[0].get_linestyle() != handles[1].get_linestyle()
+
+
+def test_points_of_the_trade_off_stand_at_effective_scales(monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(curves, "_place_labels", lambda axes, labels: drawn.extend(labels))
+    lines = [Line(None, ALL, 2, means={"clip_image": 1.0, "clip_direction": 0.0})]
+    lines += [line("tcfg", 7.0, s, clip_image=s / 4, clip_direction=0.1) for s in (1.0, 2.0)]
+    [trade_off, *_] = curves.make_curves(lines)
+    assert [text for _, _, text, _ in drawn if text] == ["1", "1.5"]
+    assert "labelled by effective image guidance scale" in trade_off.caption
+
+
 def test_curves_are_drawn_for_the_metrics_that_were_asked_for():
     pytest.importorskip("matplotlib")
     for metric in ("psnr", "ssim", "change"):
-        lines = [Line(None, "all", 1, means={metric: 1.0})]
+        lines = [Line(None, ALL, 1, means={metric: 1.0})]
         lines += [line("ip2p", scale, 1.0, **{metric: scale}) for scale in (1.0, 2.0)]
         names = [curve.name for curve in curves.make_curves(lines)]
         assert names[0] == f"{metric}_scale_euler_20_steps"
@@ -269,7 +387,7 @@ def test_seconds_are_medians_and_say_what_they_were_measured_on(copied, argument
 def test_curves_of_one_setting_or_of_a_perfect_edit_are_drawn_too():
     pytest.importorskip("matplotlib")
     means = {"psnr": float("inf"), "ssim": 1.0, "change": 0.0}
-    identity = Line(None, "all", 1, means=means)
+    identity = Line(None, ALL, 1, means=means)
     assert curves.make_curves([identity, line("ip2p", 1.0, 1.0, **means)])
 
 

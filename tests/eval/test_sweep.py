@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import signal
@@ -17,7 +18,14 @@ from ipx2p.editor import Editor
 from ipx2p.errors import InputError, NotFiniteError
 from ipx2p.eval.cases import cases_of_images, cases_of_manifest, draw
 from ipx2p.eval.rows import Rows
-from ipx2p.eval.sweep import SweepConfig, make_trials, missing, run_trials, weights_digest
+from ipx2p.eval.sweep import (
+    SweepConfig,
+    make_trials,
+    missing,
+    part_of,
+    run_trials,
+    weights_digest,
+)
 from tests.conftest import GOLDEN, ROOT
 from tests.eval.conftest import INSTRUCTIONS, SPECS, WEIGHTS, run
 
@@ -276,7 +284,79 @@ def test_two_processes_share_the_edits_and_see_each_others(editor, tmp_path):
     assert missing(trials, Rows(tmp_path, "edits")) == []
 
 
+def test_processes_share_costs_and_whole_batches(tmp_path):
+    """Scales of 1 cost a third of the others, and stand at every second place."""
+    scales = {"guidance_scale": [1.0, 7.0], "image_guidance_scale": [1.0]}
+    config = SweepConfig(
+        guidance=[f"apg:norm={n}" for n in range(1, 33)], seeds=[0, 1, 2], **scales
+    )
+    trials = trials_of(config)
+    parts = [part_of(trials, World(rank, 2), 2) for rank in (0, 1)]
+    keys = [{trial.key for trial in part} for part in parts]
+    assert keys[0] | keys[1] == {trial.key for trial in trials} and not keys[0] & keys[1]
+    costs = [sum(t.settings.guidance_scale for t in part) for part in parts]
+    assert 0.7 < costs[0] / costs[1] < 1.4
+    assert part_of(trials, World(), 2) == trials
+    runs = [len([*group]) for _, group in itertools.groupby(parts[0], key=lambda t: t.settings)]
+    assert max(runs) == 3 and min(runs) == 1
+
+
+def test_a_damaged_picture_is_edited_again(copied, arguments, capsys, edited):
+    files = sorted((copied / "edits").glob("*.png"))
+    files[0].write_bytes(b"")
+    files[1].write_bytes(files[1].read_bytes()[:-20])
+    files[2].write_bytes(files[3].read_bytes())
+    (copied / "edits" / ".0123456789abcdef.png").write_bytes(b"half")  # a killed process left it
+    code, said, err = run(capsys, *arguments, "--output", copied, "--grids", 0)
+    assert code == 0 and "24 edits, 21 of them are there already" in said, err
+    assert sum(edited) == 3 and not [*(copied / "edits").glob(".*")]
+
+
+def test_a_lost_record_of_a_sweep_is_written_again(copied, arguments, capsys, edited):
+    record = (copied / "sweep.json").read_bytes()
+    (copied / "sweep.json").write_bytes(b"")
+    code, _, err = run(capsys, *arguments, "--output", copied, "--grids", 0)
+    assert code == 2 and "is not JSON" in err and "remove it, the edits beside it are" in err
+    (copied / "sweep.json").unlink()
+    code, _, err = run(capsys, *arguments, "--output", copied, "--grids", 0)
+    assert code == 0 and edited == [], err
+    assert (copied / "sweep.json").read_bytes() == record
+
+
+def test_results_inside_the_folder_are_no_photographs(tmp_path, coffee, capsys):
+    coffee.save(tmp_path / "a.png")
+    argv = [
+        *(WEIGHTS, "--folder", tmp_path, "--instruction", "x", "--output", tmp_path / "compare"),
+        *("--device", "cpu", "--resolution", 16, "--steps", 1, "--sampler", "euler"),
+    ]
+    for there in (0, 1):
+        code, said, err = run(capsys, *argv)
+        assert code == 0 and f"1 edits, {there} of them" in said, err
+
+
+@pytest.mark.parametrize("captions", [("a", None), ("a", " "), (5, "b")])
+def test_half_a_pair_of_captions_is_refused(tmp_path, captions):
+    line = {"source": "a.png", "target": "a.png", "instruction": "x", "task": "t"}
+    line |= dict(zip(("source_caption", "target_caption"), captions, strict=True))
+    (tmp_path / "pairs.jsonl").write_text("\n" + json.dumps(line))
+    with pytest.raises(InputError, match=r"pairs\.jsonl.*line 2: .*source_caption"):
+        cases_of_manifest(tmp_path / "pairs.jsonl")
+
+
+def test_a_name_that_is_no_text_is_reported(tmp_path, coffee, capsys):
+    name = os.fsdecode(b"bad\xff.png")
+    coffee.save(tmp_path / name)
+    code, _, err = run(
+        *(capsys, WEIGHTS, "--image", tmp_path / name, "--instruction", "x", "--device", "cpu"),
+        *("--output", tmp_path / "out", "--resolution", 16, "--steps", 1, "--sampler", "euler"),
+    )
+    assert code == 0, err
+    assert "bad" in (tmp_path / "out" / "edits.csv").read_text()
+
+
 def test_a_damaged_row_in_the_middle_is_refused(tmp_path):
+    (tmp_path / "edits_000.jsonl").write_text('{"key": "a"}\n\n{"key": "b"}\n')
+    assert len(Rows(tmp_path, "edits").by_key) == 2  # an empty line holds nothing
     (tmp_path / "edits_000.jsonl").write_text('{"key": "a"}\n{"key"\n{"key": "b"}\n')
     with pytest.raises(InputError, match=r"edits_000\.jsonl line 2 is damaged"):
         Rows(tmp_path, "edits")
