@@ -368,7 +368,7 @@ def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_fold
         ("train.steps=99999999999999999999", r"train\.steps is 9+, expected at most"),
         ("train.device=meta", "device 'meta' is not available"),
         ("validation.edit.sampler=x", "unknown sampler 'x'"),
-        ("validation.edit.guidance=apg:eta=2,norm=1+rescale", "eta=2: out of range"),
+        ("validation.edit.guidance=apg:eta=2,norm=1+rescale", "eta is '2', out of range"),
         ("validation.edit.guidance=autoguidance", "needs a second, weaker network"),
         ("model.weights=/nowhere/x/y", "/nowhere/x/y does not exist"),
         ("model.unet.block_out_channels=[8, 15]", r"UNetConfig: block_out_channels is \[8, 15\]"),
