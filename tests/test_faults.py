@@ -95,9 +95,9 @@ FAULTS = {
         "tests/eval/test_scores.py",
     ),
     "a trade-off with its axes turned": (
-        "ipx2p/eval/curves.py",
-        'for m in ("clip_direction", "clip_image")',
-        'for m in ("clip_image", "clip_direction")',
+        "ipx2p/eval/tables.py",
+        'TRADE_OFF = ("clip_direction", "clip_image")',
+        'TRADE_OFF = ("clip_image", "clip_direction")',
         "tests/eval/test_report.py",
     ),
     "an attention edit of the whole batch": (
