@@ -51,6 +51,19 @@ def digest_bytes(data: bytes) -> str:
     return blake2b(data, digest_size=16).hexdigest()
 
 
+def digest_file(path: str | Path) -> str:
+    """Likewise, of a file of any size. InputError says why it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            content = blake2b(digest_size=16)
+            while chunk := file.read(1 << 20):
+                content.update(chunk)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason}): check the path") from error
+    return content.hexdigest()
+
+
 def check_writable(folder: str | Path) -> None:
     """Make the folder and try it out, so that hours of work do not end in nowhere.
 
@@ -73,8 +86,10 @@ def hold_lock(path: Path) -> BinaryIO | None:
     lock = open(path, "wb")  # noqa: SIM115, the caller keeps it open
     try:  # a record lock, unlike flock's, ends with this process and not with its workers
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         lock.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
+            raise
         return None
     return lock
 

@@ -108,8 +108,18 @@ def test_v_prediction_is_guided_too(editor_v2, weak_v2, plain_v2, pictures, spec
         assert (latents - plain_v2).abs().max() > 1e-6
 
 
-def test_bfloat16_stays_near_float32(editor, weak, pictures):
-    half = Editor.load(GOLDEN / "diffusers", device="cpu", dtype="bfloat16")
+@pytest.fixture(scope="module")
+def half():
+    return Editor.load(GOLDEN / "diffusers", device="cpu", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_scheme_edits_in_bfloat16(half, weak, pictures, spec):
+    latents = edit(half, pictures[:1], spec, copy.deepcopy(weak).bfloat16()).latents[0]
+    assert latents.isfinite().all() and latents.dtype == torch.float32
+
+
+def test_bfloat16_stays_near_float32(half, editor, weak, pictures):
     spec = f"apg+rescale+autoguidance+perp_neg+pag:{LAYERS}+interval:low=0.1,high=10"
     scales = {"guidance_scale": 1.5, "image_guidance_scale": 1.2}
     got = edit(half, pictures[:1], spec, copy.deepcopy(weak).bfloat16(), **scales)

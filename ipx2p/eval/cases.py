@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from PIL import Image
 
 from ipx2p.data.pairs import ManifestPairs, find_photos
 from ipx2p.errors import InputError
+from ipx2p.files import digest_file
 from ipx2p.images import fit, image_size, load_image, resize
 from ipx2p.seeds import generator
 
@@ -36,12 +36,12 @@ class Case:
     @cached_property
     def digest(self) -> str:
         """Of the source's file."""
-        return file_digest(self.source)
+        return digest_file(self.source)
 
     @cached_property
     def target_digest(self) -> str | None:
         """Of the target's file."""
-        return self.target and file_digest(self.target)
+        return self.target and digest_file(self.target)
 
     def check(self) -> None:
         """Raise InputError for a picture that is none, or a target of another size."""
@@ -62,15 +62,6 @@ class Case:
         return resize(load_image(self.target), size)
 
 
-def file_digest(path: Path) -> str:
-    """A hash of the content of a file."""
-    try:
-        return blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read ({reason}): check the path") from error
-
-
 def cases_of_images(
     paths: Sequence[Path],
     instructions: Sequence[str],
@@ -88,6 +79,8 @@ def cases_of_images(
         )
     if not all(instruction.strip() for instruction in instructions):
         raise InputError("the instruction is empty: say what to do with the picture")
+    if captions is not None and not all(caption.strip() for caption in captions):
+        raise InputError("a caption is empty: say what the pictures show, or leave both out")
     if targets and len(targets) != len(paths):
         raise InputError(f"{len(paths)} pictures but {len(targets)} targets: give one each")
     instructions = [*instructions] * (len(paths) if len(instructions) == 1 else 1)

@@ -119,7 +119,8 @@ def main(argv: list[str] | None = None) -> None:
     elif args.folder:
         cases = cases_of_folder(args.folder, args.instruction, args.output)
     else:
-        captions = args.source_caption and (args.source_caption, args.target_caption)
+        captions = (args.source_caption, args.target_caption)
+        captions = None if captions == (None, None) else captions
         cases = cases_of_images(
             args.image, args.instruction, targets=args.target, captions=captions
         )

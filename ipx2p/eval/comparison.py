@@ -29,6 +29,7 @@ from ipx2p.eval.scores import pick_metrics, score_trials
 from ipx2p.eval.sweep import (
     SweepConfig,
     Trial,
+    code_digest,
     make_trials,
     missing,
     part_of,
@@ -119,6 +120,7 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
 def _made_with(folder: Path, config: CompareConfig, device: torch.device) -> dict[str, Any]:
     """What shapes every edit of the sweep."""
     return {
+        "code": code_digest(),
         "weights": weights_digest(folder),
         "negative_instruction": config.sweep.negative_instruction,
         "resolution": config.sweep.resolution,
@@ -134,6 +136,8 @@ def _check_arguments(
         raise InputError(f"batch_size is {config.batch_size}, expected 1 or more")
     if config.grids < 0:
         raise InputError(f"grids is {config.grids}, expected 0 or more pictures")
+    if config.weak_weights is not None:
+        find_folder(config.weak_weights)
     schedule = Schedule(ScheduleConfig.read(folder / "scheduler" / "scheduler_config.json"))
     with torch.device("meta"):  # the network without its weights
         layers = UNet(UNetConfig.read(folder / "unet" / "config.json")).attention_layers

@@ -41,7 +41,7 @@ def write_report(
     _write(output / "table.md", f"# Guidance compared\n\n{head}\n\n{told}{markdown(lines)}")
     curves = make_curves(lines) if has_matplotlib() else []
     for folder in ("grids", "curves"):
-        for path in (output / folder).glob("*"):
+        for path in filter(Path.is_file, (output / folder).glob("*")):
             path.unlink()
     for curve in curves:
         _write(output / "curves" / f"{curve.name}.png", curve.png)

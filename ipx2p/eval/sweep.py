@@ -5,6 +5,7 @@ edit is found by a hash of everything that shapes it, so that a run started agai
 scales, computes only what is missing. A scale that a scheme does not use is no part of it.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,18 +16,21 @@ import torch
 from tqdm import tqdm
 
 from ipx2p.diffusion.guidance.registry import spec_of
+from ipx2p.diffusion.guidance.scheme import Scheme
 from ipx2p.distributed import World
 from ipx2p.edit_files import surroundings
 from ipx2p.editor import Editor
 from ipx2p.edits import Edited, EditSettings, check_needs
 from ipx2p.errors import InputError, NotFiniteError
-from ipx2p.eval.cases import Case, file_digest
+from ipx2p.eval.cases import Case
 from ipx2p.eval.rows import Rows, key_of
+from ipx2p.files import digest_file
 from ipx2p.images import save_image
 from ipx2p.models.unet import UNet
 from ipx2p.seeds import generator
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+GUIDANCE_CORE = ("branches", "denoiser", "scheme", "space", "stack")
 MAX_LOADED = 64  # pictures held in memory
 
 
@@ -117,8 +121,9 @@ def make_trials(
     """
     trials = []
     for one in settings:
-        guided = described(one)
-        if one.make_guidance().needs("weak"):
+        guidance = one.make_guidance()
+        guided = described(one) | {"schemes": schemes_digest(guidance.schemes)}
+        if guidance.needs("weak"):
             guided["weak_weights"] = weak
         for case, seed in itertools.product(cases, dict.fromkeys(config.seeds)):
             asked = {"source": case.digest, "instruction": case.instruction, "seed": seed}
@@ -129,7 +134,22 @@ def make_trials(
 def weights_digest(folder: Path) -> str:
     """A hash of everything in a weights folder that an edit depends on."""
     paths = sorted(path for part in PARTS for path in (folder / part).glob("*") if path.is_file())
-    return key_of([[str(path.relative_to(folder)), file_digest(path)] for path in paths])
+    return key_of([[str(path.relative_to(folder)), digest_file(path)] for path in paths])
+
+
+def schemes_digest(schemes: Sequence[Scheme]) -> str:
+    """A hash of the files that schemes are written in: who changes one compares it anew."""
+    files = {Path(inspect.getsourcefile(scheme.make)) for scheme in schemes}
+    return key_of([digest_file(path) for path in sorted(files)])
+
+
+def code_digest() -> str:
+    """A hash of the code that every edit runs through, whatever its schemes."""
+    package = Path(__file__).parents[1]
+    patterns = ("models/*.py", "diffusion/*.py", "editor.py", "edits.py")
+    paths = [path for pattern in patterns for path in package.glob(pattern)]
+    paths += [package / "diffusion" / "guidance" / f"{name}.py" for name in GUIDANCE_CORE]
+    return key_of([digest_file(path) for path in sorted(paths)])
 
 
 def missing(trials: Sequence[Trial], rows: Rows) -> list[Trial]:
@@ -139,7 +159,7 @@ def missing(trials: Sequence[Trial], rows: Rows) -> list[Trial]:
         row, path = rows.by_key.get(trial.key), rows.folder / trial.file
         if row is None or "failed" in row:
             return row is not None
-        return path.is_file() and file_digest(path) == row["digest"]
+        return path.is_file() and digest_file(path) == row.get("digest")
 
     return [*{trial.key: trial for trial in trials if not is_there(trial)}.values()]
 
@@ -266,7 +286,7 @@ def _write(trial: Trial, edited: Edited | NotFiniteError, rows: Rows, how: dict[
         save_image(edited.image, rows.folder / trial.file)
         gave = {
             "file": trial.file,
-            "digest": file_digest(rows.folder / trial.file),
+            "digest": digest_file(rows.folder / trial.file),
             "width": edited.image.width,
             "height": edited.image.height,
             "evaluations": edited.evaluations,

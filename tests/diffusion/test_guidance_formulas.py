@@ -186,6 +186,25 @@ def test_fdg_weighs_coarse_and_fine():
         close(got, d_c + (W - 1) * expected)
 
 
+def test_fdg_of_three_levels_is_three_bands_of_the_push():
+    d_c, d = random(4, 1, 4, 8, 12), random(5, 1, 4, 8, 12)
+
+    def halved(x):
+        return (x[..., 0::2, :] + x[..., 1::2, :])[..., 0::2] / 4 + (
+            x[..., 0::2, :] + x[..., 1::2, :]
+        )[..., 1::2] / 4
+
+    def doubled(x):
+        return torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
+
+    fine, middle = d - doubled(halved(d)), halved(d) - doubled(halved(halved(d)))
+    coarse = halved(halved(d))
+    got = stack("joint+fdg:low=0.5,high=3,levels=3").blend(
+        {FULL: d_c, NULL: d_c - d}, d_c, SIGMA, step()
+    )
+    close(got, d_c + (W - 1) * (3 * fine + doubled(1.75 * middle + doubled(0.5 * coarse))))
+
+
 def test_mambo_g_damps_by_the_ratio_of_velocities():
     def formula(c, u):
         weight = 1 + (W - 1) * math.exp(-8 * (c - u).norm() / u.norm())

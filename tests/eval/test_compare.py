@@ -9,6 +9,7 @@ import pytest
 
 import ipx2p.eval.compare
 from ipx2p.diffusion.guidance.registry import SCHEMES
+from ipx2p.editor import Editor
 from ipx2p.eval.comparison import CompareConfig
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.sweep import SweepConfig
@@ -45,6 +46,11 @@ LDM = GOLDEN / "ldm.safetensors"
         (["--instruction", ""], "the instruction is empty"),
         (["--target", "a.png", "b.png"], "1 pictures but 2 targets"),
         (["--source-caption", "a"], "captions come in pairs"),
+        (["--source-caption", "", "--target-caption", "a"], "a caption is empty: say what the pic"),
+        (
+            ["--guidance", "autoguidance", "--weak-weights", "nowhere"],
+            "nowhere does not exist: expected a checkpoint",
+        ),
         (["--manifest", "x.jsonl"], "not allowed with argument --image"),
         (["--device", "gpu"], "device 'gpu' is not available"),
         (["--output", "/proc/x"], "cannot write into /proc/x"),
@@ -124,6 +130,47 @@ def test_what_would_stop_a_sweep_later_stops_it_at_once(
     result = run(capsys, WEIGHTS, *IMAGE, "--output", "out", "--device", "cpu", *argv)
     assert_one_line(result, message)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--dtype", "bfloat16"], "its dtype is 'float32', now 'bfloat16'"),
+        (["--negative-instruction", "rain"], "its negative_instruction is '', now 'rain'"),
+        (["--resolution", 24], "its resolution is 16, now 24"),
+    ],
+)
+def test_what_shapes_every_edit_may_not_change_in_a_folder(
+    capsys, finished, arguments, changes, message
+):
+    result = run(capsys, *arguments, *changes, "--output", finished)
+    assert_one_line(result, f"holds another sweep, {message}: choose another --output")
+
+
+def test_other_weights_or_other_code_may_not_either(capsys, finished, arguments, monkeypatch):
+    others = [GOLDEN / "diffusers_v2", *arguments[1:]]
+    assert_one_line(run(capsys, *others, "--output", finished), "another sweep, its weights is '")
+    monkeypatch.setattr("ipx2p.eval.comparison.code_digest", lambda: "changed")
+    result = run(capsys, *arguments, "--output", finished)
+    assert_one_line(result, "holds another sweep, its code is '.*, now 'changed': choose another")
+
+
+def test_the_folder_is_held_while_it_computes(capsys, arguments, tmp_path, monkeypatch):
+    out, tried = tmp_path / "out", []
+    edit = Editor.edit
+
+    def edit_beside_another(self, *args, **settings):
+        line = (
+            "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        )
+        other = subprocess.run([sys.executable, "-c", line, out / ".lock"], capture_output=True)
+        tried.append(other.returncode)
+        return edit(self, *args, **settings)
+
+    monkeypatch.setattr(Editor, "edit", edit_beside_another)
+    few = ["--guidance", "ip2p", "--guidance-scale", 1, "--image-guidance-scale", 1, "--grids", 0]
+    code, _, err = run(capsys, *arguments, *few, "--output", out)
+    assert code == 0 and tried == [1], err
 
 
 def test_another_process_in_the_output_folder_is_refused(capsys, copied, arguments):

@@ -14,7 +14,7 @@ from PIL import Image
 
 import ipx2p.eval.compare
 from ipx2p.edits import EditSettings
-from ipx2p.eval import curves
+from ipx2p.eval import curves, tables
 from ipx2p.eval.page import Grid, make_page
 from ipx2p.eval.report import make_notes
 from ipx2p.eval.scores import METRICS
@@ -244,6 +244,9 @@ def test_the_source_unchanged_has_no_direction(odd):
 
 
 def test_the_trade_off_is_of_the_pictures_that_have_captions(odd):
+    pytest.importorskip("matplotlib")
+    measured = [{"clip_direction": 0.1, "clip_image": 0.5}, {"clip_image": 0.9}]
+    assert tables._trade_off(measured) == {"clip_direction": 0.1, "clip_image": 0.5}
     names = sorted(path.name for path in (odd / "curves").iterdir())
     assert "trade_off_euler_1_steps.png" in names and "psnr_evaluations.png" in names
 

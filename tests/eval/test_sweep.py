@@ -16,6 +16,7 @@ import torch
 from ipx2p.distributed import World
 from ipx2p.editor import Editor
 from ipx2p.errors import InputError, NotFiniteError
+from ipx2p.eval import sweep
 from ipx2p.eval.cases import cases_of_images, cases_of_manifest, draw
 from ipx2p.eval.rows import Rows
 from ipx2p.eval.sweep import (
@@ -247,6 +248,33 @@ def test_a_second_network_named_later_leaves_the_other_edits(copied, arguments, 
 )
 def test_the_key_changes_with_everything_that_shapes_an_edit(change):
     assert trials_of(SweepConfig())[0].key != trials_of(SweepConfig(**change))[0].key
+
+
+def test_the_key_changes_with_the_second_network_where_it_is_used():
+    config = SweepConfig(guidance=["ip2p", "autoguidance"])
+    cases, settings = cases_of_images([PICTURE], ["x"]), config.settings(has_weak=True)
+    keys = [[t.key for t in make_trials(cases, config, settings, {}, weak)] for weak in "ab"]
+    assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]
+
+
+def test_the_key_changes_with_the_code_of_the_schemes_that_are_used(monkeypatch):
+    config = SweepConfig(guidance=["ip2p", "apg", "ip2p+apg+rescale"])
+    before = [trial.key for trial in trials_of(config)]
+    digest = sweep.digest_file
+    monkeypatch.setattr(
+        sweep, "digest_file", lambda path: "new" if path.name == "pushes.py" else digest(path)
+    )
+    same = [old == trial.key for old, trial in zip(before, trials_of(config), strict=True)]
+    assert same == [True, False, False]
+
+
+def test_rows_of_an_earlier_form_are_done_again(copied, arguments, capsys, edited):
+    rows = copied / "edits_000.jsonl"
+    kept = [json.loads(line) for line in rows.read_text().splitlines()]
+    kept[0].pop("digest")
+    rows.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    code, _, err = run(capsys, *arguments, "--output", copied, "--grids", 0)
+    assert code == 0 and sum(edited) == 1, err
 
 
 def test_the_key_changes_with_picture_instruction_and_weights(tmp_path):

@@ -84,8 +84,8 @@ class MimicScale(EstimateModifier):
     The authors mimic 7 for scales of 15 to 30 of a text-to-image model.
     """
 
-    scale: float = parameter(4.0, 0.0, 1e6)
-    image_scale: float | None = parameter(None, 0.0, 1e6)  # None: the edit's own
+    scale: float = parameter(4.0, 1.0, 1e6)
+    image_scale: float | None = parameter(None, 1.0, 1e6)  # None: the edit's own
     quantile: float = parameter(1.0, 0.0, 1.0)
 
     def mimicked(self, scales: dict[str, float]) -> dict[str, float]:

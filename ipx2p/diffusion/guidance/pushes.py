@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ipx2p.diffusion.guidance.scheme import Push, PushModifier, on, parameter, scheme
 from ipx2p.diffusion.guidance.space import (
-    TINY,
     Moment,
     dot,
     norm,
@@ -265,7 +264,5 @@ class AngleDomain(PushModifier):
         sine = ratio(norm(project_off(push.plus, push.minus)), norm(push.plus))
         angle = torch.atan2(sine, cosine)
         turn = (factor * angle).clamp(max=math.radians(self.cap))
-        # sin(t) / sin(angle) tends to the factor as the angle goes to 0.
-        stretch = torch.where(sine > 1e-3, turn.sin() / sine.clamp(min=TINY), factor)
-        across = stretch * project_off(push.difference, push.minus)
+        across = ratio(turn.sin(), sine) * project_off(push.difference, push.minus)
         return push.changed((turn.cos() - 1) * push.plus + across, factor=1.0)

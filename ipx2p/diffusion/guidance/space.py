@@ -43,13 +43,6 @@ class Moment:
         kept = self.x if space == "eps" else self.x / (1 + self.sigma**2)
         return (denoised - kept) * self.per_denoised(space)
 
-    def denoised(self, prediction: Tensor, space: str) -> Tensor:
-        """The inverse of `prediction`."""
-        if space == "x0":
-            return prediction
-        kept = self.x if space == "eps" else self.x / (1 + self.sigma**2)
-        return kept + prediction / self.per_denoised(space)
-
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of each sample, (B, 1, 1, 1)."""

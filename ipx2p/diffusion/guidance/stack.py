@@ -87,10 +87,15 @@ class Guidance:
 
     @property
     def unused_scales(self) -> list[str]:
-        """Conditions whose scale the linear scheme does not look at."""
-        terms = self._terms(self.scales)
-        others = {name: 0.0 if self.scales[name] else 1.0 for name in ("text", "image")}
-        return [n for n, other in others.items() if self._terms(self.scales | {n: other}) == terms]
+        """Conditions whose scale changes nothing, whatever it is."""
+        some = self.scales | {"text": 2.0, "image": 3.0}  # at 0, in `nested`, one hides the other
+        set_anew = [modifier for modifier in self._over_time if modifier.replaces]
+        return [
+            condition
+            for condition in ("text", "image")
+            if self._terms(some | {condition: 5.0}) == self._terms(some)
+            or any(modifier.acts_on(condition) for modifier in set_anew)
+        ]
 
     @property
     def effective_scales(self) -> dict[str, float]:
