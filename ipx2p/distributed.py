@@ -4,8 +4,11 @@ Gradients travel over NCCL on CUDA and over gloo on the CPU. Small messages betw
 (agreement, scores, errors) always go over gloo, from CPU tensors, so that no device waits for them.
 """
 
+import ctypes
 import os
 import secrets
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from ipx2p.errors import InputError
 # How long a process waits for the others. Validation and encoding are spread evenly, so this is
 # for machines that differ in speed, not for work that only one process does.
 TIMEOUT = timedelta(minutes=30)
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 # How gloo and NCCL say that another process is no longer there.
 CLOSED = ("closed by peer", "Connection reset", "Broken pipe", "remote process exited")
 
@@ -114,6 +118,18 @@ class World:
         return value
 
 
+def _end_with_parent() -> None:
+    """Let this process be told to stop (SIGTERM) when `torchrun` dies, however it dies.
+
+    Otherwise a torchrun that is killed leaves its processes behind, computing in a folder that the
+    next start of the command needs.
+    """
+    if sys.platform == "linux":
+        prctl = getattr(ctypes.CDLL(None), "prctl", None)
+        if prctl is not None:
+            prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _read_environment() -> World:
     names = {"RANK": None, "WORLD_SIZE": None, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": None}
     values = {name: os.environ.get(name, default) for name, default in names.items()}
@@ -155,6 +171,7 @@ def open_world(*, cuda: bool, timeout: timedelta = TIMEOUT) -> Iterator[World]:
         yield World()
         return
     world = _read_environment()
+    _end_with_parent()
     if cuda:
         if world.local_rank >= torch.cuda.device_count():
             raise InputError(

@@ -7,6 +7,7 @@ import os
 import secrets
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ipx2p.errors import InputError
+
+PATIENCE_S = 1.0  # with a lock that is held
 
 
 @contextmanager
@@ -81,17 +84,23 @@ def check_writable(folder: str | Path) -> None:
 def hold_lock(path: Path) -> BinaryIO | None:
     """Take a lock file for this process, as long as what is returned stays open.
 
-    Returns: None where another process holds it.
+    Returns: None where another process holds it, also after the moment that a killed one may need.
     """
     lock = open(path, "wb")  # noqa: SIM115, the caller keeps it open
-    try:  # a record lock, unlike flock's, ends with this process and not with its workers
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
-            raise
-        return None
-    return lock
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:  # a record lock, unlike flock's, ends with this process and not with its workers
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except OSError as error:
+            is_held = error.errno in (errno.EACCES, errno.EAGAIN)
+            if is_held and time.monotonic() < until:
+                time.sleep(0.05)
+                continue
+            lock.close()
+            if not is_held:  # a file system without locks
+                raise
+            return None
 
 
 def flush_to_disk(path: Path) -> None:
