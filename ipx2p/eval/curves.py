@@ -221,21 +221,9 @@ def _draw_identity(grid: Sequence[Any], value: float) -> None:
         shown.set(color="0.4", linestyle="--", linewidth=1.2, label=label)
 
 
-def _panels(
-    lines: Sequence[Line],
-    across: int | None,
-    draw: Callable[..., None],
-    identity: float = math.nan,
-    size: tuple[float, float] = PANEL,
-) -> bytes:
-    """One panel for each value of the other scale, one legend beside them all; a PNG.
-
-    Args:
-        draw: draws lines into axes in the style of each scheme; returns labels of points, if any.
-    """
+def _styles(lines: Sequence[Line]) -> Callable[[str], dict[str, Any]]:
+    """How the line of each scheme looks; the same in all figures of the same schemes."""
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     schemes = sorted({line.settings.guidance for line in lines})
     colors = colormaps["tab10"].colors
@@ -250,6 +238,25 @@ def _panels(
             "linewidth": 1.4,
         }
 
+    return style
+
+
+def _panels(
+    lines: Sequence[Line],
+    across: int | None,
+    draw: Callable[..., None],
+    identity: float = math.nan,
+    size: tuple[float, float] = PANEL,
+) -> bytes:
+    """One panel for each value of the other scale, one legend beside them all; a PNG.
+
+    Args:
+        draw: draws lines into axes in the style of each scheme; returns labels of points, if any.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style = _styles(lines)
     values = [None] if across is None else sorted({_scales(line)[across] for line in lines})
     columns = min(3, len(values))
     rows = math.ceil(len(values) / columns)
