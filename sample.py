@@ -115,8 +115,8 @@ def _add_where(add: Callable[..., object]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Read the pictures, edit them, write the results."""
     args = parse(argv)
-    from ipx2p.edit_files import edit_files
-    from ipx2p.edits import EditSettings
+    from ipx2p.editing.files import edit_files
+    from ipx2p.editing.settings import EditSettings
 
     files = edit_files(
         args.weights,

@@ -31,7 +31,7 @@ def coffee() -> Image.Image:
 @pytest.fixture(scope="session")
 def editor():
     """The golden edit model; tests must not change it."""
-    from ipx2p.editor import Editor
+    from ipx2p.editing.editor import Editor
 
     return Editor.load(GOLDEN / "diffusers", device="cpu")
 
@@ -39,7 +39,7 @@ def editor():
 @pytest.fixture(scope="session")
 def editor_v2():
     """The golden edit model with traits of Stable Diffusion 2.x; tests must not change it."""
-    from ipx2p.editor import Editor
+    from ipx2p.editing.editor import Editor
 
     return Editor.load(GOLDEN / "diffusers_v2", device="cpu")
 

@@ -11,7 +11,7 @@ from PIL import Image
 from ipx2p import bench
 from ipx2p.cli import run_command
 from ipx2p.data.benchmark import QUALITY, SIDE, random_picture
-from ipx2p.data.pairs import find_photos
+from ipx2p.data.listing import find_photos
 from ipx2p.seeds import generator
 from tests.conftest import GOLDEN, ROOT
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import convert_weights
 import ipx2p.bench
-import ipx2p.data.prepare
+import ipx2p.data.prepare.__main__
 import ipx2p.eval.compare
 import sample
 import train
@@ -35,7 +35,7 @@ COMMANDS = {
     "train": train,
     "convert_weights": convert_weights,
     "ipx2p.bench": ipx2p.bench,
-    "ipx2p.data.prepare": ipx2p.data.prepare,
+    "ipx2p.data.prepare": ipx2p.data.prepare.__main__,
     "ipx2p.eval.compare": ipx2p.eval.compare,
 }
 
@@ -92,9 +92,10 @@ def invocation(name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_examples_and_imports_nothing_heavy(name):
+    module = COMMANDS[name].__name__
     probe = (
-        f"import sys, {name}\n"
-        f"try: {name}.main(['--help'])\n"
+        f"import sys, {module}\n"
+        f"try: {module}.main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'omegaconf'} & sys.modules.keys()\n"
         "assert not heavy, heavy"
@@ -127,7 +128,7 @@ def test_examples_in_help_parse():
 
 
 def test_defaults_of_the_command_are_those_of_the_code():
-    from ipx2p.edits import EditSettings
+    from ipx2p.editing.settings import EditSettings
 
     args, settings = sample.parse(["w", "--image", "a", "--instruction", "b"]), EditSettings()
     assert args.steps == settings.num_steps

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-EDIT = "tests/test_editor.py::test_edit_matches_the_reference"
+EDIT = "tests/editing/test_editor.py::test_edit_matches_the_reference"
 FAULTS = {
     "a rounded fractional timestep": (
         "ipx2p/diffusion/denoiser.py",
@@ -27,13 +27,13 @@ FAULTS = {
         f"{EDIT}[ddim-leading-True]",
     ),
     "scaled source latents": (
-        "ipx2p/editor.py",
+        "ipx2p/editing/editor.py",
         "source_latents = self.vae.encode(pixels).mode()",
         "source_latents = self.vae.scale(self.vae.encode(pixels).mode())",
         f"{EDIT}[euler-leading-True]",
     ),
     "a sampled instead of the modal source posterior": (
-        "ipx2p/editor.py",
+        "ipx2p/editing/editor.py",
         "source_latents = self.vae.encode(pixels).mode()",
         "source_latents = self.vae.encode(pixels).sample(torch.Generator())",
         f"{EDIT}[euler-leading-True]",
@@ -107,10 +107,10 @@ FAULTS = {
         "tests/models/test_attention_edits.py",
     ),
     "a negative instruction in the null text as well": (
-        "ipx2p/editor.py",
+        "ipx2p/editing/editor.py",
         'empty if guidance.needs("negative") else negative_text',
         "negative_text",
-        "tests/test_editor_guidance.py",
+        "tests/editing/test_editor_guidance.py",
     ),
     "eps 1e-5 in the VAE's norms": (
         "ipx2p/models/vae.py",
@@ -137,22 +137,22 @@ FAULTS = {
         "tests/data/test_pairs.py",
     ),
     "copies of a photograph in two splits": (
-        "ipx2p/data/splits.py",
+        "ipx2p/data/prepare/splits.py",
         "leader[second] = first",
         "pass",
-        "tests/data/test_splits.py",
+        "tests/data/prepare/test_splits.py",
     ),
     "photographs that are all degraded with the same draws": (
-        "ipx2p/data/recipes.py",
+        "ipx2p/data/prepare/recipes.py",
         'f"degrade {task} {photo.digest}"',
         'f"degrade {task}"',
-        "tests/data/test_prepare.py::test_photographs_are_degraded_each_in_its_own_way",
+        "tests/data/prepare/test_prepare.py::test_photographs_are_degraded_each_in_its_own_way",
     ),
     "a scene of SIDD in two splits": (
-        "ipx2p/data/folders.py",
+        "ipx2p/data/published/folders.py",
         '(), "denoise", None, scene[1])',
         '(), "denoise", None, scene[0])',
-        "tests/data/test_sources.py",
+        "tests/data/published/test_registry.py",
     ),
     "a shuffle that forgets its place on resume": (
         "ipx2p/data/loader.py",
@@ -215,22 +215,22 @@ FAULTS = {
         "tests/training/test_mishaps.py",
     ),
     "padding on another side than TensorFlow's": (
-        "ipx2p/data/whitebox.py",
+        "ipx2p/data/cartoons/whitebox.py",
         "return F.pad(x, (0, 1, 0, 1))",
         "return F.pad(x, (1, 0, 1, 0))",
-        "tests/data/test_whitebox.py",
+        "tests/data/cartoons/test_whitebox.py",
     ),
     "half-pixel centres where TensorFlow has none": (
-        "ipx2p/data/whitebox.py",
+        "ipx2p/data/cartoons/whitebox.py",
         'x = F.interpolate(x, size, mode="bilinear", align_corners=True)',
         'x = F.interpolate(x, size, mode="bilinear", align_corners=False)',
-        "tests/data/test_whitebox.py",
+        "tests/data/cartoons/test_whitebox.py",
     ),
     "red, green, blue for a network that sees blue, green, red": (
-        "ipx2p/data/whitebox.py",
+        "ipx2p/data/cartoons/whitebox.py",
         "bgr = pixels_from_pixels01(_reflect(pixels01)).flip(1)",
         "bgr = pixels_from_pixels01(_reflect(pixels01))",
-        "tests/data/test_whitebox.py",
+        "tests/data/cartoons/test_whitebox.py",
     ),
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""The layers of the package: a file imports strictly lower layers, or files above it in its folder.
+"""The layers: a file imports strictly lower layers, or files above it in its package.
 
-A file of a folder in a folder may also import what stands before it in the outer one. The walk
-sees every import node, those inside functions too.
+The rooms of a package (`ipx2p.data.published`) stand in the same order, so that there is no circle
+between them. The walk sees every import node, those inside functions too.
 """
 
 import ast
@@ -11,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Layer by layer from the bottom; in a folder, a file may import those that stand before it.
+# Layer by layer from the bottom; in a package, a file may import those that stand before it.
 LAYERS = {
     0: [
         *("ipx2p.errors", "ipx2p.files", "ipx2p.cli", "ipx2p.config", "ipx2p.devices"),
-        *("ipx2p.images", "ipx2p.sheets", "ipx2p.seeds", "ipx2p.unpickle"),
-        *("ipx2p.torch_file", "ipx2p.tensors", "ipx2p.metrics"),
+        *("ipx2p.images", "ipx2p.sheets", "ipx2p.seeds", "ipx2p.tensor_files.unpickle"),
+        *("ipx2p.tensor_files.torch_file", "ipx2p.tensor_files.tensors", "ipx2p.metrics"),
         "ipx2p.distributed",
     ],
     1: [
@@ -35,20 +35,31 @@ LAYERS = {
     2: [
         *("ipx2p.weights.readers", "ipx2p.weights.maps", "ipx2p.weights.folder"),
         *("ipx2p.weights.single_file", "ipx2p.weights.convert"),
-        *("ipx2p.data.instructions", "ipx2p.data.light", "ipx2p.data.sensor"),
-        *("ipx2p.data.blur", "ipx2p.data.rain", "ipx2p.data.degrade", "ipx2p.data.degrade_sheet"),
-        *("ipx2p.data.manifest", "ipx2p.data.pairs", "ipx2p.data.selection", "ipx2p.data.order"),
+        # what everything about data stands on
+        *("ipx2p.data.listing", "ipx2p.data.workers", "ipx2p.data.instructions"),
+        *("ipx2p.data.light", "ipx2p.data.manifest"),
+        # how photographs are degraded, and drawn as cartoons
+        *("ipx2p.data.degradations.sensor", "ipx2p.data.degradations.blur"),
+        *("ipx2p.data.degradations.rain", "ipx2p.data.degradations.tasks"),
+        "ipx2p.data.degradations.sheet",
+        *("ipx2p.data.cartoons.whitebox", "ipx2p.data.cartoons.classical"),
+        "ipx2p.data.cartoons.teacher",
+        # what training reads
+        *("ipx2p.data.pairs", "ipx2p.data.selection", "ipx2p.data.order"),
         *("ipx2p.data.loader", "ipx2p.data.shards", "ipx2p.data.cache"),
         "ipx2p.data.benchmark",
-        *("ipx2p.data.examples", "ipx2p.data.folders", "ipx2p.data.parquet"),
-        *("ipx2p.data.sources", "ipx2p.data.whitebox", "ipx2p.data.classical"),
-        *("ipx2p.data.cartoon", "ipx2p.data.fingerprints", "ipx2p.data.splits"),
-        *("ipx2p.data.dataset", "ipx2p.data.builder", "ipx2p.data.recipes", "ipx2p.data.mix"),
-        *("ipx2p.data.check", "ipx2p.data.prepare"),
+        # published sets, and making sets
+        *("ipx2p.data.published.source", "ipx2p.data.published.folders"),
+        *("ipx2p.data.published.parquet", "ipx2p.data.published.edit_sets"),
+        "ipx2p.data.published.registry",
+        *("ipx2p.data.prepare.fingerprints", "ipx2p.data.prepare.splits"),
+        *("ipx2p.data.prepare.dataset", "ipx2p.data.prepare.builder"),
+        *("ipx2p.data.prepare.recipes", "ipx2p.data.prepare.mix"),
+        *("ipx2p.data.prepare.check", "ipx2p.data.prepare.__main__"),
     ],
-    3: ["ipx2p.edits", "ipx2p.editor"],
+    3: ["ipx2p.editing.settings", "ipx2p.editing.editor", "ipx2p.editing.files"],
     4: [
-        "ipx2p.edit_files",
+        "ipx2p.editor",
         *("ipx2p.training.config", "ipx2p.training.speed", "ipx2p.training.validation"),
         *("ipx2p.training.learners", "ipx2p.training.ema", "ipx2p.training.optimizer"),
         *("ipx2p.training.checkpoint", "ipx2p.training.interrupts", "ipx2p.training.monitor"),
@@ -81,6 +92,11 @@ def imports(source: str) -> list[tuple[int, str]]:
     return [(line, name) for line, name in found if name.split(".")[0] in ("ipx2p", *LAYERS[5])]
 
 
+def package(folder: str) -> str:
+    """`ipx2p.data` for each of its rooms."""
+    return ".".join(folder.split(".")[:2])
+
+
 def violations(name: str, source: str) -> list[str]:
     """What a file imports that it must not, one line each."""
     folder = name.rpartition(".")[0]
@@ -91,7 +107,8 @@ def violations(name: str, source: str) -> list[str]:
         target = imported if imported in LAYER else imported.rpartition(".")[0]
         lower = LAYER[target] < LAYER[name]
         before = LAYER[target] == LAYER[name] and PLACE[target] < PLACE[name]
-        near = folder == (theirs := target.rpartition(".")[0]) or folder.startswith(f"{theirs}.")
+        theirs = target.rpartition(".")[0]
+        near = package(folder) == package(theirs) or folder.startswith(f"{theirs}.")
         if not lower and not (before and near):
             bad.append(f"{name} line {line} imports {target}")
     return bad
@@ -109,7 +126,7 @@ def test_imports_go_down(name):
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("ipx2p.models.unet", "from ipx2p.editor import Editor"),
+        ("ipx2p.models.unet", "from ipx2p.editing.editor import Editor"),
         ("ipx2p.models.unet", "def f():\n    from ipx2p.diffusion import schedule"),
         ("ipx2p.models.blocks", "import ipx2p.models.unet"),
         ("ipx2p.images", "from ipx2p.metrics import psnr"),

@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from ipx2p import __version__
-from ipx2p.data.loader import Framing, SampleStream, StepSampler, micro_batches
+from ipx2p.data.loader import Framing, SampleStream, StepSampler
 from ipx2p.data.pairs import ManifestPairs
+from ipx2p.data.workers import micro_batches
 from ipx2p.devices import device_name
 from ipx2p.errors import InputError
 from ipx2p.images import image_from_pixels01

@@ -23,16 +23,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ipx2p.data.loader import Framing, Visits, micro_batches
+from ipx2p.data.loader import Framing, Visits
 from ipx2p.data.pairs import Pairs
 from ipx2p.data.shards import Shards, check_finite, make_key, missing
+from ipx2p.data.workers import micro_batches
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from ipx2p.files import read_json, write_json
 from ipx2p.images import pixels_from_pixels01
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.vae import VAE
-from ipx2p.tensors import digest
+from ipx2p.tensor_files.tensors import digest
 
 DTYPE = torch.float16  # finer than bfloat16, and latents and text states fit its range
 SHARD_ROWS = 128

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ipx2p.data.pairs import ManifestPairs, find_photos
+from ipx2p.data.listing import find_photos
+from ipx2p.data.pairs import ManifestPairs
 from ipx2p.errors import InputError
 from ipx2p.files import digest_file
 from ipx2p.images import fit, image_size, load_image, resize

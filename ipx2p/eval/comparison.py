@@ -17,8 +17,8 @@ from ipx2p import __version__
 from ipx2p.devices import dtype_name, pick_device, pick_dtype
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
 from ipx2p.distributed import World, open_world
-from ipx2p.editor import Editor
-from ipx2p.edits import EditSettings
+from ipx2p.editing.editor import Editor
+from ipx2p.editing.settings import EditSettings
 from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case, draw
 from ipx2p.eval.features import ClipFeatures

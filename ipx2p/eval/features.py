@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ipx2p.errors import InputError
 from ipx2p.metrics import RANGE_TOLERANCE
-from ipx2p.tensors import digest
+from ipx2p.tensor_files.tensors import digest
 from ipx2p.weights.readers import HUB_ID
 
 NO_CHANGE = 1e-5  # of features of length 1; one level of one pixel is above it

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from ipx2p.diffusion.guidance.registry import spec_of
 from ipx2p.diffusion.guidance.scheme import Scheme
 from ipx2p.distributed import World
-from ipx2p.edit_files import surroundings
-from ipx2p.editor import Editor
-from ipx2p.edits import Edited, EditSettings, check_needs
+from ipx2p.editing.editor import Editor
+from ipx2p.editing.files import surroundings
+from ipx2p.editing.settings import Edited, EditSettings, check_needs
 from ipx2p.errors import InputError, NotFiniteError
 from ipx2p.eval.cases import Case
 from ipx2p.eval.rows import Rows, key_of

@@ -15,7 +15,7 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-from ipx2p.edits import EditSettings
+from ipx2p.editing.settings import EditSettings
 from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case
 from ipx2p.eval.features import ClipFeatures

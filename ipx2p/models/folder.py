@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ipx2p.tensors import find_weights, load_strict, read_tensors, save_tensors
+from ipx2p.tensor_files.tensors import find_weights, load_strict, read_tensors, save_tensors
 
 STEM = "diffusion_pytorch_model"
 CONFIG = "config.json"

@@ -16,7 +16,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 from ipx2p.devices import copy_to
 from ipx2p.errors import InputError
 from ipx2p.files import atomic_write, read_json, write_json
-from ipx2p.tensors import TEXT_STEMS, find_weights, load_strict, read_tensors, save_tensors
+from ipx2p.tensor_files.tensors import (
+    TEXT_STEMS,
+    find_weights,
+    load_strict,
+    read_tensors,
+    save_tensors,
+)
 
 PREFIX = "text_model."
 POSITION_IDS = "embeddings.position_ids"  # a buffer in old files, 0..76; no weight

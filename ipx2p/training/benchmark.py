@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ipx2p import __version__
-from ipx2p.data.loader import StepSampler, micro_batches
+from ipx2p.data.loader import StepSampler
+from ipx2p.data.workers import micro_batches
 from ipx2p.devices import device_name, dtype_name, memory_bytes, pick_device, pick_dtype
 from ipx2p.diffusion.schedule import ScheduleConfig
 from ipx2p.distributed import World, open_world

@@ -28,7 +28,13 @@ from torch.optim import Optimizer
 
 from ipx2p.errors import InputError
 from ipx2p.files import flush_to_disk, read_json, write_json
-from ipx2p.tensors import check_fit, find_weights, load_strict, read_tensors, save_tensors
+from ipx2p.tensor_files.tensors import (
+    check_fit,
+    find_weights,
+    load_strict,
+    read_tensors,
+    save_tensors,
+)
 from ipx2p.training.config import StepsConfig
 from ipx2p.weights.folder import Weights
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from ipx2p.config import load_config
-from ipx2p.data.degrade import DegradeConfig, check_task
+from ipx2p.data.degradations.tasks import DegradeConfig, check_task
 from ipx2p.data.instructions import POLICIES
 from ipx2p.diffusion.objective import DropoutConfig
 from ipx2p.diffusion.schedule import PREDICTION_TYPES
-from ipx2p.edits import EditSettings, check_needs
+from ipx2p.editing.settings import EditSettings, check_needs
 from ipx2p.errors import InputError, suggestion
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig

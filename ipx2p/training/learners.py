@@ -26,7 +26,7 @@ from ipx2p.diffusion.objective import (
 )
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
 from ipx2p.distributed import World
-from ipx2p.editor import Editor
+from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
 from ipx2p.images import pixels_from_pixels01
 from ipx2p.models.text import TextEncoder

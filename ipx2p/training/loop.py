@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from ipx2p.data.loader import StepSampler, micro_batches
+from ipx2p.data.loader import StepSampler
+from ipx2p.data.workers import micro_batches
 from ipx2p.devices import pick_device
 from ipx2p.distributed import World, open_world
 from ipx2p.errors import InputError

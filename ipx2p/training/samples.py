@@ -10,9 +10,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ipx2p.data.cache import Cache
+from ipx2p.data.listing import find_photos
 from ipx2p.data.loader import Framing, SampleStream
 from ipx2p.data.order import tempered
-from ipx2p.data.pairs import DegradedPhotos, ManifestPairs, Pairs, find_photos
+from ipx2p.data.pairs import DegradedPhotos, ManifestPairs, Pairs
 from ipx2p.data.selection import Worded, leave_out, open_banks, take_fraction
 from ipx2p.distributed import World
 from ipx2p.errors import InputError, suggestion

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ipx2p.data.pairs import EditPair, Pairs, centre_geometry
 from ipx2p.distributed import World
-from ipx2p.editor import Editor
+from ipx2p.editing.editor import Editor
 from ipx2p.images import (
     image_from_pixels01,
     pixels01_from_pixels,

@@ -12,7 +12,7 @@ from ipx2p.errors import InputError
 from ipx2p.files import check_writable
 from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE, VAEConfig
-from ipx2p.tensors import check_fit, load_strict
+from ipx2p.tensor_files.tensors import check_fit, load_strict
 from ipx2p.weights.folder import Weights
 from ipx2p.weights.readers import find_source, find_tokenizer
 from ipx2p.weights.single_file import load_single_file, load_vae_file, save_single_file

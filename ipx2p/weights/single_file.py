@@ -17,7 +17,7 @@ from ipx2p.files import read_json
 from ipx2p.models.text import PREFIX, TextEncoder, bare, build, load_tokenizer
 from ipx2p.models.unet import UNet, UNetConfig
 from ipx2p.models.vae import VAE, VAEConfig
-from ipx2p.tensors import check_fit, load_strict, read_tensors, save_tensors
+from ipx2p.tensor_files.tensors import check_fit, load_strict, read_tensors, save_tensors
 from ipx2p.weights.folder import Weights
 from ipx2p.weights.maps import (
     EMA_PREFIX,

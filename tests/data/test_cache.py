@@ -10,8 +10,9 @@ from PIL import Image
 
 import ipx2p.data.cache
 from ipx2p.data.cache import Cache
-from ipx2p.data.loader import Framing, SampleStream, StepSampler, micro_batches
+from ipx2p.data.loader import Framing, SampleStream, StepSampler
 from ipx2p.data.pairs import ManifestPairs
+from ipx2p.data.workers import micro_batches
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from ipx2p.models.text import TextEncoder

@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 
-from ipx2p.data.degrade import DEGRADATIONS
+from ipx2p.data.degradations.tasks import DEGRADATIONS
 from ipx2p.data.instructions import BANK_SIZE, bank, has_bank, read_bank
 from ipx2p.errors import InputError
 

@@ -7,9 +7,11 @@ import tempfile
 import pytest
 import torch
 
-from ipx2p.data.degrade import DegradeConfig
-from ipx2p.data.loader import Framing, SampleStream, StepSampler, micro_batches
-from ipx2p.data.pairs import DegradedPhotos, find_photos
+from ipx2p.data.degradations.tasks import DegradeConfig
+from ipx2p.data.listing import find_photos
+from ipx2p.data.loader import Framing, SampleStream, StepSampler
+from ipx2p.data.pairs import DegradedPhotos
+from ipx2p.data.workers import micro_batches
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from tests.conftest import ROOT

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ipx2p.data.degrade import DegradeConfig
+from ipx2p.data.degradations.tasks import DegradeConfig
+from ipx2p.data.listing import find_photos
 from ipx2p.data.pairs import (
     DegradedPhotos,
     ManifestPairs,
     PictureCache,
     centre_geometry,
-    find_photos,
     random_geometry,
 )
 from ipx2p.errors import InputError

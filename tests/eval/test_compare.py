@@ -9,7 +9,7 @@ import pytest
 
 import ipx2p.eval.compare
 from ipx2p.diffusion.guidance.registry import SCHEMES
-from ipx2p.editor import Editor
+from ipx2p.editing.editor import Editor
 from ipx2p.eval.comparison import CompareConfig
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.sweep import SweepConfig
@@ -124,7 +124,7 @@ def test_what_would_stop_a_sweep_later_stops_it_at_once(
     capsys, tmp_path, coffee, monkeypatch, argv, message
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ipx2p.editor.Editor.load", None)  # no weights are loaded
+    monkeypatch.setattr("ipx2p.editing.editor.Editor.load", None)  # no weights are loaded
     coffee.resize((30, 20)).save("t.png")
     (tmp_path / "notes.txt").write_text("kept")
     result = run(capsys, WEIGHTS, *IMAGE, "--output", "out", "--device", "cpu", *argv)

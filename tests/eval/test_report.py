@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import ipx2p.eval.compare
-from ipx2p.edits import EditSettings
+from ipx2p.editing.settings import EditSettings
 from ipx2p.eval import curves, tables
 from ipx2p.eval.page import Grid, make_page
 from ipx2p.eval.report import make_notes

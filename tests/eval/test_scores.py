@@ -91,7 +91,7 @@ def test_a_folder_without_all_of_clip_is_refused(tmp_path, clip_folder):
 def test_clip_named_later_is_measured_without_editing_again(
     copied, arguments, clip_folder, capsys, monkeypatch
 ):
-    monkeypatch.setattr("ipx2p.editor.Editor.load", None)
+    monkeypatch.setattr("ipx2p.editing.editor.Editor.load", None)
     extra = ["--output", copied, "--clip", clip_folder, "--grids", 0]
     code, _, err = run(capsys, *arguments, *extra)
     assert code == 0, err

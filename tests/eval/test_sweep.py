@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ipx2p.distributed import World
-from ipx2p.editor import Editor
+from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError, NotFiniteError
 from ipx2p.eval import sweep
 from ipx2p.eval.cases import cases_of_images, cases_of_manifest, draw

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ipx2p.editor import Editor
+from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
 from ipx2p.training.checkpoint import damages, find_checkpoints
 from ipx2p.training.config import OptimizerConfig

@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 
-from ipx2p.data.degrade import DegradeConfig, degrade
-from ipx2p.data.pairs import centre_geometry, find_photos
+from ipx2p.data.degradations.tasks import DegradeConfig, degrade
+from ipx2p.data.listing import find_photos
+from ipx2p.data.pairs import centre_geometry
 from ipx2p.images import image_from_pixels01, load_image
 from ipx2p.training.config import TrainConfig
 from ipx2p.training.loop import train

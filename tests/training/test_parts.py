@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from ipx2p.data.loader import Framing, SampleStream, StepSampler, micro_batches
+from ipx2p.data.loader import Framing, SampleStream, StepSampler
+from ipx2p.data.workers import micro_batches
 from ipx2p.diffusion.objective import draw
 from ipx2p.distributed import World
 from ipx2p.errors import InputError

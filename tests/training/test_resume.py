@@ -12,7 +12,7 @@ from PIL import Image
 
 import ipx2p.data.cache
 import ipx2p.training.checkpoint
-from ipx2p.editor import Editor
+from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
 from ipx2p.training.loop import train
 from ipx2p.training.optimizer import Stepper

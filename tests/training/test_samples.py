@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ipx2p.data.loader import StepSampler, micro_batches
+from ipx2p.data.loader import StepSampler
+from ipx2p.data.workers import micro_batches
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from ipx2p.files import read_json, write_json

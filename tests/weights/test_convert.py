@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ipx2p.editor import Editor
+from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
 from ipx2p.models.unet import UNet
 from ipx2p.models.vae import VAE

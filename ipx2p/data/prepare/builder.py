@@ -1,0 +1,267 @@
+"""Build a data set: recipes turn units of work into pairs, over workers and ranks (layer 2).
+
+The same inputs, recipe and seed give the same bytes, whoever made which unit and however often the
+work was stopped: a unit is made by one thread, and everything random hangs on what its pictures
+are. What is done so far stands in OUTPUT/.work/, which is removed at the end.
+"""
+
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ipx2p.data.prepare.dataset import (
+    DATASET,
+    WORK,
+    Entry,
+    claim,
+    is_finished,
+    summary,
+    write_dataset,
+)
+from ipx2p.data.prepare.splits import check_shares
+from ipx2p.data.workers import micro_batches
+from ipx2p.distributed import World
+from ipx2p.errors import InputError
+from ipx2p.files import digest_bytes, read_json
+
+MEET_EVERY = 16  # units after which the ranks wait for one another, so that none waits for long
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a recipe makes at a time.
+
+    key: tells it from all others. stamp: changes when its input may have changed.
+    """
+
+    key: str
+    item: Any
+    stamp: str = ""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a unit: its pairs, a fingerprint of each group's picture, or why there is none.
+
+    megapixels: of the pictures that were made. elapsed_s: how long that took.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    skipped: str | None = None
+    megapixels: float = 0.0
+    elapsed_s: float = 0.0
+
+
+class SettingsError(InputError):
+    """What no other picture would help against: it is never skipped."""
+
+
+class Recipe(ABC):
+    """What to make of which inputs. It is sent to worker processes."""
+
+    name: str
+    seed: int
+    licence: str
+
+    @abstractmethod
+    def units(self) -> list[Unit]:
+        """All the work, in an order that does not hang on the file system."""
+
+    @abstractmethod
+    def make(self, unit: Unit, output: Path) -> Made:
+        """Make a unit's pictures under `output`; InputError names a picture that is no good."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The settings that shape the result, as JSON: no paths of this machine, no workers."""
+
+
+def build(
+    recipe: Recipe,
+    output: Path,
+    *,
+    world: World,
+    workers: int,
+    shares: Sequence[float] = (90, 5, 5),
+    on_error: str = "stop",
+    cuda: bool = False,
+) -> None:
+    """Make what is missing of a data set, and finish it.
+
+    Args:
+        shares: how much of what is not split goes to train, val and test.
+        on_error: `stop` at a picture that is no good, or `skip` it and write down which.
+        cuda: whether the recipe computes on a GPU.
+
+    Raises: InputError when `output` holds something else, or a picture is no good.
+    """
+    check_shares(shares)
+    units = recipe.units()
+    plan = _plan(recipe, units, shares)
+    world.check_same("what to make", digest_bytes(json.dumps(plan).encode()))
+    if world.gather(is_finished(output, plan))[0]:
+        world.print(f"{output} is finished: {summary(read_json(output / DATASET))}")
+        return
+    world.check_shared(output, "OUTPUT")
+    lock = claim(output, plan) if world.is_main else None
+    world.barrier()
+    made, attempt = world.gather((_made_before(output), len([*_logs(output)])))[0]
+    todo = [unit for unit in units if (unit.key, unit.stamp) not in made]
+    if made:
+        world.print(f"going on: {len(units) - len(todo)} of {len(units)} are done")
+    with _one_thread():
+        _make_all(
+            _Units(recipe, output, world.share(todo), on_error),
+            output / WORK / f"made_{attempt:04}_{world.rank}.jsonl",
+            total=len(todo), world=world, workers=workers, context="spawn" if cuda else None,
+        )  # fmt: skip
+    world.barrier()
+    if world.is_main:
+        done = _read_records(output)
+        made = {unit.key: done[unit.key, unit.stamp] for unit in units}
+        _finish(output, made, plan, recipe, shares)
+        print(f"{output}: {summary(read_json(output / DATASET))}")
+        _print_speed(made)
+        lock.close()
+
+
+class _Units(Dataset):
+    """Units to be made, by number; what comes of one is itself or the error that stops the work."""
+
+    def __init__(self, recipe: Recipe, output: Path, units: Sequence[Unit], on_error: str) -> None:
+        self.recipe = recipe
+        self.output = output
+        self.units = units
+        self.on_error = on_error
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __getitem__(self, place: int) -> tuple[Unit, Made] | InputError:
+        unit = self.units[place]
+        start = perf_counter()
+        try:
+            made = self.recipe.make(unit, self.output)
+        except SettingsError as error:
+            return error
+        except InputError as error:
+            if self.on_error == "stop":
+                return InputError(f"{error} (or go on without such pictures: --on-error skip)")
+            made = Made(skipped=str(error))
+        values = vars(made) | {"elapsed_s": perf_counter() - start}
+        return unit, Made(**values)
+
+    @staticmethod
+    def collate(made: Sequence[tuple[Unit, Made]]) -> tuple[Unit, Made]:
+        """A batch is one unit."""
+        [one] = made
+        return one
+
+
+def _make_all(
+    units: _Units, log: Path, *, total: int, world: World, workers: int, context: str | None
+) -> None:
+    """Make this rank's units and write down what is done, one line each."""
+    places = [[place] for place in range(len(units))]
+    results = micro_batches(units, places, workers=workers, context=context)
+    with (
+        closing(results),
+        open(log, "w", encoding="utf-8") as file,
+        tqdm(total=total, desc=units.recipe.name, disable=not (world.is_main and total)) as bar,
+    ):
+        for turn in range(-(-total // world.size)):
+            if turn < len(units):
+                unit, made = next(results)
+                file.write(json.dumps([unit.key, unit.stamp, asdict(made)]) + "\n")
+                file.flush()
+            bar.update(min(world.size, total - turn * world.size))
+            if turn % MEET_EVERY == 0:
+                world.barrier()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread, as workers do: the number changes the bits of convolutions."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _plan(recipe: Recipe, units: Sequence[Unit], shares: Sequence[float]) -> dict[str, Any]:
+    keys = [unit.key for unit in units]
+    assert len({*keys}) == len(keys)
+    plan = {
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "settings": recipe.describe(),
+        "shares": [*shares],
+        "inputs": {"count": len(keys), "digest": digest_bytes(json.dumps(keys).encode())},
+    }
+    return json.loads(json.dumps(plan))  # as it is read back
+
+
+def _logs(output: Path) -> Iterator[Path]:
+    return (output / WORK).glob("made_*.jsonl")
+
+
+def _made_before(output: Path) -> set[tuple[str, str]]:
+    """Units that need not be made again; what was skipped is tried again."""
+    return {unit for unit, made in _read_records(output).items() if not made.skipped}
+
+
+def _read_records(output: Path) -> dict[tuple[str, str], Made]:
+    """What is done, by key and stamp of its unit, as far as its files are there."""
+    done = {}
+    for path in sorted(_logs(output)):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # the last line of a process that was killed
+                key, stamp, values = json.loads(line)
+                entries = [Entry(**entry) for entry in values.pop("entries")]
+                names = {name for entry in entries for name in (entry.source, entry.target)}
+                if all((output / name).exists() for name in names):
+                    done[key, stamp] = Made(entries=entries, **values)
+    return done
+
+
+def _finish(
+    output: Path,
+    made: dict[str, Made],
+    plan: dict[str, Any],
+    recipe: Recipe,
+    shares: Sequence[float],
+) -> None:
+    entries = [entry for one in made.values() for entry in one.entries]
+    skipped = {key: one.skipped for key, one in made.items() if one.skipped}
+    if not entries:
+        reason = next(iter(skipped.values()), "there is no input")
+        raise InputError(f"{output}: no pair could be made: {reason}")
+    write_dataset(
+        output,
+        entries,
+        fingerprints={group: f for one in made.values() for group, f in one.fingerprints.items()},
+        shares=shares,
+        seed=recipe.seed,
+        about={**plan, "skipped": skipped, "licence": recipe.licence},
+    )
+    shutil.rmtree(output / WORK)
+
+
+def _print_speed(made: dict[str, Made]) -> None:
+    seconds = sum(one.elapsed_s for one in made.values())
+    megapixels = sum(one.megapixels for one in made.values())
+    if megapixels:
+        print(f"{seconds / megapixels:.2f} s of one worker per megapixel made ({megapixels:.1f})")

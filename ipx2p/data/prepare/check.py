@@ -1,0 +1,230 @@
+"""What is wrong with a manifest, and what is in it (layer 2)."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+
+from PIL import Image
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ipx2p.data.manifest import Record
+from ipx2p.data.prepare.dataset import SPLITS, read_pairs
+from ipx2p.data.prepare.fingerprints import fingerprint, near_copies
+from ipx2p.data.workers import micro_batches
+from ipx2p.errors import InputError
+from ipx2p.files import digest_bytes
+from ipx2p.images import load_image
+from ipx2p.models.text import load_tokenizer
+
+FOUND = 1  # exit code when something is wrong
+Report = Callable[[str, str, str], None]  # where, of what kind, what
+
+
+@dataclass(frozen=True)
+class Line:
+    """A pair with the manifest that it stands in, and where there."""
+
+    manifest: Path
+    where: str
+    record: Record
+
+    @property
+    def pictures(self) -> tuple[Path, Path]:
+        """Source and target."""
+        folder = self.manifest.parent
+        return folder / self.record.source, folder / self.record.target
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A picture file: its size, content and fingerprint, or what is wrong with it."""
+
+    path: Path
+    size: tuple[int, int] = (0, 0)
+    digest: str = ""
+    fingerprint: str = ""
+    error: str | None = None
+
+
+def check(path: Path, *, workers: int) -> int:
+    """Print all that is wrong with a manifest and the other splits beside it, one line each.
+
+    Args:
+        path: a manifest, or the folder of a data set.
+    Returns: 0, or `FOUND`.
+    """
+    problems: Counter[str] = Counter()
+
+    def report(where: str, kind: str, what: str) -> None:
+        problems[kind] += 1
+        print(" ".join(f"{where}: {what}".split()))  # names may hold line breaks
+
+    manifests = find_manifests(path)
+    lines = []
+    for manifest in manifests:
+        pairs = [(where, pair) for where, _, pair in read_pairs(manifest)]
+        if not pairs:
+            report(str(manifest), "manifests without pairs", "lists no pairs")
+        for where, pair in pairs:
+            if isinstance(pair, InputError):
+                report(where, "bad lines", str(pair).removeprefix(where).lstrip(": "))
+            else:
+                lines.append(Line(manifest, where, pair))
+    looked = _look_at(sorted({name for line in lines for name in line.pictures}), workers)
+    _check_pictures(lines, looked, report)
+    _check_repeated(lines, looked, report)
+    _check_splits(lines, looked, report)
+    names = ", ".join(manifest.name for manifest in manifests)
+    found = ", ".join(f"{number} {kind}" for kind, number in problems.items())
+    print(f"{len(lines)} pairs in {names}: {found or 'nothing is wrong'}")
+    return FOUND if problems else 0
+
+
+def stats(path: Path, *, tokenizer: Path | None = None) -> None:
+    """Print counts, sizes and sentences of each manifest's pairs, by task.
+
+    Args:
+        path: a manifest, or the folder of a data set.
+        tokenizer: a weights folder, or its tokenizer's, to count the tokens of sentences with.
+    """
+    if tokenizer and (tokenizer / "tokenizer").is_dir():
+        tokenizer /= "tokenizer"
+    tokens = load_tokenizer(tokenizer)[0] if tokenizer else None
+    for manifest in find_manifests(path):
+        tasks: dict[str, list[Record]] = defaultdict(list)
+        for _, _, pair in read_pairs(manifest):
+            if isinstance(pair, InputError):
+                raise pair
+            tasks[pair.task].append(pair)
+        print(f"{manifest}: {sum(map(len, tasks.values()))} pairs, {len(tasks)} tasks")
+        for task, records in sorted(tasks.items()):
+            print(f"  {task}: {len(records)} pairs")
+            sides = [min(_size(manifest.parent / record.target)) for record in records]
+            print(f"    short side, pixels: {_spread(sides)}")
+            print(f"    sentences of a pair: {_spread([len(r.instructions) for r in records])}")
+            sentences = sorted({text for r in records for text in r.instructions})
+            print(f"    different sentences: {len(sentences)}, such as {sentences[0]!r}")
+            print(f"    words: {_spread([len(text.split()) for text in sentences])}")
+            if tokens:
+                counts = [len(tokens(text, verbose=False)["input_ids"]) for text in sentences]
+                room = tokens.model_max_length
+                cut = sum(count > room for count in counts)
+                print(f"    tokens, of {room}: {_spread(counts)}, {cut} sentences are too long")
+
+
+def find_manifests(path: Path) -> list[Path]:
+    """A manifest with the other splits beside it, or those of a data set's folder.
+
+    Raises: InputError when there is none.
+    """
+    folder = path if path.is_dir() else path.parent
+    splits = [folder / f"{split}.jsonl" for split in SPLITS]
+    found = [split for split in splits if split.exists()]
+    if path.is_dir() and not found:
+        raise InputError(f"{path} holds none of {', '.join(split.name for split in splits)}")
+    if not path.exists():
+        raise InputError(f"manifest {path} does not exist")
+    return found if path.is_dir() or path in splits else [path]
+
+
+class _Pictures(Dataset):
+    """Picture files by number, looked at."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __getitem__(self, place: int) -> Looked:
+        path = self.paths[place]
+        try:
+            image = load_image(path)
+        except InputError as error:
+            return Looked(path, error=str(error))
+        return Looked(path, image.size, digest_bytes(path.read_bytes()), fingerprint(image))
+
+    @staticmethod
+    def collate(looked: Sequence[Looked]) -> Sequence[Looked]:
+        """A batch is a list."""
+        return looked
+
+
+def _look_at(paths: Sequence[Path], workers: int) -> dict[Path, Looked]:
+    """Decode every picture once, in worker processes."""
+    batches = [[*range(at, min(at + 16, len(paths)))] for at in range(0, len(paths), 16)]
+    looked: dict[Path, Looked] = {}
+    with (
+        closing(micro_batches(_Pictures(paths), batches, workers=workers)) as results,
+        tqdm(total=len(paths), desc="reading pictures", unit=" files", leave=False) as bar,
+    ):
+        for result in results:
+            looked |= {one.path: one for one in result}
+            bar.update(len(result))
+    return looked
+
+
+def _check_pictures(lines: Sequence[Line], looked: dict[Path, Looked], report: Report) -> None:
+    for line in lines:
+        source, target = (looked[path] for path in line.pictures)
+        for picture in (source, target):
+            if picture.error:
+                kind = "unreadable pictures" if picture.path.exists() else "missing pictures"
+                report(line.where, kind, picture.error)
+        if not source.error and not target.error and source.size != target.size:
+            sizes = [f"{p.path} is {p.size[0]} x {p.size[1]}" for p in (source, target)]
+            report(line.where, "pairs of two sizes", f"{sizes[0]}, {sizes[1]}")
+
+
+def _check_repeated(lines: Sequence[Line], looked: dict[Path, Looked], report: Report) -> None:
+    first: dict[tuple, Line] = {}
+    for line in lines:
+        digests = [looked[path].digest for path in line.pictures]
+        if all(digests):
+            key = (*digests, line.record.instructions)
+            earlier = first.setdefault(key, line)
+            if earlier is not line:
+                report(line.where, "repeated pairs", f"the same pair as {earlier.where}")
+
+
+def _check_splits(lines: Sequence[Line], looked: dict[Path, Looked], report: Report) -> None:
+    """The same picture on two sides: by content, then by what it shows. Once for each line."""
+    lines_of: dict[str, list[Line]] = defaultdict(list)  # digest of a picture -> where it is used
+    prints = {}
+    for line in lines:
+        for picture in {looked[path] for path in line.pictures if not looked[path].error}:
+            lines_of[picture.digest].append(line)
+            prints[picture.digest] = picture.fingerprint
+    told: set[str] = set()
+
+    def compare(earlier: Sequence[Line], later: Sequence[Line], what: str) -> None:
+        for line in later:
+            others = [other for other in earlier if other.manifest != line.manifest]
+            if others and line.where not in told:
+                told.add(line.where)
+                report(line.where, "pictures in two splits", f"{what} {others[0].where}")
+
+    for same in lines_of.values():
+        of_first = [line for line in same if line.manifest == same[0].manifest]
+        compare(of_first, same, "uses a picture of")
+    digests = [*prints]
+    for a, b in near_copies([prints[digest] for digest in digests]):
+        earlier, later = lines_of[digests[a]], lines_of[digests[b]]
+        compare(earlier, later, "uses a picture that shows the same as one of")
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture, from the head of its file."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception as error:  # see `images.load_image`
+        raise InputError(f"{path}: cannot be read ({error}): run `prepare check`") from error
+
+
+def _spread(numbers: Sequence[int]) -> str:
+    low, middle, high = min(numbers), median(numbers), max(numbers)
+    return (
+        f"{low} to {high}, median {middle:g}, mean {mean(numbers):.1f}" if low < high else f"{low}"
+    )

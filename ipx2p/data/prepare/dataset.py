@@ -1,0 +1,248 @@
+"""A data set on disk: manifests, pictures, sheets, and the file that says what made them (layer 2).
+
+SET/train.jsonl  val.jsonl  test.jsonl     manifests, split by source picture
+SET/pictures/                              what they name
+SET/sheets/TASK.jpg                        a few pairs of each task, to look at
+SET/dataset.json                           what made it; written last, so it means "whole"
+"""
+
+import json
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ipx2p import __version__
+from ipx2p.data.manifest import BYTE_ORDER_MARK, Record, parse
+from ipx2p.data.prepare.splits import assign_splits
+from ipx2p.errors import InputError
+from ipx2p.files import (
+    atomic_write,
+    check_writable,
+    digest_bytes,
+    hold_lock,
+    read_json,
+    write_json,
+)
+from ipx2p.images import load_image, save_image
+from ipx2p.sheets import contact_sheet
+
+DATASET = "dataset.json"
+WORK = ".work"  # what is done so far
+SPLITS = ("train", "val", "test")
+SHEET_ROWS = 6
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One pair that was made: its files, relative to the output folder, and what is said of it.
+
+    group: the source picture or scene, which stays in one split. split: as it was published, None
+    leaves it open. digests: content of the two files, see `digest_bytes`.
+    """
+
+    source: str
+    target: str
+    instruction: str | list[str]
+    task: str
+    group: str
+    digests: list[str]
+    split: str | None = None
+    source_caption: str | None = None
+    target_caption: str | None = None
+
+    def files(self) -> Iterable[tuple[str, str]]:
+        """Name and digest of both files."""
+        return zip((self.source, self.target), self.digests, strict=True)
+
+    def line(self) -> str:
+        """The pair as a line of a manifest."""
+        values = {"source": self.source, "target": self.target, "instruction": self.instruction,
+                  "task": self.task, "group": self.group}  # fmt: skip
+        captions = {"source_caption": self.source_caption, "target_caption": self.target_caption}
+        values |= {name: caption for name, caption in captions.items() if caption is not None}
+        return json.dumps(values, ensure_ascii=False)
+
+
+def read_pairs(manifest: Path) -> Iterator[tuple[str, str, Record | InputError]]:
+    """The lines of a manifest: file and line, text, and the pair or what is wrong with it.
+
+    Raises: InputError when there is no such file.
+    """
+    try:
+        with open(manifest, "rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+                if text.strip():
+                    where = f"{manifest} line {number}"
+                    yield where, text.decode(errors="replace"), _parse(text, where)
+    except FileNotFoundError:
+        raise InputError(f"manifest {manifest} does not exist") from None
+    except OSError as error:
+        raise InputError(f"cannot read manifest {manifest}: {error.strerror}") from error
+
+
+def _parse(line: bytes, where: str) -> Record | InputError:
+    try:
+        return parse(line.decode())
+    except UnicodeDecodeError as error:
+        return InputError(f"{where} is not UTF-8 text: {error}")
+    except InputError as error:
+        return InputError(f"{where}{error}")
+
+
+def write_manifests(
+    folder: Path, splits: Mapping[str, Sequence[tuple[str, str]]]
+) -> dict[str, dict[str, Any]]:
+    """Write the manifests of the splits that have any pairs, the one to train on last.
+
+    Args:
+        splits: name -> task and line of each pair.
+    Returns: for dataset.json, counts by split and task, and the digest of each file.
+    """
+    found = {split: pairs for split, pairs in splits.items() if pairs}
+    texts = {split: "".join(f"{line}\n" for _, line in pairs) for split, pairs in found.items()}
+    for split in reversed(texts):
+        with atomic_write(folder / f"{split}.jsonl") as temporary:
+            temporary.write_text(texts[split], encoding="utf-8")
+    return {
+        "counts": {
+            split: dict(sorted(Counter(task for task, _ in pairs).items()))
+            for split, pairs in found.items()
+        },
+        "manifests": {f"{split}.jsonl": digest_bytes(t.encode()) for split, t in texts.items()},
+    }
+
+
+def write_dataset(
+    folder: Path,
+    entries: Sequence[Entry],
+    *,
+    fingerprints: Mapping[str, str],
+    shares: Sequence[float],
+    seed: int,
+    about: dict[str, Any],
+) -> None:
+    """Split the pairs whose pictures lie in `folder`, and write all but these.
+
+    Args:
+        fingerprints: of the pictures of groups, see `assign_splits`.
+        about: what else dataset.json says.
+    """
+    entries, repeated = _drop_repeated(entries)
+    groups = {entry.group: entry.split for entry in entries}
+    split_of = assign_splits(groups, fingerprints, shares=shares, seed=seed)
+    digests = dict(item for entry in entries for item in entry.files())
+    _remove_others(folder / "pictures", {folder / name for name in digests})
+    for task in sorted({entry.task for entry in entries}):
+        _save_sheet(folder, task, [entry for entry in entries if entry.task == task])
+    written = write_manifests(folder, {
+        split: [(e.task, e.line()) for e in entries if split_of[e.group] == split]
+        for split in SPLITS
+    })  # fmt: skip
+    pictures = json.dumps(sorted(digests.items())).encode()
+    found = {
+        "pictures": {"count": len(digests), "digest": digest_bytes(pictures)},
+        "repeated": repeated,
+        "versions": _versions(),
+    }
+    write_json({**about, **written, **found}, folder / DATASET)
+
+
+def is_finished(folder: Path, plan: dict[str, Any]) -> bool:
+    """Whether the folder holds what the plan makes. InputError if it holds something else."""
+    if not (folder / DATASET).exists():
+        return False
+    _check_plan(read_json(folder / DATASET), plan, folder)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    return True
+
+
+def claim(folder: Path, plan: dict[str, Any]) -> BinaryIO:
+    """Make the folder ours: it must be new, empty, or begun with the same plan.
+
+    Returns: a file to keep open: no other process can claim the folder as long as it is.
+    """
+    begun = folder / WORK / "plan.json"
+    is_ours = begun.exists()
+    if not is_ours:
+        _check_empty(folder)
+    check_writable(folder / WORK)
+    lock = hold_lock(folder / WORK / "lock")
+    if lock is None:
+        raise InputError(f"another process is making {folder}: wait for it")
+    if is_ours and any(path.stat().st_size for path in (folder / WORK).glob("made_*")):
+        _check_plan(read_json(begun), plan, folder)
+    else:
+        write_json(plan, begun)
+    return lock
+
+
+def _check_empty(folder: Path) -> None:
+    ours = (WORK, ".shared_")  # what a process that was killed at its very start has left
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, expected a new folder")
+    if folder.exists() and any(not path.name.startswith(ours) for path in folder.iterdir()):
+        raise InputError(f"{folder} is there and holds something else: choose a new folder")
+
+
+def _check_plan(found: dict[str, Any], plan: dict[str, Any], folder: Path) -> None:
+    for key in plan:
+        if found.get(key) != plan[key]:
+            before, now = (json.dumps(x.get(key))[:150] for x in (found, plan))
+            raise InputError(
+                f"{folder} holds a data set of other {key}: {before} before, {now} now; choose "
+                "another folder, or remove it"
+            )
+
+
+def summary(dataset: dict[str, Any]) -> str:
+    """What a dataset.json says, in a line."""
+    parts = [
+        f"{sum(tasks.values())} {split} ({', '.join(f'{n} {task}' for task, n in tasks.items())})"
+        for split, tasks in dataset["counts"].items()
+    ]
+    if dataset.get("skipped"):
+        parts.append(f"{len(dataset['skipped'])} inputs skipped, see {DATASET}")
+    if dataset.get("repeated"):
+        parts.append(f"{dataset['repeated']} repeated pairs left out")
+    return ", ".join(parts)
+
+
+def _drop_repeated(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """Each pair once: the same photograph may lie in a folder under two names."""
+    kept: dict[tuple, Entry] = {}
+    for entry in entries:
+        kept.setdefault((*entry.digests, entry.task, str(entry.instruction)), entry)
+    return [*kept.values()], len(entries) - len(kept)
+
+
+def _remove_others(folder: Path, wanted: set[Path]) -> None:
+    """Remove what repeated pairs, changed inputs and killed processes have left."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path not in wanted and not path.is_dir():
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _save_sheet(output: Path, task: str, entries: Sequence[Entry]) -> None:
+    stride = max(1, len(entries) // SHEET_ROWS)
+    chosen = entries[: stride * SHEET_ROWS : stride]
+    labels = [e.instruction if isinstance(e.instruction, str) else e.instruction[0] for e in chosen]
+    sheet = contact_sheet(
+        [[load_image(output / name) for name in (e.source, e.target)] for e in chosen],
+        column_labels=["source", "target"],
+        row_labels=labels,
+        title=f"{task}: {len(chosen)} of {len(entries)} pairs",
+    )
+    save_image(sheet, output / "sheets" / f"{task.replace('/', '_')}.jpg")
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "Pillow", "numpy")}
+    return {"ipx2p": __version__, "python": platform.python_version(), **packages}

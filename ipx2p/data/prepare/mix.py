@@ -1,0 +1,177 @@
+"""Mix data sets into one, by task (layer 2).
+
+The new manifests name the pictures where they are. Which pairs are taken is decided by a hash of
+each, so more of a task always includes the fewer, wherever the sets lie.
+"""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ipx2p import __version__
+from ipx2p.data.prepare.dataset import (
+    DATASET,
+    SPLITS,
+    WORK,
+    claim,
+    is_finished,
+    read_pairs,
+    summary,
+    write_manifests,
+)
+from ipx2p.data.prepare.splits import hash_share
+from ipx2p.errors import InputError, suggestion
+from ipx2p.files import digest_bytes, read_json, write_json
+
+# Pairs of each task in "Instruction-tuning Stable Diffusion with InstructPix2Pix" (2023), table 2.
+BLOG = {"deblur": 1200, "derain": 686, "denoise": 8, "enhance": 23}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pair of an input: its line in the new manifest, and what it is, wherever it lies."""
+
+    text: str
+    task: str
+    group: str
+    identity: str
+
+
+def mix(
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    seed: int,
+    preset: str | None = None,
+    counts: Mapping[str, int] | None = None,
+    weights: Mapping[str, float] | None = None,
+    licence: str = "",
+) -> None:
+    """Write manifests of some pairs of each task; one of preset, counts and weights says how many.
+
+    Only training pairs are counted out; those for validation and tests are all taken. A source
+    picture (a group) that stands in several splits of the inputs stays in one: in the tests rather
+    than in validation, in validation rather than in training.
+
+    Args:
+        inputs: data sets (folders with train.jsonl and so on), or manifests to train on.
+        preset: `blog` (the counts of `BLOG`) or `balanced` (of each task as many as of the
+            smallest).
+        weights: shares of the tasks; as many pairs are taken as they allow.
+    Raises: InputError when there are fewer pairs of a task than asked for, or an unknown task.
+    """
+    output, inputs = output.resolve(), [path.resolve() for path in inputs]
+    plan = {
+        "recipe": "mix",
+        "seed": seed,
+        "settings": {"preset": preset, "counts": counts, "weights": weights},
+        "inputs": [_describe(path, output) for path in inputs],
+        "licence": licence or "as the inputs",
+    }
+    if is_finished(output, plan):
+        print(f"{output} is finished: {summary(read_json(output / DATASET))}")
+        return
+    found = {split: _read_split(inputs, split, output) for split in SPLITS}
+    if not found["train"]:
+        raise InputError(f"{', '.join(map(str, inputs))}: there is nothing to train on")
+    pairs, left_out = _keep_apart(found)
+    train = defaultdict(list)
+    for pair in pairs["train"]:
+        train[pair.task].append(pair)
+    wanted = _wanted({task: len(of) for task, of in train.items()}, preset, counts, weights)
+    chosen = [
+        pair
+        for task in sorted(wanted)
+        for pair in sorted(train[task], key=lambda x: hash_share(seed, x.identity))[: wanted[task]]
+    ]
+    written = {"train": sorted(chosen, key=lambda x: hash_share(seed, "order", x.identity))}
+    written |= {split: [x for x in pairs[split] if x.task in wanted] for split in SPLITS[1:]}
+    with claim(output, plan):
+        texts = {split: [(x.task, x.text) for x in of_split] for split, of_split in written.items()}
+        results = {**write_manifests(output, texts), "left_out": left_out}
+        dataset = {**plan, **results, "versions": {"ipx2p": __version__}}
+        write_json(dataset, output / DATASET)
+        is_finished(output, plan)  # which removes what was there to begin with
+    print(f"{output}: {summary(dataset)}")
+    if left_out:
+        print(f"{left_out} pairs left out, whose pictures stand in another split")
+
+
+def _read_split(inputs: Sequence[Path], split: str, output: Path) -> list[Candidate]:
+    """The pairs of a split of all inputs, each once."""
+    found: dict[str, Candidate] = {}
+    for path in inputs:
+        manifest = path / f"{split}.jsonl" if path.is_dir() else path
+        if manifest.exists() if path.is_dir() else split == "train":
+            for where, text, record in read_pairs(manifest):
+                if isinstance(record, InputError):
+                    raise record
+                pair = _candidate(manifest, where, json.loads(text.lstrip("\ufeff")), output)
+                found.setdefault(pair.text, pair)
+    return [*found.values()]
+
+
+def _candidate(manifest: Path, where: str, values: dict[str, Any], output: Path) -> Candidate:
+    """A pair of another manifest with paths that hold from `output` on."""
+    identity = json.dumps([values.get(key) for key in ("task", "group", "source", "instruction")])
+    for role in ("source", "target"):
+        picture = manifest.parent / values[role]
+        if not picture.exists():
+            raise InputError(f"{where}: {picture} does not exist: run `prepare check` on it")
+        values[role] = Path(os.path.relpath(picture, output)).as_posix()
+    group = values.get("group") or values["source"]
+    return Candidate(json.dumps(values, ensure_ascii=False), values["task"], group, identity)
+
+
+def _keep_apart(
+    found: Mapping[str, Sequence[Candidate]],
+) -> tuple[dict[str, list[Candidate]], int]:
+    """Every group in one split, and how many pairs that costs."""
+    owner: dict[str, str] = {}
+    for split in ("test", "val", "train"):
+        for pair in found[split]:
+            owner.setdefault(pair.group, split)
+    kept = {split: [x for x in pairs if owner[x.group] == split] for split, pairs in found.items()}
+    return kept, sum(map(len, found.values())) - sum(map(len, kept.values()))
+
+
+def _wanted(
+    there: Mapping[str, int],
+    preset: str | None,
+    counts: Mapping[str, int] | None,
+    weights: Mapping[str, float] | None,
+) -> dict[str, int]:
+    """How many pairs to take of each task."""
+    if preset == "balanced":
+        return dict.fromkeys(there, min(there.values(), default=0))
+    asked: Mapping[str, float] = BLOG if preset == "blog" else counts or weights or {}
+    for task, number in asked.items():
+        if task not in there:
+            near = suggestion(task, [*there])
+            raise InputError(f"there are no pairs to train on of {task!r}; {near}")
+        if not 0 < number < float("inf"):
+            raise InputError(f"{task}={number}: expected a number above 0")
+    if weights:
+        scale = min(there[task] / weight for task, weight in weights.items())
+        return {task: max(1, int(scale * weight + 1e-9)) for task, weight in weights.items()}
+    if short := {task: n for task, n in asked.items() if n > there[task]}:
+        wants = ", ".join(f"{n} of {task} (there are {there[task]})" for task, n in short.items())
+        raise InputError(f"too few pairs for {wants}: prepare more, or take fewer with --counts")
+    return {task: int(number) for task, number in asked.items()}
+
+
+def _describe(path: Path, output: Path) -> dict[str, Any]:
+    """An input: where it is, and what its manifests hold. InputError if it is none."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist, expected a data set or a manifest")
+    files = [path / f"{split}.jsonl" for split in SPLITS] if path.is_dir() else [path]
+    digests = {file.name: digest_bytes(file.read_bytes()) for file in files if file.exists()}
+    if not digests:
+        raise InputError(f"{path} holds no {', '.join(file.name for file in files)}")
+    if (path / WORK).exists():
+        raise InputError(f"{path} is not finished: run its recipe again")
+    return {"path": Path(os.path.relpath(path, output)).as_posix(), "manifests": digests}

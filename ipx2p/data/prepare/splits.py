@@ -1,0 +1,81 @@
+"""Which pictures are trained on, and which only validation and tests see (layer 2)."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+
+from ipx2p.data.prepare.fingerprints import near_copies
+from ipx2p.errors import InputError
+
+
+def check_shares(shares: Sequence[float]) -> None:
+    """Raise InputError unless the shares are three numbers that leave something to train on."""
+    if len(shares) != 3 or any(not 0 <= share < float("inf") for share in shares) or not shares[0]:
+        raise InputError(
+            f"the shares of train, val and test are {[*shares]}, expected three numbers that are 0 "
+            "or more, the first above 0"
+        )
+
+
+def assign_splits(
+    groups: Mapping[str, str | None],
+    fingerprints: Mapping[str, str],
+    *,
+    shares: Sequence[float],
+    seed: int,
+) -> dict[str, str]:
+    """The split of each group of pairs (a source picture, a scene).
+
+    A group goes where a hash of its name and the seed falls, whatever the other groups are: so data
+    sets made from the same photographs split them alike, and can be mixed. Groups whose pictures
+    show the same (see `near_copies`) go together. Of three or more, each split that has a share
+    gets one at least.
+
+    Args:
+        groups: name -> the split that was published, None if that is open. If there is none to
+            validate on, a share of the published training groups is taken for it.
+        fingerprints: name -> the fingerprint of its picture, for those that have one.
+        shares: of train, val and test, relative to one another.
+    """
+    check_shares(shares)
+    published = set(groups.values()) - {None}
+    train, val, test = (share / sum(shares) for share in shares)
+    free = [name for name, split in groups.items() if split is None]
+    if published and "val" not in published and not free:
+        free = [name for name, split in groups.items() if split == "train"]
+        train, val, test = train + test, val, 0.0
+    places = _places(free, fingerprints, seed)
+    splits = {
+        name: "test" if place < test else "val" if place < test + val else "train"
+        for name, place in places.items()
+    }
+    for split, share in (("train", train), ("val", val), ("test", test)):
+        if share and split not in splits.values() and len({*places.values()}) >= 3:
+            split_of = {place: splits[name] for name, place in places.items()}
+            [(largest, _)] = Counter(split_of.values()).most_common(1)
+            moved = min(place for place, at in split_of.items() if at == largest)
+            splits |= {name: split for name, place in places.items() if place == moved}
+    return {name: splits.get(name) or groups[name] for name in groups}
+
+
+def hash_share(*parts: object) -> float:
+    """A number in [0, 1) that looks random and is always the same for the same parts."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
+
+
+def _places(names: Sequence[str], fingerprints: Mapping[str, str], seed: int) -> dict[str, float]:
+    """Where in [0, 1) each group falls; those that show the same fall onto the same place."""
+    leader = {name: name for name in names}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            leader[name] = leader[leader[name]]
+            name = leader[name]
+        return name
+
+    known = sorted(name for name in names if name in fingerprints)
+    for a, b in near_copies([fingerprints[name] for name in known]):
+        first, second = sorted((find(known[a]), find(known[b])))
+        leader[second] = first
+    return {name: hash_share(seed, "split", find(name)) for name in names}

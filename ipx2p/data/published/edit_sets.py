@@ -1,0 +1,158 @@
+"""Readers of published sets of edits: InstructPix2Pix and MagicBrush (layer 2).
+
+One class for each set; its docstring is the layout, and errors print it. Splits and groups are
+those of the publication: what one scene, sequence or source picture gave stays together.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from ipx2p.data.listing import scan
+from ipx2p.data.published.source import (
+    PAIRS,
+    SPLITS,
+    Chunk,
+    Example,
+    Source,
+    caption,
+    chunk_key,
+    chunked,
+    few,
+    sentence,
+    subfolders,
+)
+from ipx2p.errors import InputError
+from ipx2p.files import read_json
+
+
+class InstructPix2Pix(Source):
+    """seeds.json with [["0000000", ["123", ...]], ...] (90 % of the prompts for training, then 5 %
+    for validation and 5 % for testing), 0000000/prompt.json with input, edit and output, and the
+    pictures 0000000/123_0.jpg and 0000000/123_1.jpg.
+    """
+
+    name = "instructpix2pix"
+
+    def fits(self, folder: Path) -> bool:
+        """See `Source.fits`."""
+        return (folder / "seeds.json").is_file()
+
+    def chunks(self) -> list[Chunk]:
+        """See `Source.chunks`. Finds missing prompts; `read` finds the missing files of a prompt,
+        since looking into some 300,000 folders takes long where each look goes over a network.
+        """
+        self.check_root()
+        path = self.folder / "seeds.json"
+        entries = [
+            _seeds(entry, f"{path} entry {i}") for i, entry in enumerate(read_json(path, list))
+        ]
+        prompts = [prompt for prompt, _ in entries]
+        if twice := [prompt for prompt, count in Counter(prompts).items() if count > 1]:
+            raise InputError(f"{path} lists {few(twice)} more than once")
+        self.check_listed(path, prompts, self.folder)
+        train, val = (len(entries) * share // 100 for share in (90, 95))
+        splits = [
+            "train" if i < train else "val" if i < val else "test" for i in range(len(entries))
+        ]
+        items = [(*entry, split) for entry, split in zip(entries, splits, strict=True)]
+        return [
+            Chunk(
+                tuple(some),
+                sum(len(seeds) for _, seeds, _ in some),
+                chunk_key([f"{split} {prompt} {seeds}" for prompt, seeds, split in some]),
+            )
+            for some in (items[i : i + PAIRS // 2] for i in range(0, len(items), PAIRS // 2))
+        ]
+
+    def read(self, chunk: Chunk) -> Iterator[Example]:
+        """See `Source.read`."""
+        for prompt, seeds, split in chunk.items:
+            folder = self.folder / prompt
+            path = folder / "prompt.json"
+            text = read_json(path)
+            edit = sentence(text.get("edit"), f"{path}: 'edit'")
+            captions = [caption(text.get(key), f"{path}: {key!r}") for key in ("input", "output")]
+            present = scan(folder)
+            for seed in seeds:
+                files = [f"{seed}_0.jpg", f"{seed}_1.jpg"]
+                _check_present(folder, files, present, "seeds.json")
+                pictures = [folder / name for name in files]
+                name = f"{prompt}/{seed}"
+                yield Example(name, *pictures, (edit,), "edit", split, prompt, *captions, str(path))
+
+
+def _seeds(entry: Any, where: str) -> tuple[str, tuple[str, ...]]:
+    match entry:
+        case [str(prompt), [_, *_] as seeds] if all(isinstance(s, str | int) for s in seeds):
+            if len({*map(str, seeds)}) == len(seeds):
+                return prompt, tuple(map(str, seeds))
+    raise InputError(f"{where} is {entry!a:.80}, expected [folder, [seed, ...]], each seed once")
+
+
+class MagicBrush(Source):
+    """train/edit_sessions.json with {"139": [{"input": "139-input.png", "output":
+    "139-output1.png", "instruction": ...}, ...], ...} and train/images/139/139-input.png, and dev
+    (or val) and test likewise; global_descriptions.json beside it gives captions where it exists.
+    """
+
+    name = "magicbrush"
+    licence = "CC BY 4.0; its authors ask that the test split is never trained on or spread"
+
+    def fits(self, folder: Path) -> bool:
+        """See `Source.fits`."""
+        return any((folder / split / "edit_sessions.json").is_file() for split in SPLITS)
+
+    def chunks(self) -> list[Chunk]:
+        """See `Source.chunks`."""
+        self.check_root()
+        found = [split for split in subfolders(self.folder) if split in SPLITS]
+        return chunked([x for split in found for x in self._examples(split)])
+
+    def read(self, chunk: Chunk) -> Iterator[Example]:
+        """See `Source.read`."""
+        yield from chunk.items
+
+    def _examples(self, split: str) -> Iterator[Example]:
+        root = self.folder / split
+        path = root / "edit_sessions.json"
+        sessions = read_json(path)
+        captions = _captions(root / "global_descriptions.json")
+        self.check_listed(path, sessions, root / "images")
+        for image, turns in sorted(sessions.items()):
+            if not isinstance(turns, list) or not turns:
+                raise InputError(f"{path}: {image!r} is {turns!a:.80}, expected a list of turns")
+            folder = root / "images" / image
+            present = scan(folder)
+            for number, turn in enumerate(turns, 1):
+                where = f"{path}: {image!r} turn {number}"
+                if not isinstance(turn, dict):
+                    raise InputError(f"{where} is {turn!a:.80}, expected an object")
+                files = [sentence(turn.get(key), f"{where} {key!r}") for key in ("input", "output")]
+                instruction = sentence(turn.get("instruction"), f"{where} 'instruction'")
+                _check_present(folder, files, present, path)
+                name, pictures = f"{split}/{image}-{number}", [folder / file for file in files]
+                said = [captions.get((image, file)) for file in files]
+                yield Example(
+                    name, *pictures, (instruction,), "edit", SPLITS[split], image, *said, where
+                )
+
+
+def _captions(path: Path) -> dict[tuple[str, str], str | None]:
+    """What the pictures of MagicBrush show, by image and file name."""
+    captions = {}
+    for image, texts in (read_json(path) if path.exists() else {}).items():
+        if not isinstance(texts, dict):
+            raise InputError(f"{path}: {image!r} is {texts!a:.80}, expected an object")
+        for file, text in texts.items():
+            captions[image, file] = caption(text, f"{path}: {image!r} {file!r}")
+    return captions
+
+
+def _check_present(
+    folder: Path, files: list[str], present: Collection[str], lister: object
+) -> None:
+    for file in files:
+        if file not in present:
+            raise InputError(f"{folder / file} is missing, {lister} lists it")

@@ -1,0 +1,226 @@
+"""Published pairs as they are found: examples, and what all readers of data sets share (layer 2).
+
+A source lists a published set in chunks, small units of work that can be sent to other processes,
+and reads each chunk into examples. Their pictures are still files, or encoded bytes.
+"""
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from ipx2p.data.listing import scan
+from ipx2p.errors import InputError
+from ipx2p.images import load_image, load_image_bytes
+
+# How published sets call their splits, in names of folders and files.
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(
+    ("val", "valid", "validation", "dev"), "val"
+)
+PAIRS = 64  # in a chunk, about
+_FEW = 20  # names that an error looks at, whatever the size of the folder
+
+
+@dataclass(frozen=True)
+class Example:
+    """One published pair.
+
+    Args:
+        name: unique in the set and stable, usable as a relative file name without a suffix.
+        source, target: the picture's file, or the encoded picture.
+        instructions: what may be said; none if the set has no sentences.
+        task: what the edit is.
+        split: "train", "val" or "test" as published, None if the set is not split.
+        group: equal for the pairs of the set that must stay in one split, such as those of a scene;
+            "" for a pair whose target stands in no other.
+        source_caption, target_caption: what the pictures show.
+        origin: the file, and the row in it, for errors.
+    """
+
+    name: str
+    source: Path | bytes
+    target: Path | bytes
+    instructions: tuple[str, ...]
+    task: str
+    split: str | None
+    group: str
+    source_caption: str | None = None
+    target_caption: str | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Pairs that are read together; only the source that listed them knows what `items` are.
+
+    key: tells them from any other pairs of the set, wherever it lies.
+    """
+
+    items: tuple[Any, ...]
+    num_pairs: int
+    key: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked of a source beside its folder; each source takes only what it names.
+
+    Args:
+        task: what the edit is, where the set does not say.
+        source, target: two parallel folders, relative to the set's folder.
+        columns: of source, instruction and target.
+    """
+
+    task: str | None = None
+    source: str | None = None
+    target: str | None = None
+    columns: tuple[str, str, str] | None = None
+
+
+class Source(ABC):
+    """A reader of one kind of published set. Its docstring is the layout that errors print.
+
+    Args:
+        folder: the root of the set.
+        options: only those in the class's `options` may be given.
+    """
+
+    name: ClassVar[str]
+    layout: ClassVar[str]
+    licence: ClassVar[str] = "see the set's page"
+    options: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls.layout = " ".join((cls.__doc__ or cls.__name__).split()).rstrip(".")
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        for option, value in vars(options).items():
+            if value is not None and option not in self.options:
+                takes = ", ".join(f"--{name}" for name in self.options) or "no options"
+                raise InputError(f"{self.name} does not take --{option} {value}: it takes {takes}")
+        self.folder = folder
+        self.asked = options
+
+    @abstractmethod
+    def fits(self, folder: Path) -> bool:
+        """Whether a folder looks like the root of such a set, at a glance."""
+
+    @abstractmethod
+    def chunks(self) -> list[Chunk]:
+        """List the set, in a stable order, and check that every source has its target.
+
+        Raises: InputError that names the missing file, or says what was found instead of the set.
+        """
+
+    @abstractmethod
+    def read(self, chunk: Chunk) -> Iterator[Example]:
+        """The pairs of a chunk. InputError names the file of whatever is wrong."""
+
+    def check_root(self) -> None:
+        """Raise InputError unless the folder looks right: what it holds, and where to look."""
+        if not self.folder.is_dir():
+            found = "a file" if self.folder.exists() else "nothing"
+            raise InputError(f"{self.folder} is {found}, expected a folder: {self.layout}")
+        if self.fits(self.folder):
+            return
+        folders = subfolders(self.folder)[:_FEW]
+        near = [self.folder.absolute().parent, *(self.folder / name for name in folders)]
+        hint = next((f"; did you mean {path}?" for path in near if self.fits(path)), "")
+        raise InputError(
+            f"{self.folder} is not the root of {self.name}, expected {self.layout}; "
+            f"found {few(sorted(scan(self.folder)))}{hint}"
+        )
+
+    def check_listed(self, path: Path, listed: Collection[str], folder: Path) -> None:
+        """Raise InputError unless `folder` holds a folder for each name that `path` lists."""
+        if not listed:
+            raise InputError(f"{path} lists nothing, expected {self.layout}")
+        if missing := sorted({*listed}.difference(subfolders(folder))):
+            raise InputError(
+                f"{path} lists folders that are not in {folder}: {few(missing)} "
+                f"({len(missing)} of {len(listed)})"
+            )
+
+
+def load_example(example: Example) -> tuple[Image.Image, Image.Image]:
+    """Decode both pictures, by the rules of `load_image`.
+
+    Raises: InputError that names the file, or the row, of a picture that cannot be decoded whole,
+        or of two that differ in size.
+    """
+    source, target = (_load(example, side) for side in ("source", "target"))
+    if source.size != target.size:
+        raise InputError(
+            f"{_where(example, 'source')} is {source.width} x {source.height}, "
+            f"{_where(example, 'target')} is {target.width} x {target.height}: "
+            "a pair must have one size"
+        )
+    return source, target
+
+
+def _load(example: Example, side: str) -> Image.Image:
+    picture = getattr(example, side)
+    if isinstance(picture, bytes):
+        return load_image_bytes(picture, _where(example, side))
+    return load_image(picture)
+
+
+def _where(example: Example, side: str) -> str:
+    picture = getattr(example, side)
+    return f"{example.origin} {side}" if isinstance(picture, bytes) else str(picture)
+
+
+def sentence(value: object, where: str) -> str:
+    """A sentence as it stands in a file. InputError if it is no text, blank or broken."""
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where} is {value!a:.80}, expected a sentence")
+    if not is_unicode(value):
+        raise InputError(f"{where} is not valid Unicode text: {value!a:.80}")
+    return value
+
+
+def caption(value: object, where: str) -> str | None:
+    """What a picture shows; None where the file leaves it out."""
+    return None if value is None or value == "" else sentence(value, where)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written down: JSON and file systems can name halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def few(names: list[str]) -> str:
+    """Some of many names in a line."""
+    shown = ", ".join(names[:5]) or "nothing"
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+
+
+def subfolders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, sorted."""
+    return sorted(name for name, is_folder in scan(folder).items() if is_folder)
+
+
+def chunked(examples: list[Example]) -> list[Chunk]:
+    """Chunks of examples that are complete as they were listed."""
+    parts = [tuple(examples[i : i + PAIRS]) for i in range(0, len(examples), PAIRS)]
+    return [Chunk(part, len(part), chunk_key([e.name for e in part])) for part in parts]
+
+
+def chunk_key(names: Sequence[str]) -> str:
+    """The key of a chunk with these names in it: the first, and a hash of all."""
+    return f"{names[0]} {blake2b(json.dumps(names).encode(), digest_size=8).hexdigest()}"
+
+
+def stem(name: str) -> str:
+    """A file's name without its suffix, folders kept."""
+    return os.path.splitext(name)[0]

@@ -1,0 +1,321 @@
+"""A loaded model that edits pictures: encode, guide, sample, decode (layer 3)."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ipx2p.devices import dtype_name, pick_device, pick_dtype
+from ipx2p.diffusion.guidance.branches import Conditions
+from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
+from ipx2p.diffusion.samplers import SAMPLERS
+from ipx2p.diffusion.schedule import Plan, Schedule, ScheduleConfig, Step
+from ipx2p.editing.settings import (
+    Edited,
+    EditResult,
+    EditSettings,
+    Request,
+    check_needs,
+    in_batches,
+    make_requests,
+)
+from ipx2p.errors import InputError, NotFiniteError
+from ipx2p.images import (
+    image_from_pixels01,
+    pixels01_from_image,
+    pixels01_from_pixels,
+    pixels_from_pixels01,
+)
+from ipx2p.models.text import TextEncoder
+from ipx2p.models.unet import LATENT_CHANNELS, UNet
+from ipx2p.models.vae import VAE
+from ipx2p.weights.readers import find_folder
+
+TEXT_BATCH = 32  # sentences encoded at once
+
+
+class Editor:
+    """Edits pictures by instructions.
+
+    The U-Net computes in its own dtype (its norms accumulate in float32 there too); noise, guidance
+    and the sampler's latents are float32. In float32 an edit does not depend on its batch: the same
+    noise bit for bit, latents within 1e-4 of their standard deviation.
+
+    Args:
+        unet: an edit model, 8 input channels; edits run on its device and in its dtype.
+        vae: in its own dtype, whatever the U-Net's. text: likewise.
+        schedule: the training schedule of the U-Net.
+    """
+
+    def __init__(self, unet: UNet, vae: VAE, text: TextEncoder, schedule: Schedule) -> None:
+        _check_unet(unet, text)
+        self.unet = unet
+        self.vae = vae
+        self.text = text
+        self.schedule = schedule
+
+    @classmethod
+    def load(
+        cls,
+        weights: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> "Editor":
+        """Load a weights folder or hub id.
+
+        Args:
+            device: `auto` is CUDA where there is one.
+            dtype: of the U-Net; `auto` is bfloat16 on CUDA, float32 elsewhere. VAE and text encoder
+                are small beside it and stay float32.
+        Raises: InputError for a missing or damaged file, or an absent device.
+        """
+        device = pick_device(str(device))
+        dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(dtype, device)
+        folder = find_folder(weights)
+        schedule = Schedule(ScheduleConfig.read(folder / "scheduler" / "scheduler_config.json"))
+        text = TextEncoder.load(folder)
+        vae = VAE.load(folder / "vae")
+        unet = UNet.load(folder / "unet", dtype)
+        return cls(unet.to(device), vae.to(device), text.to(device), schedule)
+
+    def load_weak(self, weights: str | Path) -> UNet:
+        """The U-Net of another weights folder or hub id, to guide by as the weak network.
+
+        Raises: InputError for one that was not trained on the same noise levels and prediction.
+        """
+        folder = find_folder(weights)
+        path = folder / "scheduler" / "scheduler_config.json"
+        theirs, ours = asdict(ScheduleConfig.read(path)), asdict(self.schedule.config)
+        for name in ours.keys() - {"steps_offset"}:  # which only says where a spacing starts
+            if theirs[name] != ours[name]:
+                raise InputError(
+                    f"{path}: {name} is {theirs[name]!r}, that of the edit model is "
+                    f"{ours[name]!r}: a weak network must be of the same kind"
+                )
+        unet = UNet.load(folder / "unet", self.dtype).to(self.device)
+        _check_unet(unet, self.text)
+        return unet
+
+    def _check_weak(self, weak: UNet | None) -> None:
+        if weak is None:
+            return
+        _check_unet(weak, self.text)
+        ours, theirs = self.unet.conv_in.weight, weak.conv_in.weight
+        for name in ("dtype", "device"):
+            if getattr(ours, name) != getattr(theirs, name):
+                raise InputError(
+                    f"{name} of the weak network is {getattr(theirs, name)}, that of the edit "
+                    f"model {getattr(ours, name)}: they must be alike, as load_weak makes them"
+                )
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.conv_in.weight.dtype
+
+    @torch.no_grad()
+    def edit(
+        self,
+        images: Sequence[Image.Image],
+        instructions: Sequence[str],
+        *,
+        sampler: str = EditSettings.sampler,
+        spacing: str = EditSettings.spacing,
+        num_steps: int = EditSettings.num_steps,
+        guidance: str = EditSettings.guidance,
+        guidance_scale: float = EditSettings.guidance_scale,
+        image_guidance_scale: float = EditSettings.image_guidance_scale,
+        seeds: Sequence[int] = (0,),
+        resolution: int | None = None,
+        negative_instructions: Sequence[str] | None = None,
+        weak: UNet | None = None,
+        noise: Sequence[Tensor] | None = None,
+        step_noise: Sequence[Tensor] | None = None,
+        batch_size: int = 4,
+        batch_branches: bool = True,
+        progress: bool = False,
+        on_edit: Callable[[int, Edited], None] | None = None,
+    ) -> EditResult:
+        """Edit each picture by its instruction. An edit does not depend on what it runs beside.
+
+        Args:
+            images, instructions: one each per edit; pictures of any size and mode.
+            seeds: one per edit, or one for all of them.
+            resolution: the long side becomes this; None keeps the picture's size. Either way each
+                side is rounded to the VAE's multiple.
+            negative_instructions: what to steer away from, one per edit; takes the place of the
+                empty instruction, unless the guidance has a branch of its own for it.
+            weak: a second, weaker U-Net for guidance that needs one, see `load_weak`.
+            noise: initial unit noise per edit, (4, h, w), instead of the seed's.
+            step_noise: fresh noise per edit, (num_steps, 4, h, w), for samplers that draw some.
+            batch_size: edits of one size that run together.
+            batch_branches: the branches of guidance in one batch; False takes less memory.
+            progress: show a bar.
+            on_edit: called with the index of each edit and what it gave as soon as that is there.
+        Raises: InputError for bad arguments, or when latents or pixels stop being finite.
+        """
+        settings = EditSettings(
+            sampler, spacing, num_steps, guidance, guidance_scale, image_guidance_scale
+        )
+        settings.check()
+        check_needs(settings, negative_instructions, weak is not None)
+        self._check_weak(weak)
+        settings.make_guidance().check_layers(self.unet.attention_layers)
+        plan = self.schedule.plan(sampler, spacing, num_steps)
+        settings.make_guidance().check_plan(plan)
+        requests = make_requests(
+            images,
+            instructions,
+            negative_instructions=negative_instructions,
+            seeds=seeds,
+            resolution=resolution,
+            noise=noise,
+            step_noise=step_noise,
+            num_steps=num_steps,
+            downscale=self.vae.config.downscale,
+            encode=self._text_states,
+        )
+        batches = in_batches([request.image.size for request in requests], batch_size)
+        done: dict[int, Edited] = {}
+        with tqdm(total=len(batches) * num_steps, unit="step", disable=not progress) as bar:
+            for batch in batches:
+                started_at = time.perf_counter()
+                latents, guided = self._sample(
+                    [requests[i] for i in batch], settings, plan, weak, batch_branches, bar.update
+                )
+                shared_s = (time.perf_counter() - started_at) / len(batch)
+                for place, i in enumerate(batch):
+                    done[i] = self._finish(requests[i], latents, guided, place, shared_s)
+                    if on_edit is not None:
+                        on_edit(i, done[i])
+        columns = zip(*(done[i] for i in range(len(requests))), strict=True)
+        return EditResult(*(list(column) for column in columns))
+
+    def _text_states(self, sentences: list[str]) -> dict[str, Tensor]:
+        """State of each sentence, (77, D), on the CPU."""
+        states = {}
+        for start in range(0, len(sentences), TEXT_BATCH):
+            chunk = sentences[start : start + TEXT_BATCH]
+            states |= zip(chunk, self.text.encode(chunk).cpu(), strict=True)
+        return states
+
+    def _sample(
+        self,
+        requests: list[Request],
+        settings: EditSettings,
+        plan: Plan,
+        weak: UNet | None,
+        batch_branches: bool,
+        advance: Callable[[], object],
+    ) -> tuple[Tensor, GuidedDenoiser]:
+        """Edits of one size -> scaled latents, (B, 4, h, w), float32, and what guided them."""
+
+        def stack(tensors: list[Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.stack(tensors).to(self.device, dtype)
+
+        pixels01 = [pixels01_from_image(request.image) for request in requests]
+        pixels = stack([pixels_from_pixels01(p) for p in pixels01], self.vae.dtype)
+        source_latents = self.vae.encode(pixels).mode()
+        guidance = settings.make_guidance()
+        negative_text = stack([r.negative_text for r in requests], self.dtype)
+        empty = self.text.encode([""]).to(negative_text).expand_as(negative_text)
+        conditions = Conditions(
+            text=stack([r.text for r in requests], self.dtype),
+            null_text=empty if guidance.needs("negative") else negative_text,
+            negative_text=negative_text,
+            source_latents=source_latents,
+            latents=self.vae.config.scale(source_latents).float(),
+            text_noise=lambda index: stack([r.text_noise(index) for r in requests]),
+        )
+        guided = GuidedDenoiser(
+            self.unet,
+            self.schedule,
+            guidance,
+            conditions,
+            batch_branches=batch_branches,
+            weak=weak,
+            attention_layers=self.unet.attention_layers,
+        )
+        finite: list[tuple[int, Tensor]] = []
+
+        def denoiser(x: Tensor, sigma: float, step: Step) -> Tensor:
+            if not finite or finite[-1][0] != step.index:
+                advance()
+            denoised = guided(x, sigma, step)
+            finite.append((step.index, denoised.isfinite().all()))
+            return denoised
+
+        noise = stack([r.noise for r in requests])
+        x = noise * plan.start_factor
+        if guidance.mask is not None:  # what it keeps is the source, under this noise
+            x = conditions.latents + noise * plan.sigmas[0]
+        x = SAMPLERS[settings.sampler](
+            denoiser, x, plan, lambda index: stack([r.step_noise(index) for r in requests])
+        )
+        self._check_finite(finite, len(plan))
+        return x * plan.end_factor, guided
+
+    def _check_finite(self, finite: list[tuple[int, Tensor]], num_steps: int) -> None:
+        # Looked at once, at the end: asking after every step would make the device wait.
+        bad = (~torch.stack([ok for _, ok in finite])).nonzero().flatten().tolist()
+        if bad:
+            raise NotFiniteError(
+                f"latents are not finite from step {finite[bad[0]][0] + 1} of {num_steps} on, "
+                f"U-Net in {dtype_name(self.dtype)}: use bfloat16 or float32, or smaller scales"
+            )
+
+    def _finish(
+        self,
+        request: Request,
+        latents: Tensor,
+        guided: GuidedDenoiser,
+        place: int,
+        shared_s: float,
+    ) -> Edited:
+        """The edit at this place of a batch, decoded; `shared_s` is its share of the sampling."""
+        started_at = time.perf_counter()
+        pixels01 = self._decode(latents[place])
+        if guided.mask is not None:
+            pixels01 = _composed(pixels01, request.image, guided.mask[place])
+        image, seconds = image_from_pixels01(pixels01), shared_s + time.perf_counter() - started_at
+        return Edited(image, pixels01, latents[place].cpu(), guided.evaluations, seconds)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Latents of one edit, (4, h, w) -> pixels in [0, 1], (3, H, W), on the CPU."""
+        pixels = self.vae.decode(latents[None].to(self.vae.dtype))[0].float().cpu()
+        if not pixels.isfinite().all():
+            raise NotFiniteError(
+                f"decoded pixels are not finite, VAE in {dtype_name(self.vae.dtype)}: "
+                "use bfloat16 or float32"
+            )
+        return pixels01_from_pixels(pixels)
+
+
+def _check_unet(unet: UNet, text: TextEncoder) -> None:
+    if unet.config.in_channels != 2 * LATENT_CHANNELS:
+        raise InputError(
+            f"the U-Net has {unet.config.in_channels} input channels, an edit model needs 8: "
+            "run convert_weights.py with --edit, then train it on edits"
+        )
+    if unet.config.cross_attention_dim != text.width:
+        raise InputError(
+            f"the U-Net expects text states of width {unet.config.cross_attention_dim}, the "
+            f"text encoder gives {text.width}: these weights do not belong together"
+        )
+
+
+def _composed(pixels01: Tensor, source: Image.Image, mask: Tensor) -> Tensor:
+    """The source where the mask, (1, h, w), is 0; enlarged bilinearly. (3, H, W) in [0, 1]."""
+    size = pixels01.shape[-2:]
+    enlarged = F.interpolate(mask[None].cpu(), size, mode="bilinear", align_corners=False)[0]
+    return torch.lerp(pixels01_from_image(source), pixels01, enlarged)

@@ -1,0 +1,218 @@
+"""Edit picture files: read, edit, write results with their settings and a sheet (layer 4)."""
+
+import itertools
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ipx2p import __version__
+from ipx2p.devices import device_name, dtype_name
+from ipx2p.diffusion.guidance.registry import spec_of
+from ipx2p.editing.editor import Editor
+from ipx2p.editing.settings import Edited, EditSettings, check_needs
+from ipx2p.errors import InputError
+from ipx2p.files import check_writable, write_json
+from ipx2p.images import fit, load_image, save_image
+from ipx2p.models.unet import UNet
+from ipx2p.models.vae import VAEConfig
+from ipx2p.sheets import contact_sheet
+from ipx2p.weights.readers import find_folder
+
+MAX_STEM_BYTES = 200  # file systems allow 255 for a name
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One picture at its final size, what to do with it, and the seed of one variant."""
+
+    path: Path
+    image: Image.Image
+    instruction: str
+    seed: int
+
+
+def edit_files(
+    weights: str,
+    paths: Sequence[str | Path],
+    instructions: Sequence[str],
+    output: Path,
+    settings: EditSettings,
+    *,
+    negative_instruction: str = "",
+    weak_weights: str | None = None,
+    seed: int = 0,
+    num_images: int = 1,
+    resolution: int | None = 512,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 4,
+    batch_branches: bool = True,
+    compile: bool = False,
+) -> list[Path]:
+    """Edit every picture `num_images` times, with seeds from `seed` on.
+
+    Each result is written as soon as it is there, as OUTPUT/NAME-000.png beside a JSON file with
+    every setting that made it; no file is overwritten, the number counts on. More than one result
+    also makes a labelled contact sheet.
+
+    Args:
+        instructions: one for all pictures, or one each.
+        weak_weights: of a second U-Net, for guidance that needs one.
+    Returns: the pictures written, the sheet last.
+    Raises: InputError for bad arguments or files, before the weights are loaded where possible.
+    """
+    settings.check()
+    check_needs(settings, [negative_instruction], weak_weights is not None)
+    if resolution is not None and resolution < 1:
+        raise InputError(f"resolution is {resolution}, expected 1 or more pixels")
+    folder = find_folder(weights)
+    multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
+    edits = read_edits(paths, instructions, seed, num_images, resolution, multiple)
+    check_writable(output)
+    editor, weak = _load(folder, weak_weights, device, dtype, compile)
+    made_with = {
+        "weights": str(weights),
+        "weights_folder": str(folder.resolve()),  # where links and hub ids led to
+        **asdict(settings),
+        "guidance_in_full": spec_of(settings.make_guidance()),
+        "negative_instruction": negative_instruction,
+        "weak_weights": weak_weights and str(weak_weights),
+        "resolution": resolution,
+        "batch_size": batch_size,
+        "batch_branches": batch_branches,
+        "compile": compile,
+        **surroundings(editor),
+    }
+    files = ResultFiles(output, edits, made_with)
+    try:
+        result = editor.edit(
+            [edit.image for edit in edits],
+            [edit.instruction for edit in edits],
+            **asdict(settings),
+            seeds=[edit.seed for edit in edits],
+            negative_instructions=[negative_instruction] * len(edits),
+            weak=weak,
+            batch_size=batch_size,
+            batch_branches=batch_branches,
+            progress=True,
+            on_edit=files.write,
+        )
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"out of memory on {editor.device}, {len(files.paths)} of {len(edits)} edits are "
+            "written: try a smaller --resolution, --batch-size 1, or --one-branch-at-a-time"
+        ) from error
+    paths = [files.paths[index] for index in range(len(edits))]
+    if len(edits) > 1:
+        paths.append(free_path(output, "sheet"))
+        save_image(edit_sheet(edits, result.images, num_images), paths[-1])
+    return paths
+
+
+def _load(
+    folder: Path, weak_weights: str | None, device: str, dtype: str, compile: bool
+) -> tuple[Editor, UNet | None]:
+    editor = Editor.load(folder, device=device, dtype=dtype)
+    weak = None if weak_weights is None else editor.load_weak(weak_weights)
+    for network in filter(None, (editor.unet, weak) if compile else ()):
+        network.compile()
+    return editor, weak
+
+
+class ResultFiles:
+    """Writes results as they come, each beside a JSON file with what made it."""
+
+    def __init__(self, folder: Path, edits: Sequence[Edit], made_with: dict[str, Any]) -> None:
+        self.folder = folder
+        self.edits = edits
+        self.made_with = made_with
+        self.paths: dict[int, Path] = {}  # index of the edit -> its picture
+
+    def write(self, index: int, edited: Edited) -> None:
+        """Write one result under the next free name."""
+        edit, image = self.edits[index], edited.image
+        path = free_path(self.folder, edit.path.stem)
+        save_image(image, path)
+        own = {"source": str(edit.path), "instruction": edit.instruction, "seed": edit.seed}
+        size = {"width": image.width, "height": image.height}
+        cost = {"evaluations": edited.evaluations, "seconds": round(edited.seconds, 3)}
+        write_json(own | size | cost | self.made_with, path.with_suffix(".json"))
+        self.paths[index] = path
+
+
+def surroundings(editor: Editor) -> dict[str, Any]:
+    """What an edit was computed on and with."""
+    return {
+        "device": str(editor.device),
+        "device_name": device_name(editor.device),
+        "threads": torch.get_num_threads(),
+        "dtype": dtype_name(editor.dtype),
+        "ipx2p": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def read_edits(
+    paths: Sequence[str | Path],
+    instructions: Sequence[str],
+    seed: int,
+    num_images: int,
+    resolution: int | None,
+    multiple: int,
+) -> list[Edit]:
+    """Load the pictures at their final size, pair them with instructions and seeds.
+
+    The variants of a picture stand side by side and share it.
+    """
+    if num_images < 1:
+        raise InputError(f"num_images is {num_images}, expected 1 or more")
+    if len(instructions) not in (1, len(paths)):
+        raise InputError(
+            f"{len(paths)} pictures but {len(instructions)} instructions: give one for all of "
+            "them, or one each"
+        )
+    if len(instructions) == 1:
+        instructions = [*instructions] * len(paths)
+    for instruction in instructions:
+        if not instruction.strip():
+            raise InputError("the instruction is empty: say what to do with the picture")
+    return [
+        Edit(Path(path), image, instruction, seed + variant)
+        for path, instruction in zip(paths, instructions, strict=True)
+        for image in [fit(load_image(path), resolution, multiple)]
+        for variant in range(num_images)
+    ]
+
+
+def free_path(folder: Path, stem: str) -> Path:
+    """FOLDER/STEM-000.png, or the first number after it that is free, for the JSON file too.
+
+    Stems are cut where the name would get too long for a file system.
+    """
+    while len(os.fsencode(stem)) > MAX_STEM_BYTES:
+        stem = stem[:-1]
+    paths = (folder / f"{stem}-{number:03d}.png" for number in itertools.count())
+    return next(
+        path
+        for path in paths
+        if not any(os.path.lexists(p) for p in (path, path.with_suffix(".json")))
+    )
+
+
+def edit_sheet(
+    edits: Sequence[Edit], results: Sequence[Image.Image], num_images: int
+) -> Image.Image:
+    """One row per picture: the source, then its variants."""
+    firsts = range(0, len(edits), num_images)
+    return contact_sheet(
+        [[edits[first].image, *results[first : first + num_images]] for first in firsts],
+        column_labels=["source", *(f"seed {edit.seed}" for edit in edits[:num_images])],
+        row_labels=[edits[first].instruction for first in firsts],
+    )
