@@ -100,11 +100,11 @@ FAULTS = {
         'TRADE_OFF = ("clip_image", "clip_direction")',
         "tests/eval/test_report.py",
     ),
-    "an attention edit of the whole batch": (
+    "an attention override of the whole batch": (
         "ipx2p/models/blocks.py",
         "attended = torch.where(rows[:, None, None], values, attended)",
         "attended = values",
-        "tests/models/test_attention_edits.py",
+        "tests/models/test_attention_overrides.py",
     ),
     "a negative instruction in the null text as well": (
         "ipx2p/editing/editor.py",

@@ -24,7 +24,7 @@ def denoise(
     *,
     text: Tensor,
     source_latents: Tensor,
-    attention_edits: Mapping[str, Sequence[Any]] | None = None,
+    attention_overrides: Mapping[str, Sequence[Any]] | None = None,
 ) -> Tensor:
     """One evaluation of the network, turned into an estimate of x0.
 
@@ -36,11 +36,11 @@ def denoise(
         x: noisy latents at noise level sigma, (B, 4, h, w), float32.
         text: states of the instruction, (B, 77, D), in the dtype the network computes in.
         source_latents: unscaled, zeros for no picture, (B, 4, h, w).
-        attention_edits: handed to the network where there are any.
+        attention_overrides: handed to the network where there are any.
     Returns: denoised latents, (B, 4, h, w), float32.
     """
     timesteps = torch.full((len(x),), schedule.timestep(sigma), device=x.device)
     scaled = (x / math.sqrt(1 + sigma**2)).to(text.dtype)
     shown = (scaled, timesteps, text, source_latents.to(text.dtype))
-    prediction = network(*shown, attention_edits) if attention_edits else network(*shown)
+    prediction = network(*shown, attention_overrides) if attention_overrides else network(*shown)
     return schedule.denoised(prediction.float(), x, sigma)

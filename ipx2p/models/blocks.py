@@ -15,7 +15,7 @@ from torch import Tensor, nn
 # the samples it acts on, (B,) of bool. Kinds: "identity" lets every token attend to itself alone
 # (PAG, arXiv:2403.17377), "blur" smooths the queries over the picture (SEG, arXiv:2408.00760),
 # "skip" passes the input of a transformer block through.
-AttentionEdit = tuple[str, float, Tensor]
+AttentionOverride = tuple[str, float, Tensor]
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         self,
         tokens: Tensor,
         context: Tensor | None = None,
-        edits: Sequence[AttentionEdit] = (),
+        edits: Sequence[AttentionOverride] = (),
         size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Tokens (B, N, D), context (B, M, context_dim) -> (B, N, D).

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipx2p.models.blocks import Attention, AttentionEdit, FeedForward, zeroed
+from ipx2p.models.blocks import Attention, AttentionOverride, FeedForward, zeroed
 
 
 class TokenConv(nn.Conv2d):
@@ -40,7 +40,7 @@ class TransformerBlock(nn.Module):
         self,
         tokens: Tensor,
         text: Tensor,
-        edits: Sequence[AttentionEdit] = (),
+        edits: Sequence[AttentionOverride] = (),
         size: tuple[int, int] | None = None,
     ) -> Tensor:
         """(B, N, C) -> the same shape; `size` is that of the feature map, for the edits."""
@@ -58,7 +58,7 @@ class Transformer(nn.Module):
     """Spatial transformer: the feature map as tokens, through attention layers, added back.
 
     Args:
-        name: what attention edits call it.
+        name: what attention overrides call it.
     """
 
     def __init__(
@@ -83,10 +83,13 @@ class Transformer(nn.Module):
         self.proj_out = zeroed(projection(dim, dim))
 
     def forward(
-        self, x: Tensor, text: Tensor, attention_edits: Mapping[str, Sequence[AttentionEdit]]
+        self,
+        x: Tensor,
+        text: Tensor,
+        attention_overrides: Mapping[str, Sequence[AttentionOverride]],
     ) -> Tensor:
         """(B, C, h, w) and text (B, 77, D) -> (B, C, h, w)."""
-        edits, size = attention_edits.get(self.name, ()), x.shape[-2:]
+        edits, size = attention_overrides.get(self.name, ()), x.shape[-2:]
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C), N = h * w
         tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:

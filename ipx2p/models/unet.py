@@ -22,7 +22,7 @@ from ipx2p.config import read_published
 from ipx2p.errors import InputError
 from ipx2p.files import read_json, write_json
 from ipx2p.models.blocks import (
-    AttentionEdit,
+    AttentionOverride,
     Downsample,
     ResnetBlock,
     Upsample,
@@ -33,7 +33,7 @@ from ipx2p.models.folder import CONFIG, load_network, save_network
 from ipx2p.models.transformer import Transformer
 
 LATENT_CHANNELS = 4
-AttentionEdits = Mapping[str, Sequence[AttentionEdit]]  # by the name of the layer
+AttentionOverrides = Mapping[str, Sequence[AttentionOverride]]  # by the name of the layer
 ATTENTION_BLOCK, PLAIN_BLOCK = "CrossAttnDownBlock2D", "DownBlock2D"
 UP_BLOCK_OF = {ATTENTION_BLOCK: "CrossAttnUpBlock2D", PLAIN_BLOCK: "UpBlock2D"}
 
@@ -179,7 +179,7 @@ def make_resnet(config: UNetConfig, width_in: int, width: int) -> ResnetBlock:
 
 
 def make_transformer(config: UNetConfig, level: int, name: str) -> Transformer:
-    """The transformer that follows a residual block of `level`; `name` is for attention edits."""
+    """The transformer after a residual block of `level`; attention overrides use its `name`."""
     return Transformer(
         config.block_out_channels[level],
         heads=config.num_attention_heads[level],
@@ -207,14 +207,14 @@ class DownBlock(nn.Module):
         self.downsamplers = nn.ModuleList([] if last else [Downsample(width, pad_all=True)])
 
     def forward(
-        self, x: Tensor, time: Tensor, text: Tensor, attention_edits: AttentionEdits
+        self, x: Tensor, time: Tensor, text: Tensor, attention_overrides: AttentionOverrides
     ) -> tuple[Tensor, list[Tensor]]:
         """(B, C, h, w) -> (B, C', h / 2, w / 2), and the feature maps kept on the way."""
         skips = []
         for index, block in enumerate(self.resnets):
             x = block(x, time)
             if self.attentions:
-                x = self.attentions[index](x, text, attention_edits)
+                x = self.attentions[index](x, text, attention_overrides)
             skips.append(x)
         for downsample in self.downsamplers:
             x = downsample(x)
@@ -232,11 +232,11 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList([make_transformer(config, -1, "mid")])
 
     def forward(
-        self, x: Tensor, time: Tensor, text: Tensor, attention_edits: AttentionEdits
+        self, x: Tensor, time: Tensor, text: Tensor, attention_overrides: AttentionOverrides
     ) -> Tensor:
         """(B, C, h, w) -> the same shape."""
         x = self.resnets[0](x, time)
-        x = self.attentions[0](x, text, attention_edits)
+        x = self.attentions[0](x, text, attention_overrides)
         return self.resnets[1](x, time)
 
 
@@ -270,13 +270,13 @@ class UpBlock(nn.Module):
         skips: list[Tensor],
         time: Tensor,
         text: Tensor,
-        attention_edits: AttentionEdits,
+        attention_overrides: AttentionOverrides,
     ) -> Tensor:
         """(B, C, h, w) -> (B, C', 2h, 2w), to be exact the size of the next skip connection."""
         for index, block in enumerate(self.resnets):
             x = block(torch.cat([x, skips.pop()], dim=1), time)
             if self.attentions:
-                x = self.attentions[index](x, text, attention_edits)
+                x = self.attentions[index](x, text, attention_overrides)
         for upsample in self.upsamplers:
             x = upsample(x, size=skips[-1].shape[-2:])
         return x
@@ -315,7 +315,7 @@ class UNet(nn.Module):
 
     @property
     def attention_layers(self) -> list[str]:
-        """Names of the layers that take attention edits, in the order they run."""
+        """Names of the layers that take attention overrides, in the order they run."""
         return [module.name for module in self.modules() if isinstance(module, Transformer)]
 
     def forward(
@@ -324,7 +324,7 @@ class UNet(nn.Module):
         timesteps: Tensor,
         text: Tensor,
         source_latents: Tensor | None,
-        attention_edits: AttentionEdits | None = None,
+        attention_overrides: AttentionOverrides | None = None,
     ) -> Tensor:
         """Predict for one noise level per sample.
 
@@ -334,7 +334,7 @@ class UNet(nn.Module):
             text: states of the instruction, (B, 77, D).
             source_latents: unscaled posterior mode of the source, (B, 4, h, w); zeros stand for no
                 picture; None only for a 4-channel text-to-image model.
-            attention_edits: name of a layer -> what changes in it, and for which samples; the
+            attention_overrides: name of a layer -> what changes in it, and for which samples; the
                 others stay as they are, bit for bit. Names: `attention_layers`.
         Returns: the prediction (eps, v or x0, as trained), (B, 4, h, w).
         Raises: InputError for a missing source, or one that the network cannot take.
@@ -349,14 +349,14 @@ class UNet(nn.Module):
         time = self.time_embedding(time.to(x.dtype))
         x = self.conv_in(x)
 
-        edits = attention_edits or {}
+        overrides = attention_overrides or {}
         skips = [x]
         for block in self.down_blocks:
-            x, block_skips = block(x, time, text, edits)
+            x, block_skips = block(x, time, text, overrides)
             skips += block_skips
-        x = self.mid_block(x, time, text, edits)
+        x = self.mid_block(x, time, text, overrides)
         for block in self.up_blocks:
-            x = block(x, skips, time, text, edits)
+            x = block(x, skips, time, text, overrides)
 
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 

@@ -54,14 +54,14 @@ class Network:
     def __init__(self, shift=0.0, alike=False):
         self.shift, self.alike, self.rows = shift, alike, 0
 
-    def __call__(self, latents, timesteps, text, source, attention_edits=None):
+    def __call__(self, latents, timesteps, text, source, attention_overrides=None):
         self.rows += len(latents)
         answer = 0.6 * latents
         if not self.alike:
             told = text[:, 0, :4, None, None].float().tanh()  # one number per channel
             answer = answer + told * latents.cos() * (1 + 0.3 * source)
             answer = answer + 0.3 * source.roll(1, dims=3) * latents.sin() + self.shift
-            for kind, _, rows in (attention_edits or {}).get("mid", ()):
+            for kind, _, rows in (attention_overrides or {}).get("mid", ()):
                 change = 0.1 * len(kind) * latents.abs().sqrt()
                 answer = torch.where(rows[:, None, None, None], answer + change, answer)
         return answer.to(latents.dtype)
@@ -485,7 +485,7 @@ def test_attention_layers_are_found_by_the_beginnings_of_their_names():
     guided = denoiser("pag:layers=up.1/mid")
     guided.attention_layers = ["mid", "up.1.0", "up.1.1", "up.10.0"]
     branch = next(b for b in guided.guidance.branches(2.0, STEP) if b.attention)
-    edits = guided._attention_edits([Branch("full"), branch], 2, torch.device("cpu"))
+    edits = guided._attention_overrides([Branch("full"), branch], 2, torch.device("cpu"))
     assert [*edits] == ["up.1.0", "up.1.1", "mid"]
     kind, _, rows = edits["mid"][0]
     assert kind == "identity" and rows.tolist() == [False, False, True, True]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttentionChange:
-    """What happens in named attention layers; the kinds are those of the network's `AttentionEdit`.
+    """What happens in named attention layers: the kinds of `AttentionOverride`.
 
     kind: "identity", "blur" or "skip". layers: names or beginnings of names ("mid", "up.1").
     sigma: of the blur, in tokens; infinity takes the mean.

@@ -21,7 +21,7 @@ class GuidedDenoiser:
         conditions: what the branches are shown.
         batch_branches: all branches of a network in one batch, or one after another (less memory).
         weak: a second network of the same kind, for schemes that need one.
-        attention_layers: names of the network's layers that take attention edits.
+        attention_layers: names of the network's layers that take attention overrides.
     Attributes:
         evaluations: of the network, so far, per edit; those of the weak one count as much.
         mask: where the edit acts, (B, 1, h, w) in 0..1, once found; None without a mask.
@@ -90,12 +90,12 @@ class GuidedDenoiser:
                 sigma,
                 text=texts,
                 source_latents=sources,
-                attention_edits=self._attention_edits(group, len(x), x.device),
+                attention_overrides=self._attention_overrides(group, len(x), x.device),
             )
             denoised |= zip(group, together.chunk(len(group)), strict=True)
         return denoised
 
-    def _attention_edits(
+    def _attention_overrides(
         self, group: list[Branch], size: int, device: torch.device
     ) -> dict[str, list[tuple[str, float, Tensor]]]:
         """By layer: the kind of change, the blur's sigma, and the rows of the batch it is for."""
