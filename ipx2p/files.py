@@ -1,9 +1,15 @@
-"""Files that are whole or not there: atomic writes and JSON (layer 0, standard library only)."""
+"""Atomic writes, JSON, and hashes of content (layer 0, standard library only).
+
+Every hash of the package is made here, with BLAKE2b. Seeds, splits, caches and indices on disk are
+built from these values, so they must never change.
+"""
 
 import errno
 import fcntl
 import json
 import os
+import platform
+import re
 import secrets
 import stat
 import tempfile
@@ -17,6 +23,8 @@ from typing import Any, BinaryIO
 from ipx2p.errors import InputError
 
 PATIENCE_S = 1.0  # with a lock that is held
+DAY_S = 86_400
+TEMPORARY = re.compile(r"\.(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{16}(?:\..*)?")  # machine, process
 
 
 @contextmanager
@@ -31,7 +39,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if "\0" in str(path):
         raise InputError(f"cannot write {str(path)!r}: a null byte is in the name")
-    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    owner = f"{_machine()}-{os.getpid()}"
+    temporary = path.with_name(f".{owner}-{secrets.token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
@@ -49,16 +58,55 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         flush_to_disk(path.parent)
 
 
-def digest_bytes(data: bytes) -> str:
-    """The content of a file as 32 hexadecimal digits."""
-    return blake2b(data, digest_size=16).hexdigest()
+def remove_stale_temporaries(folder: str | Path) -> None:
+    """Remove what `atomic_write` left in a folder when its process was killed.
+
+    Files of processes that still run stay. Those of other machines, whose processes cannot be
+    looked up, are removed when nothing has been written to them for a day.
+    """
+    for path in Path(folder).glob(".*"):
+        if match := TEMPORARY.fullmatch(path.name):
+            machine, process = match.groups()
+            with suppress(OSError):  # another process may remove it at the same time
+                is_old = time.time() - path.stat().st_mtime > DAY_S
+                if is_old if machine != _machine() else not _is_running(int(process)):
+                    path.unlink()
+
+
+def _machine() -> str:
+    return digest_bytes(platform.node().encode(), 4)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # it runs, and is another user's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def hasher(size: int = 64) -> blake2b:
+    """A hash of `size` bytes that is fed piece by piece, with `update`."""
+    return blake2b(digest_size=size)
+
+
+def hash_bytes(data: bytes, size: int) -> bytes:
+    """A hash of `size` bytes."""
+    return blake2b(data, digest_size=size).digest()
+
+
+def digest_bytes(data: bytes, size: int = 16) -> str:
+    """A hash of `size` bytes in hexadecimal digits, 32 by default."""
+    return hash_bytes(data, size).hex()
 
 
 def digest_file(path: str | Path) -> str:
-    """Likewise, of a file of any size. InputError says why it cannot be read."""
+    """`digest_bytes` of a file of any size. InputError says why it cannot be read."""
     try:
         with open(path, "rb") as file:
-            content = blake2b(digest_size=16)
+            content = hasher(16)
             while chunk := file.read(1 << 20):
                 content.update(chunk)
     except (OSError, ValueError) as error:

@@ -5,16 +5,17 @@ global number of a training sample, or the step of an edit; the rank never enter
 samples are drawn whatever the number of processes, and a resumed run continues them.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ipx2p.files import hash_bytes
+
 
 def generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
     """A CPU generator for one purpose and index of a seed; equal keys give equal streams."""
-    key = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
+    key = hash_bytes(f"{seed}/{purpose}/{index}".encode(), 8)
     return torch.Generator().manual_seed(int.from_bytes(key, "little"))
 
 

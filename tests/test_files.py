@@ -2,12 +2,24 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ipx2p.errors import InputError
-from ipx2p.files import atomic_write, check_writable, read_json, write_json
+from ipx2p.files import (
+    atomic_write,
+    check_writable,
+    digest_bytes,
+    digest_file,
+    hash_bytes,
+    hasher,
+    read_json,
+    remove_stale_temporaries,
+    write_json,
+)
 
 
 def test_json_is_written_indented(tmp_path):
@@ -78,3 +90,31 @@ def test_a_json_list_is_read_where_one_is_expected(tmp_path):
     path.write_text("{}")
     with pytest.raises(InputError, match=r"a\.json holds a JSON dict, expected a list"):
         read_json(path, list)
+
+
+def test_temporaries_of_killed_processes_are_swept_and_others_stay(tmp_path):
+    killed = "import os; from ipx2p.files import atomic_write as w\n"
+    killed += f"with w({str(tmp_path / 'a.json')!r}): os._exit(9)"
+    subprocess.run([sys.executable, "-c", killed])
+    assert len(os.listdir(tmp_path)) == 1
+    for name in (".0123456789abcdef.jsonl", ".12345678-1-0123456789abcdef.json"):
+        (tmp_path / name).touch()  # of a version before, and of another machine
+    foreign = sorted(os.listdir(tmp_path))[:2]
+    (tmp_path / ".hidden").touch()
+    with atomic_write(tmp_path / "b.json") as ours:
+        remove_stale_temporaries(tmp_path)
+        assert sorted(os.listdir(tmp_path)) == sorted([*foreign, ".hidden", ours.name])
+    for name in foreign:
+        os.utime(tmp_path / name, (0, 0))
+    remove_stale_temporaries(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".hidden", "b.json"]
+
+
+def test_hashes_on_disk_keep_their_values(tmp_path):
+    (tmp_path / "a").write_bytes(b"rain")
+    assert digest_bytes(b"rain") == digest_file(tmp_path / "a")
+    assert digest_bytes(b"rain") == "1a9b85535cffc05c0aeaa242e5b550bd"
+    assert hash_bytes(b"rain", 8).hex() == digest_bytes(b"rain", 8) == "3d09e514ecfd42df"
+    content = hasher()
+    content.update(b"rain")
+    assert content.hexdigest() == digest_bytes(b"rain", 64)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from ipx2p.data.shards import Shards, check_finite, make_key, missing
 from ipx2p.data.workers import micro_batches
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
-from ipx2p.files import read_json, write_json
+from ipx2p.files import digest_bytes, read_json, write_json
 from ipx2p.images import pixels_from_pixels01
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.vae import VAE
@@ -321,6 +320,6 @@ def _digest(path: Path, known: dict[str, Any]) -> list:
         entry = known.get(str(path.absolute()))
         if isinstance(entry, list) and entry[:-1] == marks:
             return entry
-        return [*marks, blake2b(path.read_bytes(), digest_size=16).hexdigest()]
+        return [*marks, digest_bytes(path.read_bytes())]
     except OSError:
         return [None]

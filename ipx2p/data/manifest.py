@@ -14,14 +14,13 @@ from array import array
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from ipx2p.errors import InputError
-from ipx2p.files import atomic_write
+from ipx2p.files import atomic_write, hash_bytes, hasher
 
 FORMAT = 1  # of the index file, and of the hashes in it
 MIN_INDEXED = 10_000  # a shorter manifest is checked anew in no time
@@ -116,7 +115,7 @@ class Manifest:
 
 def hash64(strings: Iterable[str]) -> bytes:
     """8 bytes that tell lists of strings apart; strings without null characters."""
-    return blake2b("\0".join(strings).encode(), digest_size=8).digest()
+    return hash_bytes("\0".join(strings).encode(), 8)
 
 
 def parse(line: str) -> Record:
@@ -168,7 +167,7 @@ def _check_text(values: dict[str, Any]) -> None:
 
 def _make_index(path: Path) -> Index:
     """Read and check a manifest, and note for the next time what was found."""
-    content = blake2b()
+    content = hasher()
     offsets, lines, task_ids = array("q"), array("q"), array("i")
     tasks: dict[str, int] = {}
     hash_sentences = lru_cache(1024)(hash64)  # many lines say the same
@@ -229,7 +228,7 @@ def _key(content: bytes) -> np.ndarray:
 
 
 def _hash_content(file: BinaryIO) -> bytes:
-    content = blake2b()
+    content = hasher()
     while chunk := file.read(2**20):
         content.update(chunk)
     return content.digest()

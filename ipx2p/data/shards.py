@@ -8,7 +8,6 @@ opens the folder finds what is there, also after a kill in the middle of a write
 import json
 import zlib
 from collections.abc import Container, Iterable, Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
-from ipx2p.files import atomic_write
+from ipx2p.files import atomic_write, digest_bytes
 
 
 class Shards:
@@ -105,7 +104,7 @@ def make_key(*parts: object) -> str:
 
 
 def _hash(value: Any) -> str:
-    return blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+    return digest_bytes(json.dumps(value).encode())
 
 
 def _read_keys(path: Path, wanted: Container[str]) -> list[str] | None:

@@ -2,17 +2,17 @@
 
 import json
 import os
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from ipx2p.errors import InputError
+from ipx2p.files import digest_bytes
 
 
 def key_of(content: Any) -> str:
     """A hash of whatever JSON can write; equal contents have equal keys."""
     text = json.dumps(content, sort_keys=True)
-    return blake2b(text.encode(), digest_size=12).hexdigest()
+    return digest_bytes(text.encode(), 12)
 
 
 class Rows:

@@ -6,7 +6,6 @@ Tensors are memory-mapped, so only those in use take memory. A mapped file may b
 tensors live, as the writers here do, but must not be overwritten in place.
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ipx2p.errors import InputError
-from ipx2p.files import atomic_write
+from ipx2p.files import atomic_write, hasher
 from ipx2p.tensor_files.torch_file import ZIP_START, read_checkpoint
 from ipx2p.tensor_files.unpickle import StandIn, entries
 
@@ -233,7 +232,7 @@ def save_tensors(
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """A hash of names, dtypes, shapes and every bit of the values."""
-    total = hashlib.blake2b(digest_size=16)
+    total = hasher(16)
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -1,7 +1,6 @@
 """The training loop: one linear function from settings to a trained model (layer 4)."""
 
 import copy
-import hashlib
 import itertools
 import os
 from contextlib import closing
@@ -17,6 +16,7 @@ from ipx2p.data.workers import micro_batches
 from ipx2p.devices import pick_device
 from ipx2p.distributed import World, open_world
 from ipx2p.errors import InputError
+from ipx2p.files import digest_bytes
 from ipx2p.training.checkpoint import (
     CheckpointSaver,
     damages,
@@ -205,9 +205,10 @@ def check_batch(config: StepsConfig, world: World) -> None:
 
 def check_agreement(config: TrainConfig, learner: Learner, world: World) -> None:
     """Raise InputError unless all processes start from the same settings, code and weights."""
-    world.check_same("the settings", _hash(repr(config).encode()))
+    world.check_same("the settings", digest_bytes(repr(config).encode(), 8))
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    world.check_same("the code of ipx2p", _hash(b"".join(path.read_bytes() for path in files)))
+    code = b"".join(path.read_bytes() for path in files)
+    world.check_same("the code of ipx2p", digest_bytes(code, 8))
     for network in learner.networks():
         name = type(network).__name__
         world.check_same(f"the {name} at the start", weights_hash(network))
@@ -219,11 +220,7 @@ def weights_hash(module: nn.Module) -> str:
         (p.detach().contiguous().view(torch.int32).long() * (1 + i)).sum()
         for i, p in enumerate(module.parameters())
     ]
-    return _hash(str(torch.stack(sums).tolist()).encode())
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+    return digest_bytes(str(torch.stack(sums).tolist()).encode(), 8)
 
 
 def check_finite(run: Run, module: nn.Module, step: int) -> None:

@@ -3,7 +3,6 @@
 import base64
 import json
 from collections.abc import Callable
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from ipx2p.data.pairs import DegradedPhotos, ManifestPairs, Pairs
 from ipx2p.data.selection import Worded, leave_out, open_banks, take_fraction
 from ipx2p.distributed import World
 from ipx2p.errors import InputError, suggestion
-from ipx2p.files import read_json, write_json
+from ipx2p.files import digest_bytes, read_json, write_json
 from ipx2p.training.config import DataConfig, TrainConfig
 from ipx2p.training.learners import Learner
 
@@ -122,7 +121,7 @@ def open_stream(
 def check_unchanged(pairs: Pairs, run: Path, world: World) -> None:
     """Raise InputError if a run goes on with other pairs than it began with."""
     digests = _digests(pairs)
-    world.check_same("the list of pairs", blake2b(digests.tobytes()).hexdigest()[:16])
+    world.check_same("the list of pairs", digest_bytes(digests.tobytes(), 64)[:16])
     path = run / PAIRS
     before = _read_digests(path) if path.exists() else digests
     if np.array_equal(before, digests):

@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 
 from ipx2p.data.prepare.fingerprints import near_copies
 from ipx2p.errors import InputError
+from ipx2p.files import hash_bytes
 
 
 def check_shares(shares: Sequence[float]) -> None:
@@ -61,7 +61,7 @@ def assign_splits(
 def hash_share(*parts: object) -> float:
     """A number in [0, 1) that looks random and is always the same for the same parts."""
     text = "/".join(map(str, parts))
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
+    return int.from_bytes(hash_bytes(text.encode(), 8), "little") / 2**64
 
 
 def _places(names: Sequence[str], fingerprints: Mapping[str, str], seed: int) -> dict[str, float]:

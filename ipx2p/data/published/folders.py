@@ -8,7 +8,6 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,6 +23,7 @@ from ipx2p.data.published.source import (
     subfolders,
 )
 from ipx2p.errors import InputError, suggestion
+from ipx2p.files import digest_bytes
 
 _GLANCE = 20  # sequences that `fits` looks at
 
@@ -211,7 +211,7 @@ class Rain13K(ParallelFolders):
                 content = example.target.read_bytes()
             except OSError as error:
                 raise InputError(f"cannot read {example.target}: {error.strerror}") from error
-            yield replace(example, group=blake2b(content, digest_size=8).hexdigest())
+            yield replace(example, group=digest_bytes(content, 8))
 
 
 class Sidd(Source):

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +26,7 @@ from ipx2p.data.published.source import (
     subfolders,
 )
 from ipx2p.errors import InputError
+from ipx2p.files import digest_bytes
 
 # What "Instruction-tuning Stable Diffusion with InstructPix2Pix" says for each task, and so what
 # the rows of its low-level set mean.
@@ -200,7 +200,7 @@ class Parquet(Source):
             raise InputError(f"{where}: no task is known for {said!r}: name it with --task NAME")
         together = cells[columns.group] if columns.group else None
         if together is None:
-            together = blake2b(source, digest_size=8).hexdigest()
+            together = digest_bytes(source, 8)
         path = group.path
         name = path.name if path == self.folder else path.relative_to(self.folder).as_posix()
         captions = [cells[column] for column in columns.captions] or [None, None]

@@ -9,7 +9,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 from ipx2p.data.listing import scan
 from ipx2p.errors import InputError
+from ipx2p.files import digest_bytes
 from ipx2p.images import load_image, load_image_bytes
 
 # How published sets call their splits, in names of folders and files.
@@ -218,7 +218,7 @@ def chunked(examples: list[Example]) -> list[Chunk]:
 
 def chunk_key(names: Sequence[str]) -> str:
     """The key of a chunk with these names in it: the first, and a hash of all."""
-    return f"{names[0]} {blake2b(json.dumps(names).encode(), digest_size=8).hexdigest()}"
+    return f"{names[0]} {digest_bytes(json.dumps(names).encode(), 8)}"
 
 
 def stem(name: str) -> str:
