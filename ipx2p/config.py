@@ -1,13 +1,13 @@
 """Settings: dataclass defaults, then a YAML file, then `a.b=c` overrides (layer 0).
 
 A key that no dataclass has, or a value of the wrong type, is an error that names the file, the key
-and the nearest right one. Published `config.json` files are read by the same rules for types.
+and the nearest right one.
 """
 
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,38 +52,6 @@ def load_config(
     except OmegaConfBaseException as error:  # an interpolation such as ${oc.env:HOME} that fails
         key = f"{error.full_key}: " if error.full_key else ""
         raise InputError(f"{path}: {key}{_one_line(str(error).splitlines()[0])}") from error
-
-
-def read_published(
-    kind: type[Config],
-    raw: Mapping[str, Any],
-    where: str,
-    *,
-    supported: Mapping[str, Any],
-    harmless: Set[str],
-) -> Config:
-    """Build the dataclass `kind` from a published `config.json`, or refuse what it asks for.
-
-    Args:
-        raw: the parsed file; a field that it lacks takes the default of `kind`.
-        where: the file, for messages.
-        supported: other fields with the one value that is honoured.
-        harmless: other fields whose value does not matter here.
-    Raises: InputError that names the field: a wrong type, a value that is not supported, or an
-        unknown field that is on (not null, not false). Keys that begin with "_" are notes.
-    """
-    fields = {field.name for field in dataclasses.fields(kind)}
-    for name, value in raw.items():
-        if name in fields or name in harmless or name.startswith("_"):
-            continue
-        if name in supported and value != supported[name]:
-            raise InputError(f"{where}: {name} is {value!r}, only {supported[name]!r} is supported")
-        if name not in supported and value is not None and value is not False:
-            raise InputError(
-                f"{where}: {name} = {value!r} is not known here and cannot be honoured"
-            )
-    known = OmegaConf.create({name: value for name, value in raw.items() if name in fields})
-    return OmegaConf.to_object(_merge(OmegaConf.structured(kind), known, where))
 
 
 def save_config(config: Any, path: str | Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 from omegaconf import MISSING
 
-from ipx2p.config import config_differences, load_config, read_published, save_config
+from ipx2p.config import config_differences, load_config, save_config
 from ipx2p.errors import InputError
 
 
@@ -101,35 +101,21 @@ def test_differences_are_named_by_dotted_keys(path):
     assert changed["train.sizes.depth"] == (None, 9)
 
 
-@dataclass
-class Published:
-    width: int = 3
-    heads: list[int] = field(default_factory=lambda: [1])
-    scale: float = 1.0
-
-
-def published(raw):
-    return read_published(
-        Published, raw, "config.json", supported={"act": "silu"}, harmless={"note"}
-    )
-
-
-def test_published_fields_are_taken_and_notes_passed_over():
-    raw = {"width": 4, "scale": 2, "act": "silu", "_class_name": "X", "note": 5, "later": None}
-    assert published(raw | {"other": False}) == Published(4, [1], 2.0)
-
-
 @pytest.mark.parametrize(
-    ("raw", "message"),
+    ("value", "message"),
     [
-        ({"act": "gelu"}, r"config\.json: act is 'gelu', only 'silu' is supported"),
-        ({"later": 3}, r"config\.json: later = 3 is not known here and cannot be honoured"),
-        ({"width": None}, r"config\.json: width: Incompatible value 'None'"),
-        ({"width": "a"}, r"config\.json: width: Value 'a'"),
-        ({"heads": None}, r"config\.json: heads is None, expected a list"),
-        ({"heads": ["x"]}, r"config\.json: heads\[0\]: Value 'x'"),
+        ("${oc.env:IPX2P_ABSENT}", "steps: .*IPX2P_ABSENT' not found"),
+        ("${oc.env:IPX2P_SECRET}", "steps"),
+        ("${train.steps}", "steps: .*ecursi"),
+        ("${nowhere}", "steps: .*nowhere"),
+        ("${", "steps|YAML"),
+        ("${a b}", "steps|YAML"),
+        ("${unknown:1}", "steps: .*unknown"),
     ],
 )
-def test_published_fields_that_cannot_be_honoured_are_refused(raw, message):
-    with pytest.raises(InputError, match=message):
-        published(raw)
+def test_an_interpolation_that_fails_is_one_line(path, monkeypatch, value, message):
+    monkeypatch.setenv("IPX2P_SECRET", "hunter2")
+    path.write_text(f"train:\n  steps: '{value}'\nmust: given\n")
+    with pytest.raises(InputError, match=message) as raised:
+        load_config(Settings, path)
+    assert "\n" not in str(raised.value)

@@ -16,11 +16,11 @@ LAYERS = {
     0: [
         *("ipx2p.errors", "ipx2p.files", "ipx2p.cli", "ipx2p.config", "ipx2p.devices"),
         *("ipx2p.images", "ipx2p.sheets", "ipx2p.seeds", "ipx2p.tensor_files.unpickle"),
-        *("ipx2p.tensor_files.torch_file", "ipx2p.tensor_files.tensors", "ipx2p.metrics"),
-        "ipx2p.distributed",
+        *("ipx2p.tensor_files.torch_file", "ipx2p.tensor_files.tensors"),
+        *("ipx2p.published_fields", "ipx2p.published", "ipx2p.metrics", "ipx2p.distributed"),
     ],
     1: [
-        *("ipx2p.models.folder", "ipx2p.models.blocks", "ipx2p.models.transformer"),
+        *("ipx2p.models.blocks", "ipx2p.models.transformer"),
         "ipx2p.models.unet",
         *("ipx2p.models.vae", "ipx2p.models.text"),
         *("ipx2p.diffusion.schedule", "ipx2p.diffusion.denoiser"),
@@ -109,6 +109,7 @@ def violations(name: str, source: str) -> list[str]:
         before = LAYER[target] == LAYER[name] and PLACE[target] < PLACE[name]
         theirs = target.rpartition(".")[0]
         near = package(folder) == package(theirs) or folder.startswith(f"{theirs}.")
+        near = near or theirs.startswith(f"{folder}.")
         if not lower and not (before and near):
             bad.append(f"{name} line {line} imports {target}")
     return bad

@@ -7,41 +7,23 @@ sigma = s / alpha (arXiv:2206.00364). Everything here is float64; tensors are co
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ipx2p.config import read_published
 from ipx2p.errors import InputError, suggestion
-from ipx2p.files import read_json, write_json
+from ipx2p.published import PublishedConfig
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")  # eps, v, x0 in the published words
 BETA_SCHEDULES = ("scaled_linear", "linear")
+FILE = Path("scheduler", "scheduler_config.json")  # in a weights folder
 SPACINGS = ("linspace", "leading", "trailing", "karras")
 
 TERMINAL_ALPHA_BAR = 2.0**-24  # zero-terminal SNR, floored so that sigma stays finite (4096)
 KARRAS_RHO = 7.0
-
-# Fields of a published scheduler_config.json that would change the schedule itself; what a missing
-# field means there, where it is not what it means here.
-PUBLISHED_DEFAULTS = {
-    "beta_schedule": "linear",
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "steps_offset": 0,
-}
-SUPPORTED = {"trained_betas": None, "predict_epsilon": True}
-# Fields that choose a sampler or its options; here these are arguments of an edit.
-HARMLESS = {
-    "algorithm_type", "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio",
-    "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped",
-    "lower_order_final", "sample_max_value", "set_alpha_to_one", "skip_prk_steps", "solver_order",
-    "solver_type", "thresholding", "time_shift_type", "timestep_spacing", "timestep_type",
-    "use_karras_sigmas", "variance_type",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,8 +64,10 @@ SAMPLER_TRAITS = {
 
 
 @dataclass
-class ScheduleConfig:
+class ScheduleConfig(PublishedConfig):
     """The training schedule. Defaults: Stable Diffusion's. Fields as in scheduler_config.json."""
+
+    class_name = "EulerDiscreteScheduler"
 
     num_train_timesteps: int = 1000
     beta_schedule: str = "scaled_linear"
@@ -94,22 +78,22 @@ class ScheduleConfig:
     steps_offset: int = 1  # of the leading spacing
 
     @classmethod
-    def read(cls, path: Path) -> "ScheduleConfig":
-        """Read a published scheduler_config.json; InputError names what cannot be honoured."""
-        raw = PUBLISHED_DEFAULTS | read_json(path)
-        config = read_published(cls, raw, str(path), supported=SUPPORTED, harmless=HARMLESS)
-        config.check(str(path))
-        return config
+    def load(cls, folder: Path) -> "ScheduleConfig":
+        """The schedule of a weights folder."""
+        return cls.read(folder / FILE)
+
+    def save(self, folder: Path) -> None:
+        """Write the schedule into a weights folder."""
+        self.write(folder / FILE)
 
     def write(self, path: Path) -> None:
-        """Write a scheduler_config.json that diffusers reads."""
-        published = {"_class_name": "EulerDiscreteScheduler", **asdict(self)}
         # The last timestep, which the rescaling needs, is not visited by the leading spacing.
-        published["timestep_spacing"] = "trailing" if self.rescale_betas_zero_snr else "linspace"
-        write_json(published, path)
+        spacing = "trailing" if self.rescale_betas_zero_snr else "linspace"
+        self.others = {"timestep_spacing": spacing, **self.others}
+        super().write(path)
 
     def check(self, where: str) -> None:
-        """Raise InputError for a schedule that cannot be, naming the field."""
+        super().check(where)
         for name, known in (
             ("prediction_type", PREDICTION_TYPES),
             ("beta_schedule", BETA_SCHEDULES),
@@ -121,10 +105,6 @@ class ScheduleConfig:
             raise InputError(
                 f"{where}: beta_start {self.beta_start} and beta_end {self.beta_end} must lie "
                 "between 0 and 1, in this order"
-            )
-        if self.num_train_timesteps < 2:
-            raise InputError(
-                f"{where}: num_train_timesteps is {self.num_train_timesteps}, expected 2 or more"
             )
 
 

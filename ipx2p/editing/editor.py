@@ -79,7 +79,7 @@ class Editor:
         device = pick_device(str(device))
         dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(dtype, device)
         folder = find_folder(weights)
-        schedule = Schedule(ScheduleConfig.read(folder / "scheduler" / "scheduler_config.json"))
+        schedule = Schedule(ScheduleConfig.load(folder))
         text = TextEncoder.load(folder)
         vae = VAE.load(folder / "vae")
         unet = UNet.load(folder / "unet", dtype)
@@ -91,12 +91,11 @@ class Editor:
         Raises: InputError for one that was not trained on the same noise levels and prediction.
         """
         folder = find_folder(weights)
-        path = folder / "scheduler" / "scheduler_config.json"
-        theirs, ours = asdict(ScheduleConfig.read(path)), asdict(self.schedule.config)
+        theirs, ours = asdict(ScheduleConfig.load(folder)), asdict(self.schedule.config)
         for name in ours.keys() - {"steps_offset"}:  # which only says where a spacing starts
             if theirs[name] != ours[name]:
                 raise InputError(
-                    f"{path}: {name} is {theirs[name]!r}, that of the edit model is "
+                    f"{folder}: {name} is {theirs[name]!r}, that of the edit model is "
                     f"{ours[name]!r}: a weak network must be of the same kind"
                 )
         unet = UNet.load(folder / "unet", self.dtype).to(self.device)

@@ -138,7 +138,7 @@ def _check_arguments(
         raise InputError(f"grids is {config.grids}, expected 0 or more pictures")
     if config.weak_weights is not None:
         find_folder(config.weak_weights)
-    schedule = Schedule(ScheduleConfig.read(folder / "scheduler" / "scheduler_config.json"))
+    schedule = Schedule(ScheduleConfig.load(folder))
     with torch.device("meta"):  # the network without its weights
         layers = UNet(UNetConfig.read(folder / "unet" / "config.json")).attention_layers
     for one in settings:

@@ -16,6 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 from ipx2p.devices import copy_to
 from ipx2p.errors import InputError
 from ipx2p.files import atomic_write, read_json, write_json
+from ipx2p.published import check_bounds
+from ipx2p.published_fields import CLIP_L, TEXT_BOUNDS
 from ipx2p.tensor_files.tensors import (
     TEXT_STEMS,
     find_weights,
@@ -121,14 +123,7 @@ class TextEncoder(nn.Module):
                 f"{config_path}: model_type is {config.get('model_type')!r}, expected "
                 "'clip_text_model'"
             )
-        try:
-            model = build(config)
-        except Exception as error:  # the library raises whatever its checks and layers raise
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{config_path} does not describe a CLIP text model: {type(error).__name__}: "
-                f"{reason}"
-            ) from error
+        model = build(config, str(config_path))
         path = find_weights(folder / "text_encoder", TEXT_STEMS)
         load_strict(model, fit_prefix(read_tensors(path), model), str(path))
         return cls(
@@ -146,10 +141,16 @@ class TextEncoder(nn.Module):
                 temporary.write_bytes(content)
 
 
-def build(config: dict) -> CLIPTextModel:
+def build(config: dict, where: str) -> CLIPTextModel:
     """The model of a published config.json, its weights still without values (meta device)."""
-    with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
+    check_bounds(config, TEXT_BOUNDS, where)
+    sizes = {name: config[name] for name in CLIP_L if name in config}
+    try:
+        with torch.device("meta"):
+            model = CLIPTextModel(CLIPTextConfig.from_dict(sizes))
+    except Exception as error:  # anything that the library's checks and layers raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{where} does not describe a CLIP text model: {reason}") from error
     # A buffer that no file brings, so it must get its values here.
     positions = torch.arange(model.config.max_position_embeddings)[None]
     for module in model.modules():

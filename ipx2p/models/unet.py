@@ -10,17 +10,13 @@ h x w latent pixels (1/8 of the picture), any size: an up-sampling goes to the s
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipx2p.config import read_published
 from ipx2p.errors import InputError
-from ipx2p.files import read_json, write_json
 from ipx2p.models.blocks import (
     AttentionOverride,
     Downsample,
@@ -29,43 +25,19 @@ from ipx2p.models.blocks import (
     timestep_embedding,
     zeroed,
 )
-from ipx2p.models.folder import CONFIG, load_network, save_network
 from ipx2p.models.transformer import Transformer
+from ipx2p.published import PublishedConfig, PublishedNetwork
 
 LATENT_CHANNELS = 4
 AttentionOverrides = Mapping[str, Sequence[AttentionOverride]]  # by the name of the layer
 ATTENTION_BLOCK, PLAIN_BLOCK = "CrossAttnDownBlock2D", "DownBlock2D"
-UP_BLOCK_OF = {ATTENTION_BLOCK: "CrossAttnUpBlock2D", PLAIN_BLOCK: "UpBlock2D"}
-
-# Fields of a published config.json with the one value that this network honours.
-SUPPORTED = {
-    "act_fn": "silu",
-    "attention_type": "default",
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "downsample_padding": 1,
-    "dropout": 0.0,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "resnet_out_scale_factor": 1.0,
-    "resnet_time_scale_shift": "default",
-    "time_embedding_type": "positional",
-}
-# Read nowhere: attention accumulates in float32 either way; heads of an embedding that is off.
-HARMLESS = {"upcast_attention", "addition_embed_type_num_heads"}
-# What a missing field means there, where it is not what it means here.
-PUBLISHED_DEFAULTS = {"in_channels": 4, "cross_attention_dim": 1280, "sample_size": None}
 
 
 @dataclass
-class UNetConfig:
-    """Sizes of a U-Net. Defaults: the edit model of Stable Diffusion 1.x (860 M parameters).
+class UNetConfig(PublishedConfig):
+    """Sizes of a U-Net. Defaults: the edit model of Stable Diffusion 1.x (860 M parameters)."""
 
-    The fields are those of the published config.json, but for the heads: there `attention_head_dim`
-    holds, whatever it says, the number of heads, one for all levels or one for each.
-    """
+    class_name = "UNet2DConditionModel"
 
     in_channels: int = 8  # 4 for text-to-image, 8 with a source picture
     out_channels: int = LATENT_CHANNELS
@@ -82,26 +54,6 @@ class UNetConfig:
     use_linear_projection: bool = False
     sample_size: int | None = 64  # latent pixels of the training pictures, a note
 
-    @classmethod
-    def read(cls, path: Path) -> "UNetConfig":
-        """Read a published config.json; InputError names a field that cannot be honoured."""
-        raw = PUBLISHED_DEFAULTS | read_json(path)
-        heads = raw.pop("attention_head_dim", 8)
-        heads = raw.get("num_attention_heads") or heads
-        widths = raw.get("block_out_channels") or cls().block_out_channels
-        if isinstance(heads, int) and isinstance(widths, list):
-            heads = [heads] * len(widths)
-        raw["num_attention_heads"] = heads
-        up_block_types = raw.pop("up_block_types", None)
-        config = read_published(cls, raw, str(path), supported=SUPPORTED, harmless=HARMLESS)
-        config.check(str(path))
-        if up_block_types not in (None, config.up_block_types):
-            raise InputError(
-                f"{path}: up_block_types {up_block_types} do not mirror down_block_types: expected "
-                f"{config.up_block_types}"
-            )
-        return config
-
     @property
     def levels(self) -> int:
         return len(self.block_out_channels)
@@ -110,46 +62,25 @@ class UNetConfig:
     def time_dim(self) -> int:
         return 4 * self.block_out_channels[0]
 
-    @property
-    def up_block_types(self) -> list[str]:
-        return [UP_BLOCK_OF[name] for name in reversed(self.down_block_types)]
-
-    def write(self, path: Path) -> None:
-        """Write the config.json that diffusers reads."""
-        heads = self.num_attention_heads
-        published: dict[str, Any] = {"_class_name": "UNet2DConditionModel", **asdict(self)}
-        del published["num_attention_heads"]
-        published["attention_head_dim"] = heads[0] if len(set(heads)) == 1 else heads
-        published["up_block_types"] = self.up_block_types
-        write_json(published, path)
-
     def check(self, where: str) -> None:
-        """Raise InputError for sizes that this network cannot have, naming the field."""
-
-        def refuse(name: str, expected: str) -> None:
-            raise InputError(f"{where}: {name} is {getattr(self, name)!r}, expected {expected}")
-
-        for name in (
-            *("layers_per_block", "transformer_layers_per_block", "cross_attention_dim"),
-            "norm_num_groups",
-        ):
-            if getattr(self, name) < 1:
-                refuse(name, "a positive number")
+        super().check(where)
+        widths, groups = self.block_out_channels, self.norm_num_groups
         if self.in_channels not in (LATENT_CHANNELS, 2 * LATENT_CHANNELS):
-            refuse("in_channels", "4 (text-to-image) or 8 (edit model), not another kind of model")
+            expected = "4 (text-to-image) or 8 (edit model), not another kind of model"
+            self.refuse(where, "in_channels", expected)
         if self.out_channels != LATENT_CHANNELS:
-            refuse("out_channels", f"{LATENT_CHANNELS}")
-        for width in self.block_out_channels:
-            if width < 1 or width % self.norm_num_groups:
-                refuse("block_out_channels", f"multiples of norm_num_groups {self.norm_num_groups}")
-        if [name for name in self.down_block_types if name not in UP_BLOCK_OF]:
-            refuse("down_block_types", f"a list of {' or '.join(UP_BLOCK_OF)}")
+            self.refuse(where, "out_channels", f"{LATENT_CHANNELS}")
+        if any(width % groups for width in widths):
+            self.refuse(where, "block_out_channels", f"multiples of norm_num_groups {groups}")
+        if not {*self.down_block_types} <= {ATTENTION_BLOCK, PLAIN_BLOCK}:
+            expected = f"a list of {ATTENTION_BLOCK} or {PLAIN_BLOCK}"
+            self.refuse(where, "down_block_types", expected)
         for name in ("down_block_types", "num_attention_heads"):
             if len(getattr(self, name)) != self.levels:
-                refuse(name, f"{self.levels} entries, one for each level of block_out_channels")
-        for width, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
-            if heads < 1 or width % heads:
-                refuse("num_attention_heads", f"divisors of the widths {self.block_out_channels}")
+                expected = f"{self.levels} entries, one for each level of block_out_channels"
+                self.refuse(where, name, expected)
+        if any(w % heads for w, heads in zip(widths, self.num_attention_heads, strict=True)):
+            self.refuse(where, "num_attention_heads", f"divisors of the widths {widths}")
 
 
 class TimeEmbedding(nn.Module):
@@ -282,8 +213,10 @@ class UpBlock(nn.Module):
         return x
 
 
-class UNet(nn.Module):
+class UNet(PublishedNetwork):
     """Predicts noise (or v) from noisy latents, the timestep, the instruction and the source."""
+
+    config_type = UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -359,18 +292,3 @@ class UNet(nn.Module):
             x = block(x, skips, time, text, overrides)
 
         return self.conv_out(F.silu(self.conv_norm_out(x)))
-
-    @classmethod
-    def load(cls, folder: str | Path, dtype: torch.dtype | None = torch.float32) -> "UNet":
-        """A network from a published `unet/` folder, on the CPU, ready for inference.
-
-        Args:
-            dtype: of the weights; None keeps what the file has.
-        Raises: InputError for a missing or damaged file, or a config that cannot be honoured.
-        """
-        config = UNetConfig.read(Path(folder) / CONFIG)
-        return load_network(lambda: cls(config), Path(folder), dtype)
-
-    def save(self, folder: str | Path) -> None:
-        """Write `config.json` and the weights in their own dtype, as diffusers reads them."""
-        save_network(self, self.config, Path(folder))

@@ -8,62 +8,33 @@ latents of h x w, H = h * downscale (8 for Stable Diffusion).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipx2p.config import read_published
 from ipx2p.errors import InputError
-from ipx2p.files import read_json, write_json
 from ipx2p.models.blocks import Attention, Downsample, ResnetBlock, Upsample
-from ipx2p.models.folder import CONFIG, load_network, save_network
+from ipx2p.published import PublishedConfig, PublishedNetwork
 
 NORM_EPS = 1e-6  # everywhere in the autoencoder; the U-Net's residual blocks have 1e-5
-DOWN_BLOCK, UP_BLOCK = "DownEncoderBlock2D", "UpDecoderBlock2D"
-
-# Fields of a published config.json with the one value that this network honours.
-SUPPORTED = {
-    "act_fn": "silu",
-    "in_channels": 3,
-    "mid_block_add_attention": True,
-    "out_channels": 3,
-    "use_post_quant_conv": True,
-    "use_quant_conv": True,
-}
-# Read nowhere: sizes of the training pictures, and a note on float16 for other libraries.
-HARMLESS = {"sample_size", "force_upcast"}
-# What a missing field means there, where it is not what it means here.
-PUBLISHED_DEFAULTS = {"block_out_channels": [64], "layers_per_block": 1}
 # Weights published before 2023-05 name the attention layers so.
 OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass
-class VAEConfig:
+class VAEConfig(PublishedConfig):
     """Sizes of an autoencoder. Defaults: Stable Diffusion's (84 M parameters)."""
+
+    class_name = "AutoencoderKL"
 
     block_out_channels: list[int] = field(default_factory=lambda: [128, 256, 512, 512])
     layers_per_block: int = 2
     latent_channels: int = 4
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215  # brings latents to unit variance
-
-    @classmethod
-    def read(cls, path: Path) -> "VAEConfig":
-        """Read a published config.json; InputError names a field that cannot be honoured."""
-        raw = PUBLISHED_DEFAULTS | read_json(path)
-        widths = raw["block_out_channels"]
-        if not isinstance(widths, list):
-            raise InputError(f"{path}: block_out_channels is {widths!r}, expected a list of widths")
-        supported = SUPPORTED | block_types(len(widths))
-        config = read_published(cls, raw, str(path), supported=supported, harmless=HARMLESS)
-        config.check(str(path))
-        return config
 
     @property
     def downscale(self) -> int:
@@ -74,34 +45,11 @@ class VAEConfig:
         """Unscaled latents, as the posterior gives them -> the scaled ones that are denoised."""
         return unscaled * self.scaling_factor
 
-    def write(self, path: Path) -> None:
-        """Write the config.json that diffusers reads."""
-        published: dict[str, Any] = {"_class_name": "AutoencoderKL", **asdict(self)}
-        write_json(published | block_types(len(self.block_out_channels)) | SUPPORTED, path)
-
     def check(self, where: str) -> None:
-        """Raise InputError for sizes that this network cannot have, naming the field."""
-
-        def refuse(name: str, expected: str) -> None:
-            raise InputError(f"{where}: {name} is {getattr(self, name)!r}, expected {expected}")
-
-        for name in ("layers_per_block", "norm_num_groups"):
-            if getattr(self, name) < 1:
-                refuse(name, "a positive number")
-        if self.latent_channels != 4:
-            refuse("latent_channels", "4")
-        if not self.scaling_factor > 0:
-            refuse("scaling_factor", "a positive number")
-        if not self.block_out_channels:
-            refuse("block_out_channels", "one width for each level")
-        for width in self.block_out_channels:
-            if width < 1 or width % self.norm_num_groups:
-                refuse("block_out_channels", f"multiples of norm_num_groups {self.norm_num_groups}")
-
-
-def block_types(levels: int) -> dict[str, list[str]]:
-    """The published names of the blocks, the same at every level."""
-    return {"down_block_types": [DOWN_BLOCK] * levels, "up_block_types": [UP_BLOCK] * levels}
+        super().check(where)
+        if any(width % self.norm_num_groups for width in self.block_out_channels):
+            expected = f"multiples of norm_num_groups {self.norm_num_groups}"
+            self.refuse(where, "block_out_channels", expected)
 
 
 class Posterior:
@@ -255,19 +203,10 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
-def modern_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with the old names of the attention layers replaced by the present ones."""
-
-    def rename(key: str) -> str:
-        prefix, marker, rest = key.partition(".attentions.0.")
-        layer, dot, leaf = rest.rpartition(".")
-        return f"{prefix}{marker}{OLD_ATTENTION_NAMES.get(layer, layer)}{dot}{leaf}"
-
-    return {rename(key) if ".attentions.0." in key else key: t for key, t in tensors.items()}
-
-
-class VAE(nn.Module):
+class VAE(PublishedNetwork):
     """Encoder, decoder and the scale of the latents between them."""
+
+    config_type = VAEConfig
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -303,7 +242,6 @@ class VAE(nn.Module):
         return self.decode(self.scale(posterior.sample(noise=noise))), posterior
 
     def scale(self, unscaled: Tensor) -> Tensor:
-        """See `VAEConfig.scale`."""
         return self.config.scale(unscaled)
 
     @property
@@ -314,17 +252,13 @@ class VAE(nn.Module):
     def device(self) -> torch.device:
         return self.quant_conv.weight.device
 
-    @classmethod
-    def load(cls, folder: str | Path, dtype: torch.dtype | None = torch.float32) -> "VAE":
-        """A network from a published `vae/` folder, on the CPU, ready for inference.
+    @staticmethod
+    def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors with the old names of the attention layers replaced by the present ones."""
 
-        Args:
-            dtype: of the weights; None keeps what the file has.
-        Raises: InputError for a missing or damaged file, or a config that cannot be honoured.
-        """
-        config = VAEConfig.read(Path(folder) / CONFIG)
-        return load_network(lambda: cls(config), Path(folder), dtype, rename=modern_names)
+        def rename(key: str) -> str:
+            prefix, marker, rest = key.partition(".attentions.0.")
+            layer, dot, leaf = rest.rpartition(".")
+            return f"{prefix}{marker}{OLD_ATTENTION_NAMES.get(layer, layer)}{dot}{leaf}"
 
-    def save(self, folder: str | Path) -> None:
-        """Write `config.json` and the weights in their own dtype, as diffusers reads them."""
-        save_network(self, self.config, Path(folder))
+        return {rename(key) if ".attentions.0." in key else key: t for key, t in tensors.items()}

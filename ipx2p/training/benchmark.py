@@ -35,6 +35,7 @@ from ipx2p.images import image_from_pixels_u8, save_image
 from ipx2p.models.text import TextEncoder, load_tokenizer
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAE, VAEConfig
+from ipx2p.published_fields import CLIP_L
 from ipx2p.seeds import generator
 from ipx2p.training.config import ModelConfig, TrainConfig
 from ipx2p.training.ema import EMA
@@ -52,18 +53,6 @@ NETWORKS = ("U-Net", "autoencoder", "text encoder")
 MIN_PAIRS = 4  # and at least one for each sample of a step, so that no sentence comes twice in it
 PICTURE_SCALE = 2  # pictures are so much larger than what is trained on
 TOKENIZER = Path(__file__).parents[2] / "assets" / "tiny" / "tokenizer"
-CLIP_L = {  # the text encoder of Stable Diffusion 1.x
-    "architectures": ["CLIPTextModel"],
-    "hidden_act": "quick_gelu",
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 77,
-    "model_type": "clip_text_model",
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-    "projection_dim": 768,
-    "vocab_size": 49408,
-}
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class EditLearner:
         self.device = device
         self.world = world
         folder = find_folder(config.model.weights)
-        schedule = _read_schedule(folder)
+        schedule = ScheduleConfig.load(folder)
         for name, choice in (
             ("prediction_type", config.objective.prediction_type),
             ("rescale_betas_zero_snr", config.objective.zero_terminal_snr),
@@ -287,7 +287,7 @@ class AutoencoderLearner:
         self.world = world
         self.held_out = held_out
         folder = find_folder(config.model.weights)
-        self.schedule = _read_schedule(folder)
+        self.schedule = ScheduleConfig.load(folder)
         self.text = TextEncoder.load(folder, dtype=None)
         sizes = config.model.vae
         if sizes is None:
@@ -344,10 +344,6 @@ def _count_hidden(hide_text: Tensor, hide_source: Tensor) -> dict[str, int]:
         "image": int((hide_source & ~hide_text).sum()),
         "both": int((hide_text & hide_source).sum()),
     }
-
-
-def _read_schedule(folder: Path) -> ScheduleConfig:
-    return ScheduleConfig.read(folder / "scheduler" / "scheduler_config.json")
 
 
 def _check_resolution(config: TrainConfig, vae: VAE) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from dataclasses import replace
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -82,18 +82,20 @@ def convert(
 
 
 def widen(unet: UNet) -> UNet:
-    """A U-Net that also sees source latents, and does not heed them yet: new weights are zero.
+    """A U-Net that also sees source latents, and ignores them at first (zero weights).
 
     Every other tensor, the bias of `conv_in` included, is carried over, so that at the start the
     edit model equals the text-to-image model for any source. 8 channels are returned as they are.
     """
     if unet.config.in_channels == 2 * LATENT_CHANNELS:
         return unet
+    config = copy(unet.config)
+    config.in_channels = 2 * LATENT_CHANNELS
     tensors = unet.state_dict()
     old = tensors[CONV_IN]
     tensors[CONV_IN] = torch.cat([old, torch.zeros_like(old)], dim=1)
     with torch.device("meta"):
-        wide = UNet(replace(unet.config, in_channels=2 * LATENT_CHANNELS))
+        wide = UNet(config)
     load_strict(wide, tensors, "the widened U-Net")
     return wide.train(unet.training)
 

@@ -42,7 +42,7 @@ class Weights:
             unet=UNet.load(folder / "unet", dtype),
             vae=VAE.load(folder / "vae", dtype),
             text=TextEncoder.load(folder, dtype, tokenizer=tokenizer),
-            schedule=ScheduleConfig.read(folder / "scheduler" / "scheduler_config.json"),
+            schedule=ScheduleConfig.load(folder),
         )
 
     def save(self, folder: Path) -> None:
@@ -51,7 +51,7 @@ class Weights:
             self.vae.save(folder / "vae")
         if self.text is not None:
             self.text.save(folder)
-        self.schedule.write(folder / "scheduler" / "scheduler_config.json")
+        self.schedule.save(folder)
         if self.unet is not None:
             self.unet.save(folder / "unet")
             write_json(model_index(self.unet.config.in_channels), folder / "model_index.json")

@@ -17,6 +17,7 @@ from ipx2p.files import read_json
 from ipx2p.models.text import PREFIX, TextEncoder, bare, build, load_tokenizer
 from ipx2p.models.unet import UNet, UNetConfig
 from ipx2p.models.vae import VAE, VAEConfig
+from ipx2p.published_fields import CLIP_L
 from ipx2p.tensor_files.tensors import check_fit, load_strict, read_tensors, save_tensors
 from ipx2p.weights.folder import Weights
 from ipx2p.weights.maps import (
@@ -35,28 +36,7 @@ from ipx2p.weights.readers import find_folder, find_tokenizer
 CONV_IN = UNET_PREFIX + "input_blocks.0.0.weight"
 TEXT_PROJECTION = UNET_PREFIX + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 
-# Stable Diffusion 1.x, whose text encoder is that of CLIP ViT-L/14.
-SD1_TEXT_WIDTH = 768
 SD1_TOKENIZER = "openai/clip-vit-large-patch14"
-SD1_TEXT_CONFIG = {
-    "architectures": ["CLIPTextModel"],
-    "attention_dropout": 0.0,
-    "bos_token_id": 49406,
-    "eos_token_id": 49407,
-    "hidden_act": "quick_gelu",
-    "hidden_size": SD1_TEXT_WIDTH,
-    "initializer_factor": 1.0,
-    "initializer_range": 0.02,
-    "intermediate_size": 3072,
-    "layer_norm_eps": 1e-5,
-    "max_position_embeddings": 77,
-    "model_type": "clip_text_model",
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-    "pad_token_id": 1,
-    "projection_dim": 768,
-    "vocab_size": 49408,
-}
 
 # Keys that begin so tell what a file is that is no Stable Diffusion 1.x model.
 STRANGERS = {
@@ -103,10 +83,10 @@ def load_single_file(
             raise InputError(f"{path}: {key} has shape {shape}, expected {num_dims} dimensions")
     template = None if config is None else find_folder(config)
     width = tensors[TEXT_PROJECTION].shape[1] if TEXT_PROJECTION in tensors else None
-    if template is None and width != SD1_TEXT_WIDTH:
+    if template is None and width != CLIP_L["hidden_size"]:
         raise InputError(
-            f"{path} expects text states of width {width}, not the {SD1_TEXT_WIDTH} of Stable "
-            "Diffusion 1.x: name a weights folder of the same model with --config"
+            f"{path} expects text states of width {width}, not the {CLIP_L['hidden_size']} of "
+            "Stable Diffusion 1.x: name a weights folder of the same model with --config"
         )
 
     tensors = _normal_form(_choose(tensors, which, path))
@@ -232,17 +212,18 @@ def _without_values(
 ) -> Weights:
     """The networks of a single file, on the meta device."""
     if template is None:
-        unet_config, vae_config, text_config = UNetConfig(), VAEConfig(), SD1_TEXT_CONFIG
+        unet_config, vae_config, text_config = UNetConfig(), VAEConfig(), CLIP_L
         schedule = ScheduleConfig()
     else:
         unet_config = UNetConfig.read(template / "unet" / "config.json")
         vae_config = VAEConfig.read(template / "vae" / "config.json")
         text_config = read_json(template / "text_encoder" / "config.json")
-        schedule = ScheduleConfig.read(template / "scheduler" / "scheduler_config.json")
+        schedule = ScheduleConfig.load(template)
     unet_config.in_channels = in_channels
     unet_config.check(str(path))
     folder = _tokenizer(template, tokenizer, path)
     with torch.device("meta"):
         unet, vae = UNet(unet_config), VAE(vae_config)
-    text = TextEncoder(build(text_config), text_config, *load_tokenizer(folder))
+    text_model = build(text_config, f"{template or path}: the text encoder")
+    text = TextEncoder(text_model, text_config, *load_tokenizer(folder))
     return Weights(unet.eval(), vae.eval(), text.eval(), schedule)

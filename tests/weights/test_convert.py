@@ -250,6 +250,22 @@ def test_prediction_type_is_written(tmp_path, prediction, expected):
     assert json.loads(path.read_text())["prediction_type"] == expected
 
 
+@pytest.mark.parametrize("source", ["single file", "folder"])
+def test_the_schedule_keeps_what_only_other_programs_read(tmp_path, source):
+    folder, file = shutil.copytree(FOLDER, tmp_path / "in"), "scheduler/scheduler_config.json"
+    raw = json.loads((folder / file).read_text()) | {"timestep_spacing": "leading"}
+    raw |= {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "clip_sample": False}
+    (folder / file).write_text(json.dumps(raw))
+    if source == "folder":
+        convert(str(folder), tmp_path / "out", edit=True)
+    else:
+        convert(str(LDM), tmp_path / "out", config=str(folder), prediction="v")
+    written = json.loads((tmp_path / "out" / file).read_text())
+    kept = ("_class_name", "timestep_spacing", "skip_prk_steps", "clip_sample")
+    assert [written[name] for name in kept] == ["PNDMScheduler", "leading", True, False]
+    assert written["prediction_type"] == ("epsilon" if source == "folder" else "v_prediction")
+
+
 @pytest.mark.parametrize("name", ["tokenizer folder", "weights folder"])
 def test_tokenizer_is_taken_from_where_it_is_named(tmp_path, name):
     folder = GOLDEN / "diffusers_v2"

@@ -9,9 +9,10 @@ from ipx2p.diffusion.schedule import ScheduleConfig
 from ipx2p.models.text import TextEncoder, build, load_tokenizer
 from ipx2p.models.unet import UNet, UNetConfig
 from ipx2p.models.vae import VAE, VAEConfig
+from ipx2p.published_fields import CLIP_L
 from ipx2p.weights.folder import Weights
 from ipx2p.weights.maps import ema_key, is_dropped, unet_table, vae_table
-from ipx2p.weights.single_file import SD1_TEXT_CONFIG, original_tensors
+from ipx2p.weights.single_file import original_tensors
 from tests.conftest import GOLDEN
 
 LAYOUTS = json.loads((GOLDEN / "sd15_layouts.json").read_text())
@@ -22,7 +23,7 @@ def real_size_model() -> Weights:
     tokenizer = GOLDEN / "diffusers" / "tokenizer"
     with torch.device("meta"):
         unet, vae = UNet(UNetConfig()), VAE(VAEConfig())
-    text = TextEncoder(build(SD1_TEXT_CONFIG), SD1_TEXT_CONFIG, *load_tokenizer(tokenizer))
+    text = TextEncoder(build(CLIP_L, "CLIP-L"), CLIP_L, *load_tokenizer(tokenizer))
     return Weights(unet, vae, text, ScheduleConfig())
 
 
