@@ -15,7 +15,7 @@ import math
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,7 @@ from ipx2p.errors import InputError
 from ipx2p.files import atomic_write
 
 MAX_PIXELS = 178_956_970  # more is taken for a decompression bomb; Pillow's own limit for an error
+STRIP_PIXELS = 2**20  # of a picture that is converted strip by strip
 # What Pillow decodes by itself; EPS, for one, would start another program.
 FORMATS = "AVIF, BMP, DIB, GIF, JPEG, JPEG2000, MPO, PCX, PNG, PPM, TGA, TIFF, WEBP"
 SEQUENCES = {"AVIF": "frames", "GIF": "frames", "PNG": "frames", "TIFF": "pages", "WEBP": "frames"}
@@ -165,45 +166,60 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    """The picture, decoded, turned and converted; a copy without metadata."""
+    """The picture, decoded, turned and converted; a copy without metadata.
+
+    A large picture takes at most 8 bytes of memory per pixel, 12 if it is turned and not RGB.
+    """
     image.load()
     orientation = _orientation(image)
-    rgb = _opaque_rgb(image)
+    is_plain = image.mode == "RGB" and not image.has_transparency_data
+    rgb = image if is_plain else _opaque_rgb(image)
     rgb = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    rgb = image.copy() if rgb is image else rgb
     rgb.info = {}
     return rgb
 
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
+    """The picture over white, converted strip by strip."""
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(_opaque_strip(image.crop(box), getattr(image, "tag_v2", {})), box)
+    return rgb
+
+
+def _opaque_strip(strip: Image.Image, tags: Mapping[int, object]) -> Image.Image:
+    if strip.mode == "F":
         raise InputError(
             "a float picture (mode F), expected 8 or 16 bits a channel: its range is not known, "
             "scale it to 0..255 and save it as 8-bit PNG"
         )
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _grey16_to_grey8(image).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    if image.mode == "La":  # premultiplied; Pillow has no direct way to RGBA
-        image = image.convert("LA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    if strip.mode == "I" or strip.mode.startswith("I;16"):
+        return _grey8_from_grey16(strip, tags)
+    if not strip.has_transparency_data:
+        return strip.convert("RGB")
+    if strip.mode == "La":  # premultiplied; Pillow has no direct way to RGBA
+        strip = strip.convert("LA")
+    white = Image.new("RGBA", strip.size, "white")
+    return Image.alpha_composite(white, strip.convert("RGBA")).convert("RGB")
 
 
-def _grey16_to_grey8(image: Image.Image) -> Image.Image:
-    values = np.asarray(image.convert("I"), dtype=np.int32)  # (H, W)
+def _grey8_from_grey16(strip: Image.Image, tags: Mapping[int, object]) -> Image.Image:
+    """Of a TIFF (the one with tags) 12 bits come as they are, and so do negatives."""
+    values = np.asarray(strip.convert("I"), dtype=np.int32)  # (H, W)
     if values.min() < 0 or values.max() > 65535:
         raise InputError(
             f"an integer picture with values {values.min()}..{values.max()}, expected 0..65535: "
             "its range is not known, scale it and save it as 16-bit PNG"
         )
-    tags = getattr(image, "tag_v2", {})  # TIFF only: 12 bits come as they are, and so do negatives
     white = 4095 if tags.get(_TIFF_BITS) == (12,) else 65535
     if tags.get(_TIFF_PHOTOMETRIC) == 0:
         values = white - values
     grey = (values * 255 + white // 2) // white
-    if "transparency" in image.info:  # one grey value that stands for nothing
-        grey[values == image.info["transparency"]] = 255
+    if "transparency" in strip.info:  # one grey value that stands for nothing
+        grey[values == strip.info["transparency"]] = 255
     return Image.fromarray(grey.astype(np.uint8))
 
 

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -78,6 +79,46 @@ def png_of_chunks(width, height, bit_depth, color_type, rows, extra=b""):
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
     chunks = chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+# Loading: memory
+
+
+@pytest.mark.parametrize("strip", [1, 7, 100])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "La", "PA", "CMYK", "I;16", "I"])
+def test_strips_make_the_picture_that_the_whole_makes(monkeypatch, mode, strip):
+    if mode in ("I;16", "I"):
+        dtype = np.uint16 if mode == "I;16" else np.int32
+        image = Image.fromarray((np.arange(61 * 43).reshape(43, 61) * 20).astype(dtype))
+    else:
+        image = smooth_rgb().convert({"LA": "RGBA", "La": "RGBA", "PA": "P"}.get(mode, mode))
+        if mode in ("RGBA", "LA", "La"):
+            image.putalpha(smooth_rgb().convert("L"))
+        image = image.convert("LA" if mode == "La" else mode).convert(mode)
+    if mode in ("L", "P", "I;16"):
+        image.info["transparency"] = 60
+    whole = rgb_from_image(image)
+    monkeypatch.setattr(images, "STRIP_PIXELS", 61 * strip)
+    assert rgb_from_image(image).tobytes() == whole.tobytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "P"])
+def test_a_large_picture_takes_no_copy_but_its_result(mode):
+    image = Image.new(mode, (4000, 4000))
+    if mode == "P":
+        image.info["transparency"] = 0
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is held now
+    before = status_kib("VmRSS")
+    rgb = rgb_from_image(image)
+    assert rgb.size == image.size
+    bytes_per_pixel = (status_kib("VmHWM") - before) * 1024 / 4000**2
+    assert bytes_per_pixel < 6
+
+
+def status_kib(name):
+    (line,) = [e for e in Path("/proc/self/status").read_text().splitlines() if e.startswith(name)]
+    return int(line.split()[1])
 
 
 # Loading: kinds of pictures

@@ -12,6 +12,7 @@ import pickle
 import struct
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,7 +57,9 @@ class _Archive:
         order = self.read("byteorder") if f"{self.folder}byteorder" in self.entries else b"little"
         if order != sys.byteorder.encode():
             raise Refused(f"its bytes are {order!r:.20}, not {sys.byteorder}: save it anew here")
-        return unpickle(io.BytesIO(self.read("data.pkl")), self.find_storage)
+        return unpickle(
+            io.BytesIO(self.read("data.pkl")), self.find_storage, file_size=len(self.data)
+        )
 
     def read(self, name: str) -> bytes:
         entry = self.entries[self.folder + name]
@@ -105,9 +108,9 @@ class _Legacy:
 
     def load(self) -> object:
         for _ in range(3):  # the magic number, the version (always 1001), the writer's C types
-            unpickle(self.data)
-        value = unpickle(self.data, self.find_storage)
-        for key in unpickle(self.data):
+            self.unpickle()
+        value = self.unpickle(self.find_storage)
+        for key in self.unpickle():
             storage = self.storages.pop(key if type(key) is str else None)
             (numel,) = struct.unpack("<q", self.data.read(8))
             if numel * storage.dtype.itemsize != len(storage.data):
@@ -117,6 +120,9 @@ class _Legacy:
         if self.storages:
             raise Refused(f"damaged, it lacks {len(self.storages)} of its storages")
         return value
+
+    def unpickle(self, find_storage: Callable | None = None) -> object:
+        return unpickle(self.data, find_storage, file_size=len(self.data))
 
     def find_storage(self, key: str, dtype: torch.dtype, numel: int) -> Tensor:
         size = numel * dtype.itemsize

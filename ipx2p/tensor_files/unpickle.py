@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 MAX_DIMS = 64
+# A tensor takes 50 instructions; an instruction can take 200 bytes of memory.
+FREE_INSTRUCTIONS, BYTES_PER_INSTRUCTION, MAX_INSTRUCTIONS = 2**19, 16, 2**24
 EXPANDED_NUMEL = 2**20  # values of a stride-0 view that has fewer behind it
 
 STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
@@ -185,6 +187,18 @@ def _add_values(target: object, values: list) -> None:
     (target.appended if type(target) is StandIn else target).extend(values)
 
 
+class _Counted(dict):
+    """The instructions of the machine, of which `room` are carried out."""
+
+    room = 0
+
+    def __getitem__(self, code: int) -> Callable:
+        self.room -= 1
+        if self.room < 0:
+            raise Refused("a pickle bomb: it has far more instructions than its tensors need")
+        return super().__getitem__(code)
+
+
 class _Machine(pickle._Unpickler):
     """The pickle machine; every instruction that touches an object is written anew.
 
@@ -193,9 +207,11 @@ class _Machine(pickle._Unpickler):
     It reads a mapping or BytesIO: unlike a file's, their reads allocate no more than there is.
     """
 
-    def __init__(self, stream: mmap.mmap | io.BytesIO, find_storage: Callable | None = None):
+    def __init__(self, stream: mmap.mmap | io.BytesIO, find_storage: Callable | None, room: int):
         super().__init__(stream, encoding="utf-8", errors="surrogateescape")
         self.find_storage = find_storage
+        self.dispatch = _Counted(self.dispatch)
+        self.dispatch.room = room
 
     def find_class(self, module: str, name: str) -> Global | torch.dtype:
         value = vars(torch).get(name) if module == "torch" else None
@@ -329,6 +345,8 @@ def entries(value: object) -> dict[str, object]:
 def unpickle(
     stream: mmap.mmap | io.BytesIO,
     find_storage: Callable[[str, torch.dtype, int], Tensor] | None = None,
+    *,
+    file_size: int,
 ) -> object:
     """Return the object that a pickle describes, with nothing of it executed.
 
@@ -340,6 +358,8 @@ def unpickle(
     Args:
         stream: read up to the end of the pickle. Its reads must not allocate more than it holds.
         find_storage: (key, dtype, number of values) -> their bytes, 1-D uint8.
+        file_size: bytes of the whole checkpoint; limits how many instructions are carried out.
     Raises: Refused, or one of `MALFORMED`; the caller knows the file's name.
     """
-    return _Machine(stream, find_storage).load()
+    room = min(FREE_INSTRUCTIONS + file_size // BYTES_PER_INSTRUCTION, MAX_INSTRUCTIONS)
+    return _Machine(stream, find_storage, room).load()

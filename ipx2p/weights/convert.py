@@ -14,7 +14,7 @@ from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE, VAEConfig
 from ipx2p.tensor_files.tensors import check_fit, load_strict
 from ipx2p.weights.folder import Weights
-from ipx2p.weights.readers import find_source, find_tokenizer
+from ipx2p.weights.readers import find_folder, find_source, find_tokenizer
 from ipx2p.weights.single_file import load_single_file, load_vae_file, save_single_file
 
 CONV_IN = "conv_in.weight"
@@ -125,7 +125,9 @@ def _load(
     path = find_source(source)
     if path.is_file():
         return load_single_file(path, which=which, config=config, tokenizer=tokenizer)
-    return Weights.load(path, tokenizer=None if tokenizer is None else find_tokenizer(tokenizer))
+    return Weights.load(
+        find_folder(source), tokenizer=None if tokenizer is None else find_tokenizer(tokenizer)
+    )
 
 
 def _load_vae(source: str, config: VAEConfig) -> VAE:

@@ -1,4 +1,4 @@
-"""What a SOURCE of weights is: a single file, a weights folder, or a hub id (layer 2)."""
+"""Find a SOURCE of weights: a single file, a weights folder, or a hub id (layer 2)."""
 
 import os
 import re
@@ -8,6 +8,7 @@ from huggingface_hub import snapshot_download
 
 from ipx2p.errors import InputError
 
+URL = re.compile(r"(https?:|www\.|huggingface\.co(/|$)|hf\.co(/|$))", re.IGNORECASE)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SINGLE_FILES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 NETWORKS = ("unet", "vae", "text_encoder")
@@ -17,18 +18,23 @@ NOTES = [
     "tokenizer/*.txt",
 ]
 TOKENIZER_FILES = [f"{place}*.{kind}" for place in ("", "tokenizer/") for kind in ("json", "txt")]
-# Half-precision, training-only and foreign copies of the same weights.
+# Copies of the same weights: half precision, for training only, for other programs.
 COPIES = ["*.fp16.*", "*.non_ema.*", "*onnx*", "*openvino*", "*flax*"]
 
 
 def find_source(source: str | Path) -> Path:
-    """The file or folder that a SOURCE names; a hub id is fetched into huggingface_hub's cache.
+    """The file or folder that a SOURCE names; a hub id is downloaded to huggingface_hub's cache.
 
-    Raises: InputError when it is neither here nor on the hub.
+    Raises: InputError if it is neither local nor on the hub.
     """
     path = Path(os.path.expanduser(source))
     if path.exists():
         return path
+    if URL.match(str(source)):
+        raise InputError(
+            f"{source} is a web address: give the hub id in it, OWNER/NAME, such as "
+            "timbrooks/instruct-pix2pix, or download the checkpoint file and give its path"
+        )
     if not HUB_ID.fullmatch(str(source)) or path.suffix in SINGLE_FILES:
         raise InputError(
             f"{source} does not exist: expected a checkpoint file, a weights folder, or a hub id "
@@ -40,27 +46,32 @@ def find_source(source: str | Path) -> Path:
 
 
 def find_folder(source: str | Path) -> Path:
-    """The weights folder that a SOURCE names; a single file is refused with the way out."""
+    """The weights folder that a SOURCE names; what else it may be is refused with the way out."""
     path = find_source(source)
     if path.is_file():
         raise InputError(
             f"{source} is a single file, expected a weights folder: "
             f"run convert_weights.py {source} FOLDER"
         )
+    if not (path / "unet").is_dir() and (path / "config.yaml").is_file():
+        expected = f"its weights are in {path / 'weights'}"
+        if not (path / "weights").is_dir():
+            expected = "it has no weights yet, run train.py with its config to finish it"
+        raise InputError(f"{source} is the folder of a run: {expected}")
     return path
 
 
 def find_tokenizer(source: str | Path) -> Path:
     """The folder with a tokenizer's files: a folder, a weights folder, or a hub id.
 
-    Raises: InputError when it is neither here nor on the hub.
+    Raises: InputError if it is neither local nor on the hub.
     """
     path = Path(os.path.expanduser(source))
     if not path.exists() and HUB_ID.fullmatch(str(source)):
         path = _fetch(str(source), TOKENIZER_FILES)
     if not path.is_dir():
         raise InputError(
-            f"{source} is no folder with a tokenizer: name one with --tokenizer, or a weights "
+            f"{source} is not a folder with a tokenizer: name one with --tokenizer, or a weights "
             "folder with --config"
         )
     return path / "tokenizer" if (path / "tokenizer").is_dir() else path
@@ -72,5 +83,5 @@ def _fetch(hub_id: str, files: list[str]) -> Path:
     except Exception as error:  # network, hub and cache each raise their own
         reason = next(iter(str(error).strip().splitlines()), repr(error))
         raise InputError(
-            f"{hub_id} is neither a file nor a folder here, and the hub did not give it: {reason}"
+            f"{hub_id} is neither a local file or folder nor available from the hub: {reason}"
         ) from error

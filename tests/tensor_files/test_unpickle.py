@@ -811,6 +811,21 @@ def test_compressed_entries_may_not_outgrow_the_file(tmp_path, monkeypatch):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("instruction", [b"\x8f", b"}\x94", b"]2", b"K\x01\x85"])
+@pytest.mark.parametrize("kind", ["deflated", "legacy"])
+def test_a_pickle_may_not_have_many_times_the_instructions_of_a_model(
+    tmp_path, little_memory, monkeypatch, kind, instruction
+):
+    monkeypatch.setattr(unpickle, "FREE_INSTRUCTIONS", 2**14)
+    program = PROTO4 + instruction * 2**19 + b"."
+    if kind == "deflated":
+        path = write_zip(tmp_path / "a.ckpt", program, {}, kind=zipfile.ZIP_DEFLATED)
+    else:
+        path = write_legacy(tmp_path / "a.ckpt", program)
+    with pytest.raises(InputError, match="pickle bomb"):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_damaged_files_give_input_errors_only(save, tmp_path, little_memory, seed):
     random_ = random.Random(seed)

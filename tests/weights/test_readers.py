@@ -52,7 +52,9 @@ def test_tokenizer_comes_from_a_hub_id_too(hub, tmp_path):
 
 
 def test_hub_that_does_not_give_is_reported_in_one_line(hub):
-    with pytest.raises(InputError, match="owner/other is neither .* not give it: 404.*repository$"):
+    with pytest.raises(
+        InputError, match="owner/other is neither .* from the hub: 404.*repository$"
+    ):
         find_source("owner/other")
 
 
@@ -66,3 +68,31 @@ def test_what_cannot_be_a_hub_id_is_not_looked_for_there(hub, source):
 def test_single_file_where_a_folder_is_needed_is_refused_with_the_way_out():
     with pytest.raises(InputError, match=r"is a single file.*run convert_weights\.py"):
         find_folder(GOLDEN / "ldm.safetensors")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "https://huggingface.co/timbrooks/instruct-pix2pix",
+        "https://huggingfa",
+        "https:/huggingface.co/timbrooks",
+        "huggingface.co/timbrooks",
+        "hf.co/timbrooks/instruct-pix2pix",
+        "www.huggingface.co/x",
+        "HTTP://example.org/model.ckpt",
+    ],
+)
+def test_a_web_address_or_half_of_one_is_refused_with_what_to_give(hub, source):
+    with pytest.raises(InputError, match=r"is a web address: give the hub id in it, OWNER/NAME"):
+        find_source(source)
+    assert hub == []
+
+
+def test_a_run_folder_is_pointed_to_its_weights(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(InputError, match=r"is the folder of a run: it has no weights yet"):
+        find_folder(tmp_path)
+    (tmp_path / "weights" / "unet").mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"a run: its weights are in {tmp_path / 'weights'}$"):
+        find_folder(tmp_path)
+    assert find_folder(tmp_path / "weights") == tmp_path / "weights"
