@@ -38,6 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--to", choices=["folder", "ldm"], default="folder", help="(default: folder)")
     add(
         "--weights",
+        dest="which",
         choices=["ema", "raw"],
         help="averaged or raw weights of a single file (default: ema where the file has them)",
     )
@@ -61,19 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     from ipx2p.weights.convert import convert
 
-    convert(
-        args.source,
-        args.output,
-        to=args.to,
-        which=args.weights,
-        edit=args.edit,
-        add_difference=args.add_difference,
-        config=args.config,
-        vae=args.vae,
-        tokenizer=args.tokenizer,
-        prediction=args.prediction,
-        dtype=args.dtype,
-    )
+    convert(**vars(args))
 
 
 if __name__ == "__main__":

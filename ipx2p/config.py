@@ -1,7 +1,7 @@
 """Settings: dataclass defaults, then a YAML file, then `a.b=c` overrides (layer 0).
 
-A key that no dataclass has, or a value of the wrong type, is an error that names the file, the key
-and the nearest right one.
+An unknown key, or a value of the wrong type, is an error that names the file, the key and the
+nearest known one.
 """
 
 import dataclasses

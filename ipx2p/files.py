@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from ipx2p.errors import InputError
 
-PATIENCE_S = 1.0  # with a lock that is held
+PATIENCE_S = 1.0  # how long to wait for a lock
 DAY_S = 86_400
 TEMPORARY = re.compile(r"\.(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{16}(?:\..*)?")  # machine, process
 
@@ -31,7 +31,7 @@ TEMPORARY = re.compile(r"\.(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{16}(?:\..*)?")  # m
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; at the end it replaces `path`.
 
-    It is flushed to disk first, so `path` is at any time the earlier file or the whole new one. If
+    It is flushed to disk first, so `path` is always the earlier file or the whole new one. If
     the block or the disk fails, the temporary file is removed. Folders are made as needed.
 
     Raises: InputError that says why `path` cannot be written.
@@ -116,9 +116,9 @@ def digest_file(path: str | Path) -> str:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Make the folder and try it out, so that hours of work do not end in nowhere.
+    """Make the folder and test it, before hours of work depend on it.
 
-    Raises: InputError when files cannot be written there.
+    Raises: InputError if files cannot be written there.
     """
     folder = Path(folder)
     try:
@@ -130,9 +130,9 @@ def check_writable(folder: str | Path) -> None:
 
 
 def hold_lock(path: Path) -> BinaryIO | None:
-    """Take a lock file for this process, as long as what is returned stays open.
+    """Lock a file for this process, until the file that is returned is closed.
 
-    Returns: None where another process holds it, also after the moment that a killed one may need.
+    Returns: None if another process holds the lock for longer than a killed one needs to end.
     """
     lock = open(path, "wb")  # noqa: SIM115, the caller keeps it open
     until = time.monotonic() + PATIENCE_S
@@ -152,7 +152,7 @@ def hold_lock(path: Path) -> BinaryIO | None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Return when the file, or the folder's list of names, is on the disk itself."""
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
 """Pictures: the one loader, range conversions, geometry, saving (layer 0).
 
-Whatever comes in becomes an 8-bit RGB picture, or an error that says why not. Between Pillow and
+Every input becomes an 8-bit RGB picture, or an error that says why it cannot. Between Pillow and
 tensors the range of the values is part of every function's name:
     image      a Pillow picture
     pixels_u8  uint8 in 0..255, (H, W, 3)
@@ -27,9 +27,9 @@ from torch import Tensor
 from ipx2p.errors import InputError
 from ipx2p.files import atomic_write
 
-MAX_PIXELS = 178_956_970  # more is taken for a decompression bomb; Pillow's own limit for an error
+MAX_PIXELS = 178_956_970  # more is treated as a decompression bomb; Pillow's own limit for an error
 STRIP_PIXELS = 2**20  # of a picture that is converted strip by strip
-# What Pillow decodes by itself; EPS, for one, would start another program.
+# Formats that Pillow decodes itself; EPS, for example, would start another program.
 FORMATS = "AVIF, BMP, DIB, GIF, JPEG, JPEG2000, MPO, PCX, PNG, PPM, TGA, TIFF, WEBP"
 SEQUENCES = {"AVIF": "frames", "GIF": "frames", "PNG": "frames", "TIFF": "pages", "WEBP": "frames"}
 _JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
@@ -55,7 +55,7 @@ def load_image(path: str | os.PathLike) -> Image.Image:
     EXIF rotation is applied (an unreadable EXIF block counts as none), transparency is composited
     over white, 16-bit grey is scaled to 8 bits. Of an animation or a document of several pages the
     first is used, with a warning.
-    Raises: InputError if the file cannot be read whole, is no picture, has more than `MAX_PIXELS`
+    Raises: InputError if the file is not a picture, is damaged, has more than `MAX_PIXELS`
         pixels, or has values whose range is not known (floats, 32-bit integers beyond 16 bits).
     """
     path = Path(path)
@@ -67,7 +67,7 @@ def load_image(path: str | os.PathLike) -> Image.Image:
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """Width and height of what `load_image` gives; most formats need not be decoded for it.
 
-    Raises: InputError for what can be seen to be no such picture.
+    Raises: InputError if the file's header shows that it is not such a picture.
     """
     path = Path(path)
     _check_regular_file(path)
@@ -110,7 +110,7 @@ def _check_regular_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def _decoding(where: object) -> Iterator[None]:
-    """Turn whatever Pillow raises into an InputError about `where`, and keep its warnings in.
+    """Turn any exception of Pillow's into an InputError about `where`, and silence its warnings.
 
     On damaged files Pillow raises OSError, SyntaxError, ValueError, EOFError, struct.error,
     KeyError, MemoryError and more; no list of them is complete. The filter names Pillow only, since
@@ -161,7 +161,7 @@ def _check_head(image: Image.Image) -> None:
 def _orientation(image: Image.Image) -> int | None:
     try:
         return image.getexif().get(_ORIENTATION)
-    except Exception:  # a broken EXIF block raises as variously as a broken picture
+    except Exception:  # a broken EXIF block raises errors of many kinds
         return None
 
 
@@ -295,8 +295,7 @@ def _check_range(pixels01: Tensor) -> None:
 
 
 def _check_finite_float(name: str, pixels: Tensor) -> tuple[float, float]:
-    """The least and the largest value. Waits for the device: convert while data are on the CPU, or
-    outside the step."""
+    """The least and the largest value. Waits for the device: not for use inside a step."""
     ok = pixels.is_floating_point() and pixels.ndim in (3, 4) and pixels.shape[-3] == 3
     _expect(ok and pixels.numel() > 0, f"{name}, float ([N,] 3, H, W)", pixels)
     low, high = torch.stack(pixels.aminmax()).tolist()  # NaN if there is one anywhere
@@ -304,7 +303,7 @@ def _check_finite_float(name: str, pixels: Tensor) -> tuple[float, float]:
         num_bad = int((~pixels.isfinite()).sum())
         raise InputError(
             f"{name}: expected finite values, {num_bad} of {pixels.numel()} are NaN or infinite: "
-            "look for the step that made them"
+            "find the step that produced them"
         )
     return low, high
 

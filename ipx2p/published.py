@@ -18,12 +18,16 @@ from torch import Tensor, nn
 from ipx2p.errors import InputError
 from ipx2p.files import read_json, write_json
 from ipx2p.published_fields import LAYOUTS, Bounds
-from ipx2p.tensor_files.tensors import find_weights, load_strict, read_tensors, save_tensors
+from ipx2p.tensor_files.tensors import (
+    NETWORK_STEMS,
+    find_weights,
+    load_strict,
+    read_tensors,
+    save_tensors,
+)
 
 CONFIG = "config.json"
-STEM = "diffusion_pytorch_model"
 MAX_ENTRIES = 10  # of a list in a config: levels of a network
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 Config = TypeVar("Config", bound="PublishedConfig")
 Network = TypeVar("Network", bound="PublishedNetwork")
@@ -74,9 +78,8 @@ class PublishedConfig:
     def write(self, path: Path) -> None:
         """Write the file that diffusers reads."""
         layout, sizes = LAYOUTS[self.class_name], asdict(self)
-        supported = layout.supported if layout.written else {}
-        published = {**layout.pack(sizes), **layout.derived(sizes), **supported}
-        write_json({"_class_name": self.class_name, **self.others, **published}, path)
+        published = {**self.others, **layout.pack(sizes), **layout.derived(sizes)}
+        write_json({"_class_name": self.class_name, **published}, path)
 
     def check(self, where: str) -> None:
         """Raise InputError for sizes that cannot be, naming the field."""
@@ -105,14 +108,14 @@ class PublishedNetwork(nn.Module):
         """
         with torch.device("meta"):
             network = cls(cls.config_type.read(Path(folder) / CONFIG))
-        path = find_weights(Path(folder), (STEM,))
+        path = find_weights(Path(folder))
         load_strict(network, cls.renamed(read_tensors(path)), str(path))
         return network.to(dtype=dtype).eval()
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json` and the weights in their own dtype, as diffusers reads them."""
         self.config.write(Path(folder) / CONFIG)
-        save_tensors(self.state_dict(), Path(folder) / f"{STEM}.safetensors")
+        save_tensors(self.state_dict(), Path(folder) / f"{NETWORK_STEMS[0]}.safetensors")
 
     @staticmethod
     def renamed(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -127,8 +130,9 @@ def _fields(kind: type, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         if one.name in raw:
             value = raw[one.name]
             if not _is_a(value, one.type):
-                found = f"{one.name} is {value!r:.200}"
-                raise InputError(f"{where}: {found}, expected {_words(one.type)}")
+                is_plain = one.type in (int, float, bool, str)
+                expected = one.type.__name__ if is_plain else one.type
+                raise InputError(f"{where}: {one.name} is {value!r:.200}, expected {expected}")
             values[one.name] = float(value) if one.type is float else value
     return values
 
@@ -142,11 +146,3 @@ def _is_a(value: Any, kind: Any) -> bool:
     if kind is float:  # neither infinite nor NaN
         return type(value) in (int, float) and -1e300 < value < 1e300
     return type(value) is kind
-
-
-def _words(kind: Any) -> str:
-    if typing.get_origin(kind) is list:
-        return f"a list, each entry {_words(typing.get_args(kind)[0])}"
-    if isinstance(kind, types.UnionType):
-        return " or ".join(_words(one) for one in typing.get_args(kind))
-    return WORDS.get(kind, "null")

@@ -23,7 +23,6 @@ class Layout:
     defaults: what a missing field means there, where it is not what it means here.
     unpack, pack: published fields to those of the dataclass, and back.
     derived: published fields that follow from the sizes.
-    written: whether `supported` is written too, for readers that expect it.
     """
 
     bounds: Bounds
@@ -33,7 +32,6 @@ class Layout:
     unpack: Callable[[Fields], Fields] = dict
     pack: Callable[[Fields], Fields] = dict
     derived: Callable[[Fields], Fields] = field(default=lambda fields: {})
-    written: bool = False
 
 
 def unpack_heads(raw: Fields) -> Fields:
@@ -122,7 +120,6 @@ LAYOUTS = {
         harmless={"sample_size", "force_upcast"},
         defaults={"block_out_channels": [64], "layers_per_block": 1},
         derived=plain_blocks,
-        written=True,
     ),
     "EulerDiscreteScheduler": Layout(
         bounds={"num_train_timesteps": (2, 100_000), "steps_offset": (0, 100_000)},

@@ -1,8 +1,8 @@
 """Randomness that belongs to samples and steps, never to processes (layer 0).
 
 Every random draw of a run comes from a generator keyed by (seed, purpose, index). The index is the
-global number of a training sample, or the step of an edit; the rank never enters. So the same
-samples are drawn whatever the number of processes, and a resumed run continues them.
+global number of a training sample, or the step of an edit; the rank never enters. So any
+number of processes draws the same samples, and a resumed run continues them.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Contact sheets: labelled grids of pictures, for people to look at (layer 0)."""
+"""Contact sheets: labelled grids of pictures, to look at (layer 0)."""
 
 import math
 from bisect import bisect_right
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ipx2p.errors import InputError
 from ipx2p.images import fit_size, resize, rgb_from_image
 
-# With many letters, where they are installed: Linux, macOS, Windows
+# With many letters, where installed: Linux, macOS, Windows
 FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 
 
@@ -22,10 +22,10 @@ def contact_sheet(
     title: str | None = None,
     cell: int = 256,
 ) -> Image.Image:
-    """A labelled grid of pictures, for people to look at.
+    """A labelled grid of pictures.
 
-    Every picture is brought to a long side of `cell`, small ones enlarged, and centred in its cell:
-    columns are equally wide, a row is as high as it needs; None leaves a place empty. Labels are
+    Every picture is resized to a long side of `cell` and centred in its cell: columns are equally
+    wide, a row is as high as it needs; None leaves a cell empty. Labels are
     wrapped, and what still does not fit ends in "...". Labels that are all "" take no room.
     """
     _check_sheet(rows, column_labels, row_labels, cell)
@@ -66,7 +66,7 @@ def contact_sheet(
 
 
 def text_tile(text: str, cell: int) -> Image.Image:
-    """A grey square with a word, in the place of a picture that there is not."""
+    """A grey square with a word, in place of a missing picture."""
     tile = Image.new("RGB", (cell, cell), (210, 210, 210))
     label = _text_picture(text, max(12, cell // 10), (cell, cell), centred=True)
     tile.paste(label, ((cell - label.width) // 2, (cell - label.height) // 2))
@@ -74,7 +74,7 @@ def text_tile(text: str, cell: int) -> Image.Image:
 
 
 def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font; it has few letters beyond ASCII, so others take one of the system's."""
+    """Pillow's own font or, for letters beyond ASCII, one of the system's."""
     for name in () if text.isascii() else FONTS:
         with suppress(OSError):
             return ImageFont.truetype(name, size)

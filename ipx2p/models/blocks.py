@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# An edit of attention for a part of the batch: its kind, the blur's sigma in tokens (else 0), and
-# the samples it acts on, (B,) of bool. Kinds: "identity" lets every token attend to itself alone
-# (PAG, arXiv:2403.17377), "blur" smooths the queries over the picture (SEG, arXiv:2408.00760),
-# "skip" passes the input of a transformer block through.
+# An override of attention for some samples of a batch: its kind, the blur's sigma in tokens (else
+# 0), and the samples that it acts on, (B,) bool. Kinds: "identity" lets every token attend to
+# itself alone (PAG, arXiv:2403.17377), "blur" smooths the queries over the picture (SEG,
+# arXiv:2408.00760), "skip" passes the input of a transformer block through.
 AttentionOverride = tuple[str, float, Tensor]
 
 
@@ -24,7 +24,7 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     Args:
         timesteps: training indices 0..999, (B,); may be fractional.
         dim: width of the embedding, even.
-    Returns: (B, dim), float32 whatever comes in: bfloat16 turns timestep 951 into 952.
+    Returns: (B, dim), always float32: bfloat16 turns timestep 951 into 952.
     """
     half = dim // 2
     exponents = torch.arange(half, device=timesteps.device, dtype=torch.float32) / half
@@ -77,25 +77,25 @@ class Attention(nn.Module):
         self,
         tokens: Tensor,
         context: Tensor | None = None,
-        edits: Sequence[AttentionOverride] = (),
+        overrides: Sequence[AttentionOverride] = (),
         size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Tokens (B, N, D), context (B, M, context_dim) -> (B, N, D).
 
         Args:
-            edits: of self-attention; samples that none acts on stay as they are, bit for bit.
-            size: height and width of the feature map, h * w = N, for the edits.
+            overrides: of self-attention; all other samples are unchanged, bit for bit.
+            size: height and width of the feature map, h * w = N, for the overrides.
         """
         context = tokens if context is None else context
         queries, values = self.to_q(tokens), self.to_v(context)
-        for kind, sigma, rows in edits:
+        for kind, sigma, rows in overrides:
             if kind == "blur":
                 queries = torch.where(rows[:, None, None], blurred(queries, size, sigma), queries)
         q = self.split_heads(queries)
         k = self.split_heads(self.to_k(context))
         v = self.split_heads(values)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        for kind, _, rows in edits:
+        for kind, _, rows in overrides:
             if kind == "identity":
                 attended = torch.where(rows[:, None, None], values, attended)
         return self.to_out(attended)
@@ -108,8 +108,8 @@ class Attention(nn.Module):
 def blurred(tokens: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     """Gaussian blur of tokens over their picture, (B, N, D), N = h * w; above 9999 the mean.
 
-    The kernel spans 6 sigma, at most the picture, made odd; borders are mirrored (all of it as in
-    the code of arXiv:2408.00760).
+    As in the code of arXiv:2408.00760: an odd kernel of 6 sigma, at most the picture; borders are
+    mirrored.
     """
     if sigma > 9999:
         return tokens.mean(dim=1, keepdim=True).expand_as(tokens)
@@ -181,7 +181,7 @@ class GEGLU(nn.Module):
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """The module with its parameters at zero, so that a residual branch starts as nothing."""
+    """The module with zero parameters: its branch contributes nothing at initialization."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module

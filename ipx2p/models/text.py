@@ -35,9 +35,9 @@ class TextEncoder(nn.Module):
 
     Args:
         model: transformers' CLIP text model.
-        config: the published config.json of the model, written back by `save` as it came.
+        config: the published config.json of the model, written back unchanged by `save`.
         tokenizer: its tokenizer.
-        tokenizer_files: name -> content of the tokenizer's files, written back likewise.
+        tokenizer_files: name -> content of the tokenizer's files, also written back unchanged.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ def build(config: dict, where: str) -> CLIPTextModel:
     try:
         with torch.device("meta"):
             model = CLIPTextModel(CLIPTextConfig.from_dict(sizes))
-    except Exception as error:  # anything that the library's checks and layers raise
+    except Exception as error:  # its checks and layers raise errors of many kinds
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{where} does not describe a CLIP text model: {reason}") from error
     # A buffer that no file brings, so it must get its values here.
@@ -160,7 +160,7 @@ def build(config: dict, where: str) -> CLIPTextModel:
 
 
 def check_text(sentence: str) -> None:
-    """Raise InputError for what is no Unicode text, such as bytes of another encoding."""
+    """Raise InputError unless the sentence is valid Unicode text."""
     try:
         sentence.encode()
     except UnicodeEncodeError:
@@ -178,7 +178,7 @@ def load_tokenizer(folder: Path) -> tuple[CLIPTokenizerFast, dict[str, bytes]]:
         )
     try:
         return CLIPTokenizerFast.from_pretrained(folder, local_files_only=True), files
-    except Exception as error:  # the library raises whatever its parsers raise
+    except Exception as error:  # its parsers raise errors of many kinds
         reason = " ".join(str(error).split())
         raise InputError(f"{folder} holds no readable CLIP tokenizer: {reason}") from error
 

@@ -40,15 +40,15 @@ class TransformerBlock(nn.Module):
         self,
         tokens: Tensor,
         text: Tensor,
-        edits: Sequence[AttentionOverride] = (),
+        overrides: Sequence[AttentionOverride] = (),
         size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """(B, N, C) -> the same shape; `size` is that of the feature map, for the edits."""
+        """(B, N, C) -> the same shape; `size` is that of the feature map, for the overrides."""
         before = tokens
-        tokens = tokens + self.attn1(self.norm1(tokens), edits=edits, size=size)
+        tokens = tokens + self.attn1(self.norm1(tokens), overrides=overrides, size=size)
         tokens = tokens + self.attn2(self.norm2(tokens), text)
         tokens = tokens + self.ff(self.norm3(tokens))
-        for kind, _, rows in edits:
+        for kind, _, rows in overrides:
             if kind == "skip":
                 tokens = torch.where(rows[:, None, None], before, tokens)
         return tokens
@@ -57,8 +57,7 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """Spatial transformer: the feature map as tokens, through attention layers, added back.
 
-    Args:
-        name: what attention overrides call it.
+    Attention overrides call it by its `name`.
     """
 
     def __init__(
@@ -89,10 +88,10 @@ class Transformer(nn.Module):
         attention_overrides: Mapping[str, Sequence[AttentionOverride]],
     ) -> Tensor:
         """(B, C, h, w) and text (B, 77, D) -> (B, C, h, w)."""
-        edits, size = attention_overrides.get(self.name, ()), x.shape[-2:]
+        overrides, size = attention_overrides.get(self.name, ()), x.shape[-2:]
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C), N = h * w
         tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:
-            tokens = block(tokens, text, edits, size)
+            tokens = block(tokens, text, overrides, size)
         tokens = self.proj_out(tokens)
         return x + tokens.transpose(1, 2).unflatten(2, size)  # (B, N, C) -> (B, C, h, w)

@@ -1,7 +1,7 @@
 """The U-Net of Stable Diffusion, conditioned on a source picture (layer 1).
 
 A contracting path, a middle and an expanding path with skip connections (arXiv:1505.04597), each
-level made of residual blocks and, where the level has attention, transformers that look at the
+level made of residual blocks and, where the level has attention, transformers that attend to the
 instruction (latent diffusion, arXiv:2112.10752). An edit model sees the source picture as four more
 input channels (InstructPix2Pix, arXiv:2211.09800, sec. 3.2).
 
@@ -123,7 +123,7 @@ def make_transformer(config: UNetConfig, level: int, name: str) -> Transformer:
 
 
 class DownBlock(nn.Module):
-    """One level of the contracting path; hands out the skip connections that it makes."""
+    """One level of the contracting path; also returns its skip connections."""
 
     def __init__(self, config: UNetConfig, level: int, width_before: int, *, last: bool) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class DownBlock(nn.Module):
     def forward(
         self, x: Tensor, time: Tensor, text: Tensor, attention_overrides: AttentionOverrides
     ) -> tuple[Tensor, list[Tensor]]:
-        """(B, C, h, w) -> (B, C', h / 2, w / 2), and the feature maps kept on the way."""
+        """(B, C, h, w) -> (B, C', h / 2, w / 2), and the skip connections."""
         skips = []
         for index, block in enumerate(self.resnets):
             x = block(x, time)
@@ -172,7 +172,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One level of the expanding path: each residual block takes the newest skip connection."""
+    """One level of the expanding path: each residual block consumes the latest skip connection."""
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ class UpBlock(nn.Module):
         text: Tensor,
         attention_overrides: AttentionOverrides,
     ) -> Tensor:
-        """(B, C, h, w) -> (B, C', 2h, 2w), to be exact the size of the next skip connection."""
+        """(B, C, h, w) -> (B, C', 2h, 2w), exactly the size of the next skip connection."""
         for index, block in enumerate(self.resnets):
             x = block(torch.cat([x, skips.pop()], dim=1), time)
             if self.attentions:
@@ -265,12 +265,12 @@ class UNet(PublishedNetwork):
             latents: noisy scaled latents, (B, 4, h, w), already at unit variance.
             timesteps: training indices 0..999, float, (B,); may be fractional.
             text: states of the instruction, (B, 77, D).
-            source_latents: unscaled posterior mode of the source, (B, 4, h, w); zeros stand for no
+            source_latents: unscaled posterior mode of the source, (B, 4, h, w); zeros mean no
                 picture; None only for a 4-channel text-to-image model.
-            attention_overrides: name of a layer -> what changes in it, and for which samples; the
-                others stay as they are, bit for bit. Names: `attention_layers`.
+            attention_overrides: name of a layer (see `attention_layers`) -> what changes in it, and
+                for which samples; the others are unchanged, bit for bit.
         Returns: the prediction (eps, v or x0, as trained), (B, 4, h, w).
-        Raises: InputError for a missing source, or one that the network cannot take.
+        Raises: InputError for a missing source, or one that the network does not take.
         """
         x = latents if source_latents is None else torch.cat([latents, source_latents], dim=1)
         if x.shape[1] != self.config.in_channels:

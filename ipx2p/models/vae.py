@@ -20,7 +20,7 @@ from ipx2p.models.blocks import Attention, Downsample, ResnetBlock, Upsample
 from ipx2p.published import PublishedConfig, PublishedNetwork
 
 NORM_EPS = 1e-6  # everywhere in the autoencoder; the U-Net's residual blocks have 1e-5
-# Weights published before 2023-05 name the attention layers so.
+# Names of the attention layers in weights published before 2023-05.
 OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -64,7 +64,7 @@ class Posterior:
         self.logvar = logvar.clamp(-30.0, 20.0)
 
     def mode(self) -> Tensor:
-        """The most likely latents: what an edit model is shown of the source picture."""
+        """The most likely latents: what an edit model sees of the source picture."""
         return self.mean
 
     def sample(
@@ -72,7 +72,7 @@ class Posterior:
     ) -> Tensor:
         """Draw latents: from a generator on any device, or from given unit noise."""
         if (generator is None) == (noise is None):
-            raise InputError("give a generator or noise to sample from: nothing is drawn globally")
+            raise InputError("give a generator or noise to sample from, not both or neither")
         if noise is None:
             noise = torch.randn(self.mean.shape, generator=generator, device=generator.device)
         return self.mean + (0.5 * self.logvar).exp() * noise.to(self.mean)

@@ -1,4 +1,4 @@
-"""Read and write named tensors, whatever file they are in (layer 0).
+"""Read and write named tensors, in files of any format (layer 0).
 
 Reads: safetensors files, checkpoints of `torch.save` (`.bin`, `.ckpt`, `.pt`; see `torch_file.py`),
 and indices of sharded files. The content decides, never the suffix, and no pickled code runs.
@@ -36,7 +36,7 @@ WEIGHTS_SUFFIXES = (  # in order of preference
 NETWORK_STEMS = ("diffusion_pytorch_model",)  # of a U-Net or VAE folder; see `find_weights`
 TEXT_STEMS = ("model", "pytorch_model")  # of a text encoder folder: safetensors, bin
 LFS_START = b"version https://git-lfs.github.com/spec/"
-HEAD_SIZE = 512  # bytes that tell what a file is
+HEAD_SIZE = 512  # bytes that show what a file is
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
@@ -51,7 +51,7 @@ def _shown(names: Iterable[str], limit: int = 3) -> str:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file, checked not to be one of the things that downloads leave."""
+    """The first bytes of a file, checked not to be what a failed download leaves."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise InputError(f"cannot read {path}: a folder or device where a file is expected")
@@ -128,10 +128,10 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the named tensors of a file, whatever its format, or of all shards that an index names.
+    """Read the named tensors of a file of any format, or of all shards that an index names.
 
     Of a checkpoint, what `state_dict` holds if there is one, else the top level; entries that are
-    no tensors (step counters, callbacks) are left out.
+    not tensors (step counters, callbacks) are left out.
     Raises: InputError if the file is missing, damaged, not weights, or holds no named tensors.
     """
     path = Path(path)
@@ -197,7 +197,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself in its header; nothing for a file of another kind."""
+    """The notes in the header of a safetensors file; none for a file of another kind."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -213,7 +213,7 @@ def save_tensors(
     """Write tensors to a safetensors file, bit for bit; tied ones are written one by one.
 
     Args:
-        metadata: what the file shall say of itself, see `read_metadata`.
+        metadata: notes for the header, see `read_metadata`.
     Raises: InputError if `path` cannot be written; an earlier file there is then intact.
     """
     plain, seen = {}, set()

@@ -56,7 +56,7 @@ class _Archive:
     def load(self) -> object:
         order = self.read("byteorder") if f"{self.folder}byteorder" in self.entries else b"little"
         if order != sys.byteorder.encode():
-            raise Refused(f"its bytes are {order!r:.20}, not {sys.byteorder}: save it anew here")
+            raise Refused(f"its bytes are {order!r:.20}, not {sys.byteorder}: save it again here")
         return unpickle(
             io.BytesIO(self.read("data.pkl")), self.find_storage, file_size=len(self.data)
         )
@@ -100,7 +100,7 @@ class _Archive:
 class _Legacy:
     """A checkpoint of torch before 1.6: three small pickles, the object, keys and storages.
 
-    The object names its storages before their bytes come, so they are filled in afterwards.
+    The object names its storages before their bytes follow, so they are filled in afterwards.
     """
 
     def __init__(self, data: mmap.mmap) -> None:
@@ -138,7 +138,7 @@ class _Legacy:
 
 def _other_kind(data: mmap.mmap) -> str:
     if data[257:262] == b"ustar":
-        return "a tar archive, from torch before 0.2: load it with that and save it anew"
+        return "a tar archive, from torch before 0.2: load it with that version and save it again"
     if data[:1] == pickle.PROTO:
         return "a pickle that torch.save did not write: save its weights with torch.save"
     return f"not a torch checkpoint, it starts with {data[:16]!r}"

@@ -2,7 +2,7 @@
 
 A pickle is a program: it imports any name and calls it. Here it runs on a machine that imports
 nothing and has nothing real to call. A name becomes a `Global`, two strings; calling one gives a
-`StandIn`, an inert record that takes whatever items and state the program puts into it. A dozen
+`StandIn`, an inert record that takes any items and state the program gives it. A dozen
 names (`REBUILD`) are answered by functions of this file, which make tensors as bounds-checked views
 of bytes that the caller finds. So trainer objects load without their packages, and a hostile
 program can only build inert records, or be refused.
@@ -200,7 +200,7 @@ class _Counted(dict):
 
 
 class _Machine(pickle._Unpickler):
-    """The pickle machine; every instruction that touches an object is written anew.
+    """The pickle machine; every instruction that touches an object is replaced.
 
     It builds on the Python class of the standard library, private but stable since Python 3.0: the
     C class cannot change single instructions, and allocates what a hostile memo index asks for.

@@ -35,7 +35,7 @@ def convert(
     prediction: str | None = None,
     dtype: str | None = None,
 ) -> None:
-    """Read SOURCE, change what is asked for, write OUTPUT. Tensors keep their dtype by default.
+    """Read SOURCE, apply the changes, write OUTPUT. Tensors keep their dtype by default.
 
     Args:
         source: single file, weights folder or hub id.
@@ -43,7 +43,7 @@ def convert(
         which: "ema" or "raw" weights of a single file; None takes ema where the file has it.
         edit: widen a 4-channel U-Net to 8.
         add_difference: (edit model, the model it was tuned from): adds what the tuning changed.
-        config, tokenizer: what a single file does not hold, see `load_single_file`.
+        config, tokenizer: what a single file lacks, see `load_single_file`.
         vae: another autoencoder: a folder, hub id or single file.
         prediction: "epsilon" or "v", what the U-Net predicts.
         dtype: of all weights.
@@ -101,7 +101,7 @@ def widen(unet: UNet) -> UNet:
 
 
 def add_unet_difference(unet: UNet, tuned: UNet, origin: UNet) -> UNet:
-    """unet + (tuned - origin): gives a model the edits that another one learned.
+    """unet + (tuned - origin): adds to a model the edits that another one learned.
 
     All are widened to 8 channels first. Computed in float32, kept in the dtype of `unet`.
     """
@@ -138,7 +138,7 @@ def _load_vae(source: str, config: VAEConfig) -> VAE:
 
 
 def _check_output(output: Path, to: str) -> Path:
-    """Where links lead, if a new file or folder can be written there."""
+    """The resolved path, if a new file or folder can be written there."""
     if to == "ldm" and output.suffix != ".safetensors":
         raise InputError(f"{output} does not end in .safetensors, which --to ldm writes")
     place = output.resolve()

@@ -16,12 +16,12 @@ from ipx2p.models.text import TextEncoder
 from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE
 
-NOT_THERE = [None, None]  # how model_index.json says that a part is missing
+NOT_THERE = [None, None]  # a missing part in model_index.json
 
 
 @dataclass
 class Weights:
-    """The parts of a model; training leaves out what it does not have or has saved before."""
+    """The parts of a model; None for those that training lacks or has already saved."""
 
     unet: UNet | None
     vae: VAE | None

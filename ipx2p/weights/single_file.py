@@ -38,7 +38,7 @@ TEXT_PROJECTION = UNET_PREFIX + "input_blocks.1.1.transformer_blocks.0.attn2.to_
 
 SD1_TOKENIZER = "openai/clip-vit-large-patch14"
 
-# Keys that begin so tell what a file is that is no Stable Diffusion 1.x model.
+# Prefixes of keys in files that are not Stable Diffusion 1.x models, and what those are.
 STRANGERS = {
     "conditioner.embedders.": "is Stable Diffusion XL; of single files only 1.x can be read",
     "cond_stage_model.model.": "is Stable Diffusion 2.x with its OpenCLIP text encoder; 2.x loads "
@@ -66,9 +66,9 @@ def load_single_file(
     Args:
         which: "ema" for the averaged weights of the U-Net, "raw" for the others, None for the
             averaged ones where the file has them.
-        config: weights folder or hub id that brings what the file does not hold.
+        config: weights folder or hub id that provides what the file lacks.
         tokenizer: folder or hub id with the tokenizer's files, instead of that of `config`.
-    Raises: InputError for another kind of file, or one report of missing, extra and wrong keys.
+    Raises: InputError for another kind of file, or with a report of missing, extra and wrong keys.
     """
     tensors = read_tensors(path)
     for beginning, verdict in STRANGERS.items():
@@ -76,7 +76,7 @@ def load_single_file(
         if not is_model and any(key.startswith(beginning) for key in tensors):
             raise InputError(f"{path} {verdict}")
     if CONV_IN not in tensors:
-        raise InputError(f"{path} is no Stable Diffusion model: it lacks {CONV_IN}")
+        raise InputError(f"{path} is not a Stable Diffusion model: it lacks {CONV_IN}")
     for key, num_dims in ((CONV_IN, 4), (TEXT_PROJECTION, 2)):
         if key in tensors and tensors[key].ndim != num_dims:
             shape = tuple(tensors[key].shape)

@@ -114,7 +114,7 @@ def test_blur_of_any_width_takes_the_mean_at_infinity_and_nothing_at_a_token():
     assert torch.equal(blurred(tokens[:, :1], (1, 1), 4.0), tokens[:, :1])
     attention = Attention(4, heads=2)
     rows = torch.tensor([True, True])
-    one = attention(tokens[:, :1], edits=[("blur", 4.0, rows)], size=(1, 1))
+    one = attention(tokens[:, :1], overrides=[("blur", 4.0, rows)], size=(1, 1))
     torch.testing.assert_close(one, attention(tokens[:, :1]))
 
 

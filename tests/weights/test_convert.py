@@ -303,7 +303,7 @@ def only(key):
         (only("down_blocks.0.x"), "is the U-Net of a weights folder"),
         (only("encoder.down.0.x"), "is an autoencoder alone: give it with --vae"),
         (only("lora_unet_x"), "is a LoRA"),
-        (only("anything"), "is no Stable Diffusion model: it lacks model.diffusion_model.input"),
+        (only("anything"), "is not a Stable Diffusion model: it lacks model.diffusion_model.input"),
         (changed(lambda t: t.pop(f"{UNET_PREFIX}out.2.bias")), r"1 missing \(model.*out.2.bias"),
         (changed(lambda t: t.update({"surprise.weight": torch.ones(1)})), r"1 extra \(surprise"),
         (changed(lambda t: t.update({f"{UNET_PREFIX}out.2.bias": torch.zeros(3)})),

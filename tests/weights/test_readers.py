@@ -52,9 +52,7 @@ def test_tokenizer_comes_from_a_hub_id_too(hub, tmp_path):
 
 
 def test_hub_that_does_not_give_is_reported_in_one_line(hub):
-    with pytest.raises(
-        InputError, match="owner/other is neither .* from the hub: 404.*repository$"
-    ):
+    with pytest.raises(InputError, match="neither .* from the hub: 404.*repository$"):
         find_source("owner/other")
 
 
