@@ -5,19 +5,17 @@ must have the type of its field and lie within the bounds declared for it, so th
 file can neither read the environment nor ask for a network that fills the memory.
 """
 
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ipx2p.errors import InputError
 from ipx2p.files import read_json, write_json
-from ipx2p.published_fields import LAYOUTS, Bounds
+from ipx2p.published_fields import LAYOUTS, check_bounds, typed_fields
 from ipx2p.tensor_files.tensors import (
     NETWORK_STEMS,
     find_weights,
@@ -27,23 +25,9 @@ from ipx2p.tensor_files.tensors import (
 )
 
 CONFIG = "config.json"
-MAX_ENTRIES = 10  # of a list in a config: levels of a network
 
 Config = TypeVar("Config", bound="PublishedConfig")
 Network = TypeVar("Network", bound="PublishedNetwork")
-
-
-def check_bounds(values: Mapping[str, Any], bounds: Bounds, where: str) -> None:
-    """Raise InputError for the first value, or list of values, that is out of its bounds."""
-    for name, (low, high) in bounds.items():
-        value = values.get(name, low)
-        many = value if isinstance(value, list) else [value]
-        if not all(_is_a(one, float) and low <= one <= high for one in many):
-            raise InputError(f"{where}: {name} is {value!r:.200}, expected {low} to {high}")
-        if not 1 <= len(many) <= MAX_ENTRIES:
-            raise InputError(
-                f"{where}: {name} has {len(many)} entries, expected 1 to {MAX_ENTRIES}"
-            )
 
 
 @dataclass
@@ -58,7 +42,7 @@ class PublishedConfig:
         """Read a published file; InputError names a field that cannot be honoured."""
         where, layout = str(path), LAYOUTS[cls.class_name]
         raw = layout.unpack(layout.defaults | read_json(path))
-        config = cls(**_fields(cls, raw, where))
+        config = cls(**typed_fields(cls, raw, where))
         config.check(where)
         supported = {**layout.supported, **layout.derived(asdict(config))}
         known = layout.harmless | asdict(config).keys()
@@ -83,9 +67,13 @@ class PublishedConfig:
 
     def check(self, where: str) -> None:
         """Raise InputError for sizes that cannot be, naming the field."""
-        check_bounds(asdict(self), LAYOUTS[self.class_name].bounds, where)
+        sizes = asdict(self)
+        check_bounds(sizes, LAYOUTS[self.class_name].bounds, where)
+        groups = sizes.get("norm_num_groups", 1)
+        if any(width % groups for width in sizes.get("block_out_channels", [])):
+            self.refuse(where, "block_out_channels", f"multiples of norm_num_groups {groups}")
 
-    def refuse(self, where: str, name: str, expected: str) -> typing.NoReturn:
+    def refuse(self, where: str, name: str, expected: str) -> NoReturn:
         """Raise the InputError that names the field."""
         raise InputError(f"{where}: {name} is {getattr(self, name)!r:.200}, expected {expected}")
 
@@ -121,28 +109,3 @@ class PublishedNetwork(nn.Module):
     def renamed(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The tensors of a file under the network's own names."""
         return tensors
-
-
-def _fields(kind: type, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values of a dataclass that a file holds, each of the type of its field."""
-    values = {}
-    for one in fields(kind):
-        if one.name in raw:
-            value = raw[one.name]
-            if not _is_a(value, one.type):
-                is_plain = one.type in (int, float, bool, str)
-                expected = one.type.__name__ if is_plain else one.type
-                raise InputError(f"{where}: {one.name} is {value!r:.200}, expected {expected}")
-            values[one.name] = float(value) if one.type is float else value
-    return values
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    if typing.get_origin(kind) is list:
-        (entry,) = typing.get_args(kind)
-        return isinstance(value, list) and all(_is_a(one, entry) for one in value)
-    if isinstance(kind, types.UnionType):
-        return any(_is_a(value, one) for one in typing.get_args(kind))
-    if kind is float:  # neither infinite nor NaN
-        return type(value) in (int, float) and -1e300 < value < 1e300
-    return type(value) is kind

@@ -5,11 +5,17 @@ that would change the network is honoured with one value alone; fields of no con
 listed; every other field must be off.
 """
 
+import types
+import typing
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ipx2p.errors import InputError
+
 Fields = dict[str, Any]
+MAX_ENTRIES = 10  # of a list in a config: levels of a network
+
 Bounds = Mapping[str, tuple[float, float]]
 
 
@@ -70,6 +76,7 @@ def plain_blocks(fields: Fields) -> Fields:
 LAYOUTS = {
     "UNet2DConditionModel": Layout(
         bounds={
+            "out_channels": (4, 4),
             "block_out_channels": (1, 16_384),
             "num_attention_heads": (1, 1024),
             "layers_per_block": (1, 8),
@@ -168,3 +175,42 @@ CLIP_L = {
     "projection_dim": 768,
     "vocab_size": 49408,
 }
+
+
+def typed_fields(kind: type, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of a dataclass that a file holds, each of the type of its field."""
+    values = {}
+    for one in fields(kind):
+        if one.name in raw:
+            value = raw[one.name]
+            if not _is_a(value, one.type):
+                is_plain = one.type in (int, float, bool, str)
+                expected = one.type.__name__ if is_plain else one.type
+                raise InputError(f"{where}: {one.name} is {value!r:.200}, expected {expected}")
+            values[one.name] = float(value) if one.type is float else value
+    return values
+
+
+def check_bounds(values: Mapping[str, Any], bounds: Bounds, where: str) -> None:
+    """Raise InputError for the first value, or list of values, that is out of its bounds."""
+    for name, (low, high) in bounds.items():
+        value = values.get(name, low)
+        many = value if isinstance(value, list) else [value]
+        if not all(_is_a(one, float) and low <= one <= high for one in many):
+            expected = f"{low} to {high}" if low < high else low
+            raise InputError(f"{where}: {name} is {value!r:.200}, expected {expected}")
+        if not 1 <= len(many) <= MAX_ENTRIES:
+            raise InputError(
+                f"{where}: {name} has {len(many)} entries, expected 1 to {MAX_ENTRIES}"
+            )
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is list:
+        (entry,) = typing.get_args(kind)
+        return isinstance(value, list) and all(_is_a(one, entry) for one in value)
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(value, one) for one in typing.get_args(kind))
+    if kind is float:  # neither infinite nor NaN
+        return type(value) in (int, float) and -1e300 < value < 1e300
+    return type(value) is kind

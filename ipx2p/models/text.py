@@ -16,8 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 from ipx2p.devices import copy_to
 from ipx2p.errors import InputError
 from ipx2p.files import atomic_write, read_json, write_json
-from ipx2p.published import check_bounds
-from ipx2p.published_fields import CLIP_L, TEXT_BOUNDS
+from ipx2p.published_fields import CLIP_L, TEXT_BOUNDS, check_bounds
 from ipx2p.tensor_files.tensors import (
     TEXT_STEMS,
     find_weights,

@@ -64,14 +64,10 @@ class UNetConfig(PublishedConfig):
 
     def check(self, where: str) -> None:
         super().check(where)
-        widths, groups = self.block_out_channels, self.norm_num_groups
+        widths = self.block_out_channels
         if self.in_channels not in (LATENT_CHANNELS, 2 * LATENT_CHANNELS):
             expected = "4 (text-to-image) or 8 (edit model), not another kind of model"
             self.refuse(where, "in_channels", expected)
-        if self.out_channels != LATENT_CHANNELS:
-            self.refuse(where, "out_channels", f"{LATENT_CHANNELS}")
-        if any(width % groups for width in widths):
-            self.refuse(where, "block_out_channels", f"multiples of norm_num_groups {groups}")
         if not {*self.down_block_types} <= {ATTENTION_BLOCK, PLAIN_BLOCK}:
             expected = f"a list of {ATTENTION_BLOCK} or {PLAIN_BLOCK}"
             self.refuse(where, "down_block_types", expected)

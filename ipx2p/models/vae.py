@@ -45,12 +45,6 @@ class VAEConfig(PublishedConfig):
         """Unscaled latents, as the posterior gives them -> the scaled ones that are denoised."""
         return unscaled * self.scaling_factor
 
-    def check(self, where: str) -> None:
-        super().check(where)
-        if any(width % self.norm_num_groups for width in self.block_out_channels):
-            expected = f"multiples of norm_num_groups {self.norm_num_groups}"
-            self.refuse(where, "block_out_channels", expected)
-
 
 class Posterior:
     """The encoder's Gaussian over latents, unscaled.

@@ -54,10 +54,7 @@ def find_folder(source: str | Path) -> Path:
             f"run convert_weights.py {source} FOLDER"
         )
     if not (path / "unet").is_dir() and (path / "config.yaml").is_file():
-        expected = f"its weights are in {path / 'weights'}"
-        if not (path / "weights").is_dir():
-            expected = "it has no weights yet, run train.py with its config to finish it"
-        raise InputError(f"{source} is the folder of a run: {expected}")
+        raise InputError(f"{source} is the folder of a run: name its weights, {path / 'weights'}")
     return path
 
 
