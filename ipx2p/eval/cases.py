@@ -1,7 +1,6 @@
 """What a comparison edits: pictures, each with what is asked and known of it (layer 4)."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +10,7 @@ import torch
 from PIL import Image
 
 from ipx2p.data.listing import find_photos
-from ipx2p.data.pairs import ManifestPairs
+from ipx2p.data.manifest import read_lines
 from ipx2p.errors import InputError
 from ipx2p.files import digest_file
 from ipx2p.images import fit, image_size, load_image, resize
@@ -111,22 +110,27 @@ def cases_of_folder(
 
 def cases_of_manifest(path: Path) -> list[Case]:
     """The pairs of a manifest, each with the first of its instructions, and its captions if any."""
-    pairs = ManifestPairs(path)
-    captions = _captions(path)
     cases = []
-    for item in range(len(pairs)):
-        source, target = pairs.files(item)
-        task = pairs.task(item)
+    for line in read_lines(path):
+        (source, target), record = line.pictures, line.record
+        captions = (record.source_caption, record.target_caption)
+        if captions != (None, None) and not all(isinstance(c, str) and c.strip() for c in captions):
+            raise InputError(
+                f"{line.where}: source_caption is {captions[0]!r}, target_caption "
+                f"{captions[1]!r}: expected two texts, or null for both"
+            )
         cases.append(
             Case(
-                name=f"{source.stem}-{task}",
+                name=f"{source.stem}-{record.task}",
                 source=source,
-                instruction=pairs.instructions(item)[0],
-                task=task,
+                instruction=record.instructions[0],
+                task=record.task,
                 target=target,
-                captions=captions[item],
+                captions=None if None in captions else captions,
             )
         )
+    if not cases:
+        raise InputError(f"manifest {path} lists no pairs")
     return _named(cases)
 
 
@@ -138,23 +142,6 @@ def draw(cases: Sequence[Case], limit: int | None) -> list[Case]:
         return [*cases]
     drawn = torch.randperm(len(cases), generator=generator(0, "compare limit"))
     return [cases[item] for item in sorted(drawn[:limit].tolist())]
-
-
-def _captions(path: Path) -> list[tuple[str, str] | None]:
-    """source_caption and target_caption of each pair, in the order of the lines."""
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    found = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            record = json.loads(line)
-            both = (record.get("source_caption"), record.get("target_caption"))
-            if both != (None, None) and not all(isinstance(c, str) and c.strip() for c in both):
-                raise InputError(
-                    f"{path} line {number}: source_caption is {both[0]!r}, target_caption "
-                    f"{both[1]!r}: expected two texts, or null for both"
-                )
-            found.append(None if None in both else both)
-    return found
 
 
 def _named(cases: Sequence[Case]) -> list[Case]:

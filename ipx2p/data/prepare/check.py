@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ipx2p.data.manifest import Record
-from ipx2p.data.prepare.dataset import SPLITS, read_pairs
+from ipx2p.data.manifest import Line, Record, read_lines
+from ipx2p.data.prepare.dataset import SPLITS
 from ipx2p.data.prepare.fingerprints import fingerprint, near_copies
 from ipx2p.data.workers import micro_batches
 from ipx2p.errors import InputError
@@ -22,21 +22,6 @@ from ipx2p.models.text import load_tokenizer
 
 FOUND = 1  # exit code when something is wrong
 Report = Callable[[str, str, str], None]  # where, of what kind, what
-
-
-@dataclass(frozen=True)
-class Line:
-    """A pair with the manifest that it stands in, and where there."""
-
-    manifest: Path
-    where: str
-    record: Record
-
-    @property
-    def pictures(self) -> tuple[Path, Path]:
-        """Source and target."""
-        folder = self.manifest.parent
-        return folder / self.record.source, folder / self.record.target
 
 
 @dataclass(frozen=True)
@@ -66,14 +51,14 @@ def check(path: Path, *, workers: int) -> int:
     manifests = find_manifests(path)
     lines = []
     for manifest in manifests:
-        pairs = [(where, pair) for where, _, pair in read_pairs(manifest)]
-        if not pairs:
+        found = [*read_lines(manifest, keep_bad=True)]
+        if not found:
             report(str(manifest), "manifests without pairs", "lists no pairs")
-        for where, pair in pairs:
-            if isinstance(pair, InputError):
-                report(where, "bad lines", str(pair).removeprefix(where).lstrip(": "))
+        for line in found:
+            if line.error:
+                report(line.where, "bad lines", line.error.lstrip(": "))
             else:
-                lines.append(Line(manifest, where, pair))
+                lines.append(line)
     looked = _look_at(sorted({name for line in lines for name in line.pictures}), workers)
     _check_pictures(lines, looked, report)
     _check_repeated(lines, looked, report)
@@ -96,10 +81,8 @@ def stats(path: Path, *, tokenizer: Path | None = None) -> None:
     tokens = load_tokenizer(tokenizer)[0] if tokenizer else None
     for manifest in find_manifests(path):
         tasks: dict[str, list[Record]] = defaultdict(list)
-        for _, _, pair in read_pairs(manifest):
-            if isinstance(pair, InputError):
-                raise pair
-            tasks[pair.task].append(pair)
+        for line in read_lines(manifest):
+            tasks[line.record.task].append(line.record)
         print(f"{manifest}: {sum(map(len, tasks.values()))} pairs, {len(tasks)} tasks")
         for task, records in sorted(tasks.items()):
             print(f"  {task}: {len(records)} pairs")
@@ -200,13 +183,13 @@ def _check_splits(lines: Sequence[Line], looked: dict[Path, Looked], report: Rep
 
     def compare(earlier: Sequence[Line], later: Sequence[Line], what: str) -> None:
         for line in later:
-            others = [other for other in earlier if other.manifest != line.manifest]
+            others = [other for other in earlier if other.path != line.path]
             if others and line.where not in told:
                 told.add(line.where)
                 report(line.where, "pictures in two splits", f"{what} {others[0].where}")
 
     for same in lines_of.values():
-        of_first = [line for line in same if line.manifest == same[0].manifest]
+        of_first = [line for line in same if line.path == same[0].path]
         compare(of_first, same, "uses a picture of")
     digests = [*prints]
     for a, b in near_copies([prints[digest] for digest in digests]):

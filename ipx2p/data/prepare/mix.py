@@ -8,18 +8,17 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ipx2p import __version__
+from ipx2p.data.manifest import Line, Record, read_lines
 from ipx2p.data.prepare.dataset import (
     DATASET,
     SPLITS,
     WORK,
     claim,
     is_finished,
-    read_pairs,
     summary,
     write_manifests,
 )
@@ -31,14 +30,26 @@ from ipx2p.files import digest_bytes, read_json, write_json
 BLOG = {"deblur": 1200, "derain": 686, "denoise": 8, "enhance": 23}
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A pair of an input: its line in the new manifest, and what it is, wherever it lies."""
+class Candidate(NamedTuple):
+    """A pair of an input: its line there, and its record with paths that hold from the output."""
 
-    text: str
-    task: str
-    group: str
-    identity: str
+    line: Line
+    record: Record
+
+    @property
+    def task(self) -> str:
+        return self.record.task
+
+    @property
+    def group(self) -> str:
+        """Its source picture or scene."""
+        return self.record.group or self.record.source
+
+    @property
+    def identity(self) -> str:
+        """What it is, wherever the set lies."""
+        pair = self.line.record
+        return json.dumps([pair.task, pair.group, pair.source, pair.instruction])
 
 
 def mix(
@@ -91,8 +102,8 @@ def mix(
     written = {"train": sorted(chosen, key=lambda x: hash_share(seed, "order", x.identity))}
     written |= {split: [x for x in pairs[split] if x.task in wanted] for split in SPLITS[1:]}
     with claim(output, plan):
-        texts = {split: [(x.task, x.text) for x in of_split] for split, of_split in written.items()}
-        results = {**write_manifests(output, texts), "left_out": left_out}
+        records = {split: [x.record for x in of_split] for split, of_split in written.items()}
+        results = {**write_manifests(output, records), "left_out": left_out}
         dataset = {**plan, **results, "versions": {"ipx2p": __version__}}
         write_json(dataset, output / DATASET)
         is_finished(output, plan)  # which removes what was there to begin with
@@ -107,24 +118,17 @@ def _read_split(inputs: Sequence[Path], split: str, output: Path) -> list[Candid
     for path in inputs:
         manifest = path / f"{split}.jsonl" if path.is_dir() else path
         if manifest.exists() if path.is_dir() else split == "train":
-            for where, text, record in read_pairs(manifest):
-                if isinstance(record, InputError):
-                    raise record
-                pair = _candidate(manifest, where, json.loads(text.lstrip("\ufeff")), output)
-                found.setdefault(pair.text, pair)
+            for line in read_lines(manifest):
+                names = []
+                for picture in line.pictures:
+                    if not picture.exists():
+                        raise InputError(
+                            f"{line.where}: {picture} does not exist: run `prepare check` on it"
+                        )
+                    names.append(Path(os.path.relpath(picture, output)).as_posix())
+                record = line.record._replace(source=names[0], target=names[1], split=split)
+                found.setdefault(record.line(), Candidate(line, record))
     return [*found.values()]
-
-
-def _candidate(manifest: Path, where: str, values: dict[str, Any], output: Path) -> Candidate:
-    """A pair of another manifest with paths that hold from `output` on."""
-    identity = json.dumps([values.get(key) for key in ("task", "group", "source", "instruction")])
-    for role in ("source", "target"):
-        picture = manifest.parent / values[role]
-        if not picture.exists():
-            raise InputError(f"{where}: {picture} does not exist: run `prepare check` on it")
-        values[role] = Path(os.path.relpath(picture, output)).as_posix()
-    group = values.get("group") or values["source"]
-    return Candidate(json.dumps(values, ensure_ascii=False), values["task"], group, identity)
 
 
 def _keep_apart(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ipx2p.data.manifest import Record
 from ipx2p.data.pairs import ManifestPairs
 from ipx2p.data.prepare.builder import Made, Recipe, Unit, build
-from ipx2p.data.prepare.dataset import Entry
 from ipx2p.data.prepare.fingerprints import fingerprint
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
@@ -50,7 +50,7 @@ class Numbers(Recipe):
             files.append((name, digest_bytes((output / name).read_bytes())))
         names, digests = zip(*files, strict=True)
         group = f"group {unit.item}"
-        entry = Entry(*names, f"do {unit.item % 100}", "count", group, [*digests])
+        entry = Record(*names, "count", [f"do {unit.item % 100}"], group, digests=digests)
         return Made([entry], {group: fingerprint(image)}, megapixels=1e-4)
 
     def describe(self):
