@@ -221,14 +221,16 @@ def parse(line: str) -> Record:
             )
     if "\\" in line:
         _check_text(values)
+    get, group = values.get, values.get("group")
     return Record(
         values["source"],
         values["target"],
         values["task"],
         tuple(sentences),
-        None if values.get("group") is None else str(values["group"]),
-        *map(values.get, CAPTIONS),
-        extra={key: value for key, value in values.items() if key not in KNOWN},
+        group if group is None else str(group),
+        get("source_caption"),
+        get("target_caption"),
+        extra=None if values.keys() <= KNOWN else {k: values[k] for k in values if k not in KNOWN},
     )
 
 
