@@ -54,7 +54,7 @@ LAYERS = {
         "ipx2p.data.published.registry",
         *("ipx2p.data.prepare.fingerprints", "ipx2p.data.prepare.splits"),
         *("ipx2p.data.prepare.dataset", "ipx2p.data.prepare.builder"),
-        *("ipx2p.data.prepare.recipes", "ipx2p.data.prepare.mix"),
+        *("ipx2p.data.prepare.recipes", "ipx2p.data.prepare.where", "ipx2p.data.prepare.mix"),
         *("ipx2p.data.prepare.check", "ipx2p.data.prepare.__main__"),
     ],
     3: ["ipx2p.editing.settings", "ipx2p.editing.editor", "ipx2p.editing.files"],

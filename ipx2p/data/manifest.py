@@ -27,6 +27,7 @@ FORMAT = 1  # of the index file, and of the hashes in it
 MIN_INDEXED = 10_000  # checking a shorter manifest again takes no time
 DECODER = json.JSONDecoder()
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+SPLITS = ("train", "val", "test")  # a manifest for each, SPLIT.jsonl
 CAPTIONS = ("source_caption", "target_caption")
 KNOWN = {"source", "target", "task", "instruction", "group", *CAPTIONS}
 

@@ -142,11 +142,14 @@ def _add_mix(parser: Parser) -> None:
     add = parser.add_argument
     add("output", metavar="OUTPUT", help="folder of the new manifests")
     add("inputs", metavar="INPUT", nargs="+", help="data sets or manifests, which stay in place")
-    how = parser.add_mutually_exclusive_group(required=True)
+    how = parser.add_mutually_exclusive_group()
     presets = "blog: 1200 deblur, 686 derain, 8 denoise, 23 enhance; balanced: as many of each task"
     how.add_argument("--preset", choices=["blog", "balanced"], help=presets)
     how.add_argument("--counts", metavar="TASK=N", nargs="+", help="pairs of each task")
     how.add_argument("--weights", metavar="TASK=X", nargs="+", help="shares of each task")
+    where = "only pairs for which this holds, such as 'task != \"derain\" or psnr < 30'"
+    add("--where", metavar="CONDITION", help=where)
+    add("--workers", metavar="N", type=int, default=2, help="for --where (default: 2)")
     add("--seed", metavar="N", type=int, default=0, help="of which pairs are taken (default: 0)")
     add("--licence", metavar="TEXT", default="", help="a note for dataset.json")
 
@@ -254,7 +257,7 @@ def _mix(args: argparse.Namespace) -> None:
     mix(
         [Path(name) for name in args.inputs], Path(args.output), seed=args.seed, preset=args.preset,
         counts=numbers(args.counts, "--counts", int), licence=args.licence,
-        weights=numbers(args.weights, "--weights", float),
+        weights=numbers(args.weights, "--weights", float), where=args.where, workers=args.workers,
     )  # fmt: skip
 
 

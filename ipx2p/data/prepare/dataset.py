@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ipx2p import __version__
-from ipx2p.data.manifest import Record
+from ipx2p.data.manifest import SPLITS, Record
 from ipx2p.data.prepare.splits import assign_splits
 from ipx2p.errors import InputError
 from ipx2p.files import (
@@ -32,7 +32,6 @@ from ipx2p.sheets import contact_sheet
 
 DATASET = "dataset.json"
 WORK = ".work"  # what is done so far
-SPLITS = ("train", "val", "test")
 SHEET_ROWS = 6
 
 

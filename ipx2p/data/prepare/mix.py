@@ -1,7 +1,7 @@
-"""Mix data sets into one, by task (layer 2).
+"""Mix data sets into one, by task, and choose pairs by their fields (layer 2).
 
-The new manifests name the pictures where they are. Which pairs are taken is decided by a hash of
-each, so more of a task always includes the fewer, wherever the sets lie.
+The new manifests name the pictures where they are. A hash of each pair decides which ones are
+taken, so a larger count includes the smaller one, wherever the sets lie.
 """
 
 import json
@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ipx2p import __version__
-from ipx2p.data.manifest import Line, Record, read_lines
+from ipx2p.data.manifest import SPLITS, Line, Record, read_lines
 from ipx2p.data.prepare.dataset import (
     DATASET,
-    SPLITS,
     WORK,
     claim,
     is_finished,
@@ -23,6 +22,8 @@ from ipx2p.data.prepare.dataset import (
     write_manifests,
 )
 from ipx2p.data.prepare.splits import hash_share
+from ipx2p.data.prepare.where import Where
+from ipx2p.data.workers import run_all
 from ipx2p.errors import InputError, suggestion
 from ipx2p.files import digest_bytes, read_json, write_json
 
@@ -60,26 +61,31 @@ def mix(
     preset: str | None = None,
     counts: Mapping[str, int] | None = None,
     weights: Mapping[str, float] | None = None,
+    where: str | None = None,
+    workers: int = 0,
     licence: str = "",
 ) -> None:
-    """Write manifests of some pairs of each task; one of preset, counts and weights says how many.
+    """Write manifests of some pairs of each task; preset, counts or weights say how many, else all.
 
-    Only training pairs are counted out; those for validation and tests are all taken. A source
-    picture (a group) that stands in several splits of the inputs stays in one: in the tests rather
-    than in validation, in validation rather than in training.
+    They apply to training pairs; those for validation and tests are all taken. A source picture (a
+    group) that is in several splits of the inputs stays in one: in the tests rather than in
+    validation, in validation rather than in training.
 
     Args:
         inputs: data sets (folders with train.jsonl and so on), or manifests to train on.
-        preset: `blog` (the counts of `BLOG`) or `balanced` (of each task as many as of the
-            smallest).
+        preset: `blog` (the counts of `BLOG`) or `balanced` (as many of each task as the smallest
+            has).
         weights: shares of the tasks; as many pairs are taken as they allow.
-    Raises: InputError when there are fewer pairs of a task than asked for, or an unknown task.
+        where: a condition on the pairs of every split, see `Where`.
+    Raises: InputError if there are too few pairs of a task, or none, and for a bad condition.
     """
+    holds = Where(where) if where else None
     output, inputs = output.resolve(), [path.resolve() for path in inputs]
     plan = {
         "recipe": "mix",
         "seed": seed,
-        "settings": {"preset": preset, "counts": counts, "weights": weights},
+        "settings": {"preset": preset, "counts": counts, "weights": weights}
+        | ({"where": where} if where else {}),
         "inputs": [_describe(path, output) for path in inputs],
         "licence": licence or "as the inputs",
     }
@@ -90,6 +96,9 @@ def mix(
     if not found["train"]:
         raise InputError(f"{', '.join(map(str, inputs))}: there is nothing to train on")
     pairs, left_out = _keep_apart(found)
+    results = {"left_out": left_out}
+    if holds:
+        pairs, results["where"] = _choose(pairs, holds, workers)
     train = defaultdict(list)
     for pair in pairs["train"]:
         train[pair.task].append(pair)
@@ -103,13 +112,15 @@ def mix(
     written |= {split: [x for x in pairs[split] if x.task in wanted] for split in SPLITS[1:]}
     with claim(output, plan):
         records = {split: [x.record for x in of_split] for split, of_split in written.items()}
-        results = {**write_manifests(output, records), "left_out": left_out}
+        results = write_manifests(output, records) | results
         dataset = {**plan, **results, "versions": {"ipx2p": __version__}}
         write_json(dataset, output / DATASET)
         is_finished(output, plan)  # which removes what was there to begin with
     print(f"{output}: {summary(dataset)}")
     if left_out:
         print(f"{left_out} pairs left out, whose pictures stand in another split")
+    for task, n in dataset.get("where", {}).items():
+        print(f"--where kept {n['kept']} and left out {n['left_out']} pairs of {task}")
 
 
 def _read_split(inputs: Sequence[Path], split: str, output: Path) -> list[Candidate]:
@@ -126,7 +137,8 @@ def _read_split(inputs: Sequence[Path], split: str, output: Path) -> list[Candid
                             f"{line.where}: {picture} does not exist: run `prepare check` on it"
                         )
                     names.append(Path(os.path.relpath(picture, output)).as_posix())
-                record = line.record._replace(source=names[0], target=names[1], split=split)
+                line = line._replace(record=line.record._replace(split=split))
+                record = line.record._replace(source=names[0], target=names[1])
                 found.setdefault(record.line(), Candidate(line, record))
     return [*found.values()]
 
@@ -143,6 +155,24 @@ def _keep_apart(
     return kept, sum(map(len, found.values())) - sum(map(len, kept.values()))
 
 
+def _choose(
+    found: Mapping[str, Sequence[Candidate]], where: Where, workers: int
+) -> tuple[dict[str, list[Candidate]], dict[str, dict[str, int]]]:
+    """The pairs that fulfil a condition, and how many of each task do and do not."""
+    pairs = [pair for split in SPLITS for pair in found[split]]
+    lines = [pair.line for pair in pairs]
+    answers = [*run_all(where, lines, workers=workers, about="--where")]
+    counts = {task: {"kept": 0, "left_out": 0} for task in sorted({pair.task for pair in pairs})}
+    kept: dict[str, list[Candidate]] = {split: [] for split in SPLITS}
+    for pair, is_kept in zip(pairs, answers, strict=True):
+        counts[pair.task]["kept" if is_kept else "left_out"] += 1
+        if is_kept:
+            kept[pair.record.split].append(pair)
+    if not kept["train"]:
+        raise InputError(f"--where {where.text!r} leaves none of {len(pairs)} pairs to train on")
+    return kept, counts
+
+
 def _wanted(
     there: Mapping[str, int],
     preset: str | None,
@@ -150,6 +180,8 @@ def _wanted(
     weights: Mapping[str, float] | None,
 ) -> dict[str, int]:
     """How many pairs to take of each task."""
+    if not (preset or counts or weights):
+        return dict(there)
     if preset == "balanced":
         return dict.fromkeys(there, min(there.values(), default=0))
     asked: Mapping[str, float] = BLOG if preset == "blog" else counts or weights or {}
