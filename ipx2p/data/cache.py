@@ -28,7 +28,7 @@ from ipx2p.data.shards import Shards, check_finite, make_key, missing
 from ipx2p.data.workers import micro_batches
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
-from ipx2p.files import digest_bytes, read_json, write_json
+from ipx2p.files import digest_bytes, read_json, remove_stale_temporaries, write_json
 from ipx2p.images import pixels_from_pixels01
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.vae import VAE
@@ -104,6 +104,9 @@ class Cache:
         Raises: InputError for a picture that cannot be used, or one whose cut is not fixed.
         """
         self.world.check_shared(self.folder, "data.cache_dir")
+        if self.world.is_main:
+            for folder in (self.folder, self.latents.folder, self.text.folder):
+                remove_stale_temporaries(folder)
         self._fill_latents(vae, workers)
         self._fill_text(text)
 

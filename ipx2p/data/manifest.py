@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ipx2p.errors import InputError
-from ipx2p.files import atomic_write, digest_file, hash_bytes
+from ipx2p.files import atomic_write, digest_file, hash_bytes, remove_stale_temporaries
 
 FORMAT = 1  # of the index file, and of the hashes in it
 MIN_INDEXED = 10_000  # checking a shorter manifest again takes no time
@@ -223,6 +223,7 @@ def parse(line: str) -> Record:
     if "\\" in line:
         _check_text(values)
     get, group = values.get, values.get("group")
+    get, group = values.get, values.get("group")
     return Record(
         values["source"],
         values["target"],
@@ -268,6 +269,7 @@ def _make_index(path: Path) -> Index:
     hashes = (np.frombuffer(bytes(part), np.uint64) for part in (pictures, sentences))
     index = Index(np.array(offsets), np.array(lines), names, ids, *hashes)
     if len(lines) >= MIN_INDEXED:
+        remove_stale_temporaries(path.parent)
         with suppress(InputError), atomic_write(_index_path(path)) as temporary:
             np.savez(temporary, key=key, **index._asdict())
     return index

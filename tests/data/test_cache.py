@@ -1,6 +1,7 @@
 """The cache of latents and text states: what it holds, and when it encodes again."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -145,6 +146,15 @@ def test_a_shard_that_another_run_is_writing_is_left_alone(fill, folder):
     writing = folder / "cache" / "latents" / ".0123.safetensors"
     writing.write_bytes(b"half")
     assert fill()[1] == 0 and writing.exists()
+
+
+def test_what_killed_writes_left_is_removed(fill, folder):
+    fill()
+    for place in (folder / "cache", folder / "cache" / "text", folder / "cache" / "latents"):
+        (place / ".0123456789abcdef.safetensors").touch()
+        os.utime(place / ".0123456789abcdef.safetensors", (0, 0))
+    assert fill()[1] == 0
+    assert not [*(folder / "cache").rglob(".*")]
 
 
 def test_a_shard_that_is_gone_is_one_error(fill):

@@ -25,6 +25,7 @@ from ipx2p.files import (
     digest_bytes,
     hold_lock,
     read_json,
+    remove_stale_temporaries,
     write_json,
 )
 from ipx2p.images import load_image, save_image
@@ -114,6 +115,8 @@ def claim(folder: Path, plan: dict[str, Any]) -> BinaryIO:
     lock = hold_lock(folder / WORK / "lock")
     if lock is None:
         raise InputError(f"another process is making {folder}: wait for it")
+    for place in (folder, folder / "sheets"):
+        remove_stale_temporaries(place)
     if is_ours and any(path.stat().st_size for path in (folder / WORK).glob("made_*")):
         _check_plan(read_json(begun), plan, folder)
     else:

@@ -2,6 +2,7 @@
 whole."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,6 +105,18 @@ def test_a_stopped_build_goes_on_to_the_same_bytes(whole, tmp_path, at):
     again = Numbers([*range(12)])
     make(again, tmp_path / "set")
     assert again.made == [*range(at, 12)]
+    assert contents(tmp_path / "set") == whole
+
+
+def test_what_killed_writes_left_is_removed(whole, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        make(Numbers([*range(12)], kill_at=6), tmp_path / "set")
+    for name in (".0123456789abcdef.jsonl", "sheets/.0123456789abcdef.jpg"):
+        left = tmp_path / "set" / name
+        left.parent.mkdir(exist_ok=True)
+        left.touch()
+        os.utime(left, (0, 0))
+    make(Numbers([*range(12)]), tmp_path / "set")
     assert contents(tmp_path / "set") == whole
 
 
