@@ -3,7 +3,7 @@
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from ipx2p.errors import InputError
 
-CHUNK = 16  # items of `run_all` that a worker takes at a time
 # Workers pass batches through sockets below the temporary folder, and names of sockets have at most
 # 107 bytes: batches with a longer one would be lost, and waited for without end.
 MAX_TEMP_PATH = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
@@ -95,16 +94,21 @@ class _Results(Dataset):
         return results
 
 
-def run_all(function: Callable, items: Sequence, *, workers: int, about: str) -> Iterator:
+def run_all(
+    function: Callable, items: Sequence, *, workers: int, chunk: int = 16, about: str | None = None
+) -> Generator:
     """What a function returns for each item, in order, computed by worker processes.
 
+    Args:
+        chunk: how many items a worker takes at a time.
+        about: title of a progress bar.
     Raises: InputError if the function does, when its item is due.
     """
-    batches = [range(at, min(at + CHUNK, len(items))) for at in range(0, len(items), CHUNK)]
+    batches = [range(at, min(at + chunk, len(items))) for at in range(0, len(items), chunk)]
     stream = _Results(function, items)
     with (
         closing(micro_batches(stream, batches, workers=workers)) as results,
-        tqdm(total=len(items), desc=about, leave=False) as bar,
+        tqdm(total=len(items), desc=about, leave=False, disable=about is None) as bar,
     ):
         for batch in results:
             yield from batch

@@ -1,4 +1,4 @@
-"""What a comparison edits: pictures, each with what is asked and known of it (layer 4)."""
+"""The cases of a comparison: pictures with their instructions and targets (layer 4)."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ MAX_NAME = 60  # characters of a picture's name in file names and on sheets
 
 @dataclass(frozen=True)
 class Case:
-    """One picture and what is asked of it.
+    """One picture and its instruction.
 
-    name: unlike those of the other cases. captions: what the source and the target show.
+    name: unique among the cases. captions: of the source and of the target.
     """
 
     name: str
@@ -35,16 +35,16 @@ class Case:
 
     @cached_property
     def digest(self) -> str:
-        """Of the source's file."""
+        """A hash of the source's file."""
         return digest_file(self.source)
 
     @cached_property
     def target_digest(self) -> str | None:
-        """Of the target's file."""
+        """A hash of the target's file."""
         return self.target and digest_file(self.target)
 
     def check(self) -> None:
-        """Raise InputError for a picture that is none, or a target of another size."""
+        """Raise InputError for a file that is no picture, or a target of another size."""
         size = image_size(self.source)
         if self.target is not None and image_size(self.target) != size:
             width, height = image_size(self.target)
@@ -69,7 +69,7 @@ def cases_of_images(
     targets: Sequence[Path] = (),
     captions: tuple[str, str] | None = None,
 ) -> list[Case]:
-    """Pictures with one instruction for all of them, or one each; targets one each or none."""
+    """Pictures with one instruction each, or one for all; targets for each, or none."""
     if not paths:
         raise InputError("no pictures: give --image, --folder or --manifest")
     if len(instructions) not in (1, len(paths)):
@@ -98,7 +98,7 @@ def cases_of_folder(
     """The photographs of a folder, in order of their names, with one instruction.
 
     Args:
-        output: a folder in it that holds results, not photographs.
+        output: a folder of results, which may lie inside.
     """
     if len(instructions) != 1:
         raise InputError(f"{len(instructions)} instructions: a --folder takes one for all of it")
@@ -109,7 +109,7 @@ def cases_of_folder(
 
 
 def cases_of_manifest(path: Path) -> list[Case]:
-    """The pairs of a manifest, each with the first of its instructions, and its captions if any."""
+    """The pairs of a manifest, each with its first instruction, and its captions if any."""
     cases = []
     for line in read_lines(path):
         (source, target), record = line.pictures, line.record
@@ -135,7 +135,7 @@ def cases_of_manifest(path: Path) -> list[Case]:
 
 
 def draw(cases: Sequence[Case], limit: int | None) -> list[Case]:
-    """At most `limit` of them, drawn once and for all, in their order."""
+    """At most `limit` of the cases, always the same ones, in their order."""
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected 1 or more pictures")
     if limit is None or limit >= len(cases):
@@ -145,7 +145,7 @@ def draw(cases: Sequence[Case], limit: int | None) -> list[Case]:
 
 
 def _named(cases: Sequence[Case]) -> list[Case]:
-    """The same cases under names that differ."""
+    """The same cases with unique names."""
     named: dict[str, Case] = {}
     for case in cases:
         name = case.name[:MAX_NAME]

@@ -160,7 +160,7 @@ def test_what_killed_writes_left_is_removed(fill, folder):
 def test_a_shard_that_is_gone_is_one_error(fill):
     cache, _, _ = fill()
     shutil.rmtree(cache.folder / "latents")
-    with pytest.raises(InputError, match="cannot read .*latents.*is encoded anew"):
+    with pytest.raises(InputError, match="cannot read .*latents.* to encode its rows again"):
         batch(cache.stream(), 2)
 
 

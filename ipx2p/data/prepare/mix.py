@@ -118,7 +118,7 @@ def mix(
         is_finished(output, plan)  # which removes what was there to begin with
     print(f"{output}: {summary(dataset)}")
     if left_out:
-        print(f"{left_out} pairs left out, whose pictures stand in another split")
+        print(f"{left_out} pairs left out, whose pictures are in another split")
     for task, n in dataset.get("where", {}).items():
         print(f"--where kept {n['kept']} and left out {n['left_out']} pairs of {task}")
 
@@ -146,7 +146,7 @@ def _read_split(inputs: Sequence[Path], split: str, output: Path) -> list[Candid
 def _keep_apart(
     found: Mapping[str, Sequence[Candidate]],
 ) -> tuple[dict[str, list[Candidate]], int]:
-    """Every group in one split, and how many pairs that costs."""
+    """The pairs with every group in one split, and how many are lost by that."""
     owner: dict[str, str] = {}
     for split in ("test", "val", "train"):
         for pair in found[split]:
@@ -201,7 +201,7 @@ def _wanted(
 
 
 def _describe(path: Path, output: Path) -> dict[str, Any]:
-    """An input: where it is, and what its manifests hold. InputError if it is none."""
+    """An input's path and the digests of its manifests. InputError if it is not a data set."""
     if not path.exists():
         raise InputError(f"{path} does not exist, expected a data set or a manifest")
     files = [path / f"{split}.jsonl" for split in SPLITS] if path.is_dir() else [path]

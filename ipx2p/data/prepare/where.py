@@ -8,7 +8,8 @@ outcome depends on it, so pictures are opened only for the pairs that need it.
 import ast
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 from ipx2p.data.manifest import Line
 from ipx2p.errors import InputError, suggestion
@@ -28,48 +29,26 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 }
 
 
-class Field(NamedTuple):
-    """A property of a pair, which `measure` finds from its line."""
-
-    kind: type
-    measure: Callable[[Line], Any]
-
-
 def _psnr(line: Line) -> float:
     source, target = (pixels01_from_image(load_image(path))[None] for path in line.pictures)
     return float(psnr(source, target))
 
 
-def _words(line: Line) -> int:
-    return max(len(text.split()) for text in line.record.instructions)
-
-
-FIELDS = {
-    "task": Field(str, lambda line: line.record.task),
-    "split": Field(str, lambda line: line.record.split),
-    "group": Field(str, lambda line: line.record.group or ""),
-    "source": Field(str, lambda line: line.record.source),
-    "target": Field(str, lambda line: line.record.target),
-    "sentences": Field(float, lambda line: len(line.record.instructions)),
-    "words": Field(float, _words),
-    "captions": Field(bool, lambda x: bool(x.record.source_caption and x.record.target_caption)),
-    "width": Field(float, lambda line: image_size(line.pictures[1])[0]),
-    "height": Field(float, lambda line: image_size(line.pictures[1])[1]),
-    "psnr": Field(float, _psnr),
+# Name -> kind of the value, and how it is measured.
+FIELDS: dict[str, tuple[type, Callable[[Line], Any]]] = {
+    "task": (str, lambda line: line.record.task),
+    "split": (str, lambda line: line.record.split),
+    "group": (str, lambda line: line.record.group or ""),
+    "source": (str, lambda line: line.record.source),
+    "target": (str, lambda line: line.record.target),
+    "sentences": (float, lambda line: len(line.record.instructions)),
+    "words": (float, lambda line: max(len(text.split()) for text in line.record.instructions)),
+    "captions": (bool, lambda x: bool(x.record.source_caption and x.record.target_caption)),
+    "width": (float, lambda line: image_size(line.pictures[1])[0]),
+    "height": (float, lambda line: image_size(line.pictures[1])[1]),
+    "psnr": (float, _psnr),
 }
-
-
-class _Measured(dict):
-    """The fields of one pair, each measured when it is first asked for."""
-
-    def __init__(self, line: Line) -> None:
-        self.line = line
-
-    def __missing__(self, name: str) -> Any:
-        return self.setdefault(name, FIELDS[name].measure(self.line))
-
-
-Value = Callable[[_Measured], Any]
+Value = Callable[[Callable[[str], Any]], Any]  # takes a function that measures a field by its name
 
 
 class Where:
@@ -89,13 +68,13 @@ class Where:
     def __call__(self, line: Line) -> bool:
         """Whether the condition holds for a pair. InputError names a picture that is bad."""
         try:
-            return self._holds(_Measured(line))
+            return self._holds(cache(lambda name: FIELDS[name][1](line)))
         except InputError as error:
             raise InputError(f"{line.where}: {error}") from None
 
 
 def _read(node: ast.expr) -> tuple[type, Value]:
-    """The kind of an expression, and the function that gives its value for a pair."""
+    """The kind of an expression, and its value as a function of a pair's fields."""
     match node:
         case ast.Constant(value=str() | bool() as value):
             return type(value), lambda of: value
@@ -106,7 +85,7 @@ def _read(node: ast.expr) -> tuple[type, Value]:
         case ast.Name(id=name):
             if name not in FIELDS:
                 raise SyntaxError(f"there is no field {name!r}; {suggestion(name, [*FIELDS])}")
-            return FIELDS[name].kind, lambda of: of[name]
+            return FIELDS[name][0], lambda of: of(name)
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             holds = _read_condition(operand)
             return bool, lambda of: not holds(of)
