@@ -6,8 +6,8 @@ taken, so a larger count includes the smaller one, wherever the sets lie.
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,25 +32,15 @@ BLOG = {"deblur": 1200, "derain": 686, "denoise": 8, "enhance": 23}
 
 
 class Candidate(NamedTuple):
-    """A pair of an input: its line there, and its record with paths that hold from the output."""
+    """A pair of an input: its line there, and its record with paths that hold from the output.
+
+    group: its source picture or scene. identity: the same wherever the set lies.
+    """
 
     line: Line
     record: Record
-
-    @property
-    def task(self) -> str:
-        return self.record.task
-
-    @property
-    def group(self) -> str:
-        """Its source picture or scene."""
-        return self.record.group or self.record.source
-
-    @property
-    def identity(self) -> str:
-        """What it is, wherever the set lies."""
-        pair = self.line.record
-        return json.dumps([pair.task, pair.group, pair.source, pair.instruction])
+    group: str
+    identity: str
 
 
 def mix(
@@ -92,44 +82,51 @@ def mix(
     if is_finished(output, plan):
         print(f"{output} is finished: {summary(read_json(output / DATASET))}")
         return
-    found = {split: _read_split(inputs, split, output) for split in SPLITS}
-    if not found["train"]:
-        raise InputError(f"{', '.join(map(str, inputs))}: there is nothing to train on")
-    pairs, left_out = _keep_apart(found)
-    results = {"left_out": left_out}
+    found = [*_read_inputs(inputs, output)]
+    split_of = {pair.group: pair.record.split for pair in found}  # tests last, which win
+    pairs = [pair for pair in found if split_of[pair.group] == pair.record.split]
+    results: dict[str, Any] = {"left_out": len(found) - len(pairs)}
     if holds:
         pairs, results["where"] = _choose(pairs, holds, workers)
     train = defaultdict(list)
-    for pair in pairs["train"]:
-        train[pair.task].append(pair)
+    for pair in pairs:
+        if pair.record.split == "train":
+            train[pair.record.task].append(pair)
+    if not train:
+        raise InputError(f"{', '.join(map(str, inputs))}: there is nothing to train on")
     wanted = _wanted({task: len(of) for task, of in train.items()}, preset, counts, weights)
     chosen = [
         pair
         for task in sorted(wanted)
         for pair in sorted(train[task], key=lambda x: hash_share(seed, x.identity))[: wanted[task]]
     ]
-    written = {"train": sorted(chosen, key=lambda x: hash_share(seed, "order", x.identity))}
-    written |= {split: [x for x in pairs[split] if x.task in wanted] for split in SPLITS[1:]}
+    chosen.sort(key=lambda x: hash_share(seed, "order", x.identity))
+    records = {"train": [pair.record for pair in chosen]}
+    for split in SPLITS[1:]:
+        of_split = [pair.record for pair in pairs if pair.record.split == split]
+        records[split] = [record for record in of_split if record.task in wanted]
     with claim(output, plan):
-        records = {split: [x.record for x in of_split] for split, of_split in written.items()}
         results = write_manifests(output, records) | results
         dataset = {**plan, **results, "versions": {"ipx2p": __version__}}
         write_json(dataset, output / DATASET)
         is_finished(output, plan)  # which removes what was there to begin with
     print(f"{output}: {summary(dataset)}")
-    if left_out:
+    if left_out := dataset["left_out"]:
         print(f"{left_out} pairs left out, whose pictures are in another split")
     for task, n in dataset.get("where", {}).items():
         print(f"--where kept {n['kept']} and left out {n['left_out']} pairs of {task}")
 
 
-def _read_split(inputs: Sequence[Path], split: str, output: Path) -> list[Candidate]:
-    """The pairs of a split of all inputs, each once."""
-    found: dict[str, Candidate] = {}
-    for path in inputs:
-        manifest = path / f"{split}.jsonl" if path.is_dir() else path
-        if manifest.exists() if path.is_dir() else split == "train":
-            for line in read_lines(manifest):
+def _read_inputs(inputs: Sequence[Path], output: Path) -> Iterator[Candidate]:
+    """The pairs of all inputs, split by split, each once."""
+    for split in SPLITS:
+        seen = set()
+        files = [path / f"{split}.jsonl" if path.is_dir() else path for path in inputs]
+        for file, path in zip(files, inputs, strict=True):
+            if not (file.exists() if path.is_dir() else split == "train"):
+                continue
+            for line in read_lines(file):
+                pair = line.record._replace(split=split)
                 names = []
                 for picture in line.pictures:
                     if not picture.exists():
@@ -137,38 +134,26 @@ def _read_split(inputs: Sequence[Path], split: str, output: Path) -> list[Candid
                             f"{line.where}: {picture} does not exist: run `prepare check` on it"
                         )
                     names.append(Path(os.path.relpath(picture, output)).as_posix())
-                line = line._replace(record=line.record._replace(split=split))
-                record = line.record._replace(source=names[0], target=names[1])
-                found.setdefault(record.line(), Candidate(line, record))
-    return [*found.values()]
-
-
-def _keep_apart(
-    found: Mapping[str, Sequence[Candidate]],
-) -> tuple[dict[str, list[Candidate]], int]:
-    """The pairs with every group in one split, and how many are lost by that."""
-    owner: dict[str, str] = {}
-    for split in ("test", "val", "train"):
-        for pair in found[split]:
-            owner.setdefault(pair.group, split)
-    kept = {split: [x for x in pairs if owner[x.group] == split] for split, pairs in found.items()}
-    return kept, sum(map(len, found.values())) - sum(map(len, kept.values()))
+                record = pair._replace(source=names[0], target=names[1])
+                if record.line() not in seen:
+                    seen.add(record.line())
+                    identity = json.dumps([pair.task, pair.group, pair.source, pair.instruction])
+                    group = record.group or record.source
+                    yield Candidate(line._replace(record=pair), record, group, identity)
 
 
 def _choose(
-    found: Mapping[str, Sequence[Candidate]], where: Where, workers: int
-) -> tuple[dict[str, list[Candidate]], dict[str, dict[str, int]]]:
+    pairs: Sequence[Candidate], where: Where, workers: int
+) -> tuple[list[Candidate], dict[str, dict[str, int]]]:
     """The pairs that fulfil a condition, and how many of each task do and do not."""
-    pairs = [pair for split in SPLITS for pair in found[split]]
-    lines = [pair.line for pair in pairs]
-    answers = [*run_all(where, lines, workers=workers, about="--where")]
-    counts = {task: {"kept": 0, "left_out": 0} for task in sorted({pair.task for pair in pairs})}
-    kept: dict[str, list[Candidate]] = {split: [] for split in SPLITS}
-    for pair, is_kept in zip(pairs, answers, strict=True):
-        counts[pair.task]["kept" if is_kept else "left_out"] += 1
-        if is_kept:
-            kept[pair.record.split].append(pair)
-    if not kept["train"]:
+    answers = run_all(where, [pair.line for pair in pairs], workers=workers, about="--where")
+    kept = [pair for pair, holds in zip(pairs, answers, strict=True) if holds]
+    before, after = (Counter(pair.record.task for pair in of) for of in (pairs, kept))
+    counts = {
+        task: {"kept": after[task], "left_out": number - after[task]}
+        for task, number in sorted(before.items())
+    }
+    if not any(pair.record.split == "train" for pair in kept):
         raise InputError(f"--where {where.text!r} leaves none of {len(pairs)} pairs to train on")
     return kept, counts
 
