@@ -127,21 +127,11 @@ class Pairs(ABC):
         return _digests(self.instructions(item) for item in range(len(self)))
 
 
-class ManifestPairs(Pairs):
+class ManifestPairs(Manifest, Pairs):
     """The pairs of a manifest. InputError names the file and line of any mistake in it."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.manifest = Manifest(path)
-        self.folder = self.manifest.path.parent
-
-    def __len__(self) -> int:
-        return len(self.manifest)
-
-    def task(self, item: int) -> str:
-        return self.manifest.task(item)
-
     def instructions(self, item: int) -> Sequence[str]:
-        return self.manifest[item].instructions
+        return self[item].instructions
 
     def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         source_path, target_path = self.files(item)
@@ -154,28 +144,28 @@ class ManifestPairs(Pairs):
                 )
             geometry = cut(source.size)
         except InputError as error:
-            raise InputError(f"{self.manifest.where(item)}: {error}") from None
+            raise InputError(f"{self.where(item)}: {error}") from None
         return geometry.apply(source), geometry.apply(target)
 
     def files(self, item: int) -> Sequence[Path]:
-        record = self.manifest[item]
-        return self.folder / record.source, self.folder / record.target
+        record = self[item]
+        return self.path.parent / record.source, self.path.parent / record.target
 
     def describe(self, item: int) -> str:
-        record = self.manifest[item]
+        record = self[item]
         return json.dumps([*map(os.path.normpath, record[:2]), record.task])
 
     def by_task(self) -> dict[str, np.ndarray]:
-        order = np.argsort(self.manifest.index.task_ids, kind="stable")
-        counts = np.bincount(self.manifest.index.task_ids)
+        order = np.argsort(self.index.task_ids, kind="stable")
+        counts = np.bincount(self.index.task_ids)
         items = np.split(order, counts.cumsum()[:-1])
-        return dict(sorted(zip(self.manifest.tasks, items, strict=True)))
+        return dict(sorted(zip(self.tasks, items, strict=True)))
 
     def digests(self) -> np.ndarray:
-        return self.manifest.index.pictures
+        return self.index.pictures
 
     def sentence_digests(self) -> np.ndarray:
-        return self.manifest.index.sentences
+        return self.index.sentences
 
 
 class DegradedPhotos(Pairs):
