@@ -136,6 +136,29 @@ def test_an_import_that_goes_up_is_found(name, line):
     assert len(violations(name, line)) == 1
 
 
+def reached(name: str) -> set[str]:
+    """A file and all that it imports, and so on."""
+    found, todo = set(), [name]
+    while todo:
+        if (name := todo.pop()) not in found and name in FILES:
+            found.add(name)
+            names = [imported for _, imported in imports(FILES[name].read_text())]
+            todo += [x if x in FILES else x.rpartition(".")[0] for x in names]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("ipx2p.data.published.folders", 6),  # reading a published set
+        ("ipx2p.data.prepare.builder", 12),  # building one
+        ("ipx2p.data.prepare.check", 15),
+    ],
+)
+def test_few_files_are_needed_to_understand(name, most):
+    assert len(reached(name)) <= most, sorted(reached(name))
+
+
 def test_packages_are_empty_but_for_the_version():
     for path in ROOT.glob("ipx2p/*/**/__init__.py"):
         assert path.read_text() == ""

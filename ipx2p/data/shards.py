@@ -42,13 +42,13 @@ class Shards:
         All processes must call it; all get what the first one finds.
         """
         self.places, self._files = {}, {}
-        # Hidden files are being written, by a run that shares the folder.
+        # Hidden files are being written by a run that shares the folder.
         paths = sorted(self.folder.glob("[!.]*.safetensors"))
         paths = world.gather(paths)[0]
         keys = world.merge([_read_keys(path, wanted) for path in world.share(paths)])
         for path, found in zip(paths, keys, strict=True):
             if found is None:
-                world.print(f"warning: {path} is damaged: encoding what it held again")
+                world.print(f"warning: {path} is damaged: encoding its rows again")
                 if world.is_main:
                     path.unlink(missing_ok=True)
                 continue
