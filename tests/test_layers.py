@@ -54,7 +54,7 @@ LAYERS = {
         "ipx2p.data.published.registry",
         *("ipx2p.data.prepare.fingerprints", "ipx2p.data.prepare.splits"),
         *("ipx2p.data.prepare.dataset", "ipx2p.data.prepare.builder"),
-        *("ipx2p.data.prepare.recipes", "ipx2p.data.prepare.mix"),
+        *("ipx2p.data.prepare.recipes", "ipx2p.data.prepare.where", "ipx2p.data.prepare.mix"),
         *("ipx2p.data.prepare.check", "ipx2p.data.prepare.__main__"),
     ],
     3: ["ipx2p.editing.settings", "ipx2p.editing.editor", "ipx2p.editing.files"],
@@ -135,6 +135,29 @@ def test_imports_go_down(name):
 )
 def test_an_import_that_goes_up_is_found(name, line):
     assert len(violations(name, line)) == 1
+
+
+def reached(name: str) -> set[str]:
+    """A file and all that it imports, and so on."""
+    found, todo = set(), [name]
+    while todo:
+        if (name := todo.pop()) not in found and name in FILES:
+            found.add(name)
+            names = [imported for _, imported in imports(FILES[name].read_text())]
+            todo += [x if x in FILES else x.rpartition(".")[0] for x in names]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("ipx2p.data.published.folders", 6),  # reading a published set
+        ("ipx2p.data.prepare.builder", 12),  # building one
+        ("ipx2p.data.prepare.check", 15),
+    ],
+)
+def test_few_files_are_needed_to_understand(name, most):
+    assert len(reached(name)) <= most, sorted(reached(name))
 
 
 def test_packages_are_empty_but_for_the_version():

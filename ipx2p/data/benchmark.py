@@ -1,10 +1,9 @@
-"""How fast pairs are read: worker processes against pairs a second (layer 2).
+"""Benchmark of reading pairs: pairs per second for numbers of worker processes (layer 2).
 
-What is timed is the training's own stream, from two files to a batch in memory. The numbers of
-workers take turns, so that what else the machine does falls on all of them.
+It times the stream of training, from two files to a batch in memory. The numbers of workers take
+turns, so that other load on the machine affects all of them.
 """
 
-import json
 import os
 import platform
 import resource
@@ -22,6 +21,7 @@ from PIL import Image
 
 from ipx2p import __version__
 from ipx2p.data.loader import Framing, SampleStream, StepSampler
+from ipx2p.data.manifest import Record
 from ipx2p.data.pairs import ManifestPairs
 from ipx2p.data.workers import micro_batches
 from ipx2p.devices import device_name
@@ -29,15 +29,14 @@ from ipx2p.errors import InputError
 from ipx2p.images import image_from_pixels01
 from ipx2p.seeds import generator
 
-NUM_PAIRS, SIDE = 32, 512  # of what is made up
-QUALITY = 90  # of its JPEG files
+NUM_PAIRS, SIDE = 32, 512  # of made-up pairs
+QUALITY = 90  # of their JPEG files
 MAX_ZOOM = 1.125  # as `data.max_zoom`
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn took: on the clock, and on all cores of this process and its workers together,
-    in seconds."""
+    """The time of one turn in seconds: on the clock, and summed over the cores that worked."""
 
     elapsed_s: float
     cpu_s: float
@@ -59,7 +58,6 @@ def benchmark_loading(
         manifest: pairs to read; None makes some up.
         batches: read in each turn.
         command: as it was typed.
-    Raises: InputError for bad settings, and for pairs that cannot be read.
     """
     sizes = {"--resolution": resolution, "--batch-size": batch_size, "--batches": batches}
     for name, value in (sizes | {"--turns": turns}).items():
@@ -73,7 +71,7 @@ def benchmark_loading(
         what = manifest or f"made-up JPEG pictures, {SIDE} px"
         print(header(f"{len(pairs)} pairs of {what}", command))
         print(f"turn: {batches} batches of {batch_size}, {resolution} px", flush=True)
-        measure(stream, 1, batch_size, 0)  # files are in memory from now on, if they fit
+        measure(stream, 1, batch_size, 0)  # now the files are in memory, if they fit
         done: dict[int, list[Turn]] = {count: [] for count in workers}
         for index in range(turns):
             for count, found in done.items():
@@ -84,7 +82,7 @@ def benchmark_loading(
 
 
 def measure(stream: SampleStream, batches: int, batch_size: int, workers: int) -> Turn:
-    """Read batches; the start of the workers counts, because they read ahead meanwhile."""
+    """Read batches; starting the workers counts too, since they read ahead meanwhile."""
     since, cpu_since = time.perf_counter(), cpu_seconds()
     sampler = StepSampler(range(batches), batch_size)
     with closing(micro_batches(stream, sampler, workers=workers)) as read:
@@ -94,23 +92,19 @@ def measure(stream: SampleStream, batches: int, batch_size: int, workers: int) -
 
 
 def header(what: str, command: str) -> str:
-    """What is measured, on what, and how to do it again."""
-    device = torch.device("cpu")
-    return "\n".join(
-        (
-            f"versions: ipx2p {__version__}, python {platform.python_version()}, "
-            f"torch {torch.__version__}, Pillow {PIL.__version__}",
-            f"machine: {os.cpu_count()} cores of {device_name(device)}",
-            f"pairs: {what}",
-            f"command: {command}",
-        )
+    """What is measured, on which machine, and the command that repeats it."""
+    return (
+        f"versions: ipx2p {__version__}, python {platform.python_version()}, "
+        f"torch {torch.__version__}, Pillow {PIL.__version__}\n"
+        f"machine: {os.cpu_count()} cores of {device_name(torch.device('cpu'))}\n"
+        f"pairs: {what}\ncommand: {command}"
     )
 
 
 def table(done: dict[int, list[Turn]], count: int) -> str:
     """Medians over the turns of each number of workers.
 
-    per core: pairs for each second that a core has worked, which other programs hardly change.
+    per core: pairs per CPU second, which other programs hardly change.
     """
     lines = [f"{'workers':<8}{'pairs/s':>9}{'fastest':>9}{'per worker':>12}{'per core':>10}"]
     for workers, turns in done.items():
@@ -123,23 +117,21 @@ def table(done: dict[int, list[Turn]], count: int) -> str:
 
 
 def write_pairs(folder: Path) -> Path:
-    """Made-up pairs as JPEG files, and the manifest that lists them."""
-    lines = []
-    for pair in range(NUM_PAIRS):
-        record = {"instruction": f"edit number {pair}", "task": "benchmark"}
-        for name in ("source", "target"):
-            record[name] = f"{name}_{pair}.jpg"
-            picture = random_picture(SIDE, generator(0, f"benchmark {name}", pair))
-            picture.save(folder / record[name], quality=QUALITY)
-        lines.append(f"{json.dumps(record)}\n")
+    """Write made-up pairs as JPEG files, and the manifest that lists them."""
     manifest = folder / "pairs.jsonl"
-    manifest.write_text("".join(lines))
+    with manifest.open("w") as file:
+        for pair in range(NUM_PAIRS):
+            names = [f"{role}_{pair}.jpg" for role in ("source", "target")]
+            for role, name in zip(("source", "target"), names, strict=True):
+                picture = random_picture(SIDE, generator(0, f"benchmark {role}", pair))
+                picture.save(folder / name, quality=QUALITY)
+            file.write(Record(*names, "benchmark", [f"edit number {pair}"]).line() + "\n")
     return manifest
 
 
 def random_picture(side: int, draws: torch.Generator) -> Image.Image:
-    """A random picture whose amplitudes fall with frequency as those of photographs do (Field
-    1987), a little faster, so that its JPEG file is as large as that of a photograph."""
+    """A random picture whose amplitudes fall with frequency like those of photographs (Field 1987),
+    a little faster, so that its JPEG file is as large as that of a photograph."""
     noise = torch.randn(2, side, side, generator=draws)
     frequency = torch.fft.fftfreq(side)[:, None].hypot(torch.fft.rfftfreq(side)).clamp(min=1 / side)
     fields = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency**1.3)
@@ -148,6 +140,6 @@ def random_picture(side: int, draws: torch.Generator) -> Image.Image:
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process and of those that it has started and that have ended."""
+    """CPU seconds of this process and of its child processes that have ended."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)

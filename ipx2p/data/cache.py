@@ -1,34 +1,33 @@
 """Latents and text states on disk: training runs without the networks that make them (layer 2).
 
-    CACHE/latents/    of each fixed draw of a pair: mean and log-variance of the target (it is still
-                      sampled at each visit), the mode of the source; as it is and mirrored
+    CACHE/latents/    for each fixed draw of a pair: mean and log-variance of the target (which is
+                      still sampled at each visit) and the mode of the source; upright and mirrored
     CACHE/text/       states of each different sentence
-    CACHE/files.json  what each picture file held when it was last looked at
+    CACHE/files.json  a hash of each picture file, with its size and times
 
-A row's key hangs on everything that shapes it: the content of the pictures, the encoder's weights,
-the geometry. So whatever changes is encoded anew, and runs can share a cache. A pair is encoded by
-itself: what it gets does not depend on what else was missing, or on who encoded it.
+A row's key depends on everything that shapes it: the content of the pictures, the encoder's
+weights, the crop. So any change is encoded again, and runs can share a cache. Pairs are encoded one
+by one: a row does not depend on what else was missing, or on the process that encoded it.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ipx2p.data.loader import Framing, Visits
+from ipx2p.data.loader import Framing, Pinnable, Stream
 from ipx2p.data.pairs import Pairs
 from ipx2p.data.shards import Shards, check_finite, make_key, missing
-from ipx2p.data.workers import micro_batches
+from ipx2p.data.workers import run_all
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
-from ipx2p.files import digest_bytes, read_json, write_json
+from ipx2p.files import digest_bytes, read_json, remove_stale_temporaries, write_json
 from ipx2p.images import pixels_from_pixels01
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.vae import VAE
@@ -36,13 +35,13 @@ from ipx2p.tensor_files.tensors import digest
 
 DTYPE = torch.float16  # finer than bfloat16, and latents and text states fit its range
 SHARD_ROWS = 128
-CHECK_FILES = 64  # how many a process reads before it looks whether it has to stop
-SHARD_S = 60.0  # a shard is closed after this time: so much work is lost by a kill at most
+CHECK_FILES = 64  # files that a process reads between checks for a stop
+SHARD_S = 60.0  # a shard is closed after this time, so a kill loses no more work
 
 
 @dataclass(frozen=True)
-class EncodedBatch:
-    """B samples: what the encoders make of a `Batch`.
+class EncodedBatch(Pinnable):
+    """B encoded samples.
 
     target_mean, target_logvar: the target's posterior; source_latents: the source's mode,
     (B, 4, h, w), unscaled. text: states of the sentences, (B, 77, D).
@@ -55,55 +54,41 @@ class EncodedBatch:
     tasks: list[str]
     indices: list[int]
 
-    def pin_memory(self) -> "EncodedBatch":
-        """The same batch where a copy to the GPU need not wait; called by the loader."""
-        tensors = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
 
-
+@dataclass
 class Cache:
-    """Encoded pairs in a folder, for one set of pairs and one way to cut them.
+    """Encoded pairs in a folder, for one set of pairs and one way to crop them.
 
     Args:
         folder: shared by all processes, also those of other machines.
         check: called after each pair by all processes; it may raise to stop the encoding, which
-            goes on from there the next time.
-        weights: of the tasks in `stream`, see `Visits`.
+            resumes there the next time.
+        weights: of the tasks, see `Stream`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        pairs: Pairs,
-        framing: Framing,
-        *,
-        seed: int,
-        world: World,
-        check: Callable[[], None] = lambda: None,
-        weights: Mapping[str, float] | None = None,
-    ) -> None:
-        self.folder = folder
-        self.pairs = pairs
-        self.framing = framing
-        self.seed = seed
-        self.world = world
-        self.check = check
-        self.weights = weights
-        self.latents, self.text = Shards(folder / "latents"), Shards(folder / "text")
+    folder: Path
+    pairs: Pairs
+    framing: Framing
+    _: KW_ONLY
+    seed: int
+    world: World
+    check: Callable[[], None] = lambda: None
+    weights: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        self.latents, self.text = Shards(self.folder / "latents"), Shards(self.folder / "text")
         self.latent_keys: list[str] = []  # item * number of draws + draw -> key
         self.text_keys: dict[str, str] = {}  # sentence -> key
 
-    @property
-    def num_draws(self) -> int:
-        """How many fixed draws each pair has."""
-        return self.framing.draws or 1
-
     def fill(self, vae: VAE, text: TextEncoder, *, workers: int) -> None:
-        """Encode what is not there yet, spread over the processes.
+        """Encode what is missing, spread over the processes.
 
-        Raises: InputError for a picture that cannot be used, or one whose cut is not fixed.
+        Raises: InputError for a picture that cannot be used, or one whose crop is not fixed.
         """
         self.world.check_shared(self.folder, "data.cache_dir")
+        if self.world.is_main:
+            for folder in (self.folder, self.latents.folder, self.text.folder):
+                remove_stale_temporaries(folder)
         self._fill_latents(vae, workers)
         self._fill_text(text)
 
@@ -120,18 +105,18 @@ class Cache:
             make_key("latents", *how, self._chance(item, draw), *content)
             for item in range(len(self.pairs))
             for content in [[digests[str(path)] for path in self.pairs.files(item)]]
-            for draw in range(self.num_draws)
+            for draw in range(framing.num_draws)
         ]
         self.latents.open(self.world, {*self.latent_keys})
         todo = missing(self.latent_keys, self.latents)
-        pictures = FixedPictures(self.pairs, framing, seed=self.seed)
-        mine = [[place] for place in self.world.share(todo)]
-        with closing(micro_batches(pictures, mine, workers=workers)) as batches:
-            rows = (_encode(vae, *pair, flip=framing.flip) for pair in batches)
+        fixed = _FixedPictures(self.pairs, framing, self.seed)
+        mine = self.world.share(todo)
+        with closing(run_all(fixed, mine, workers=workers, chunk=1)) as pictures:
+            rows = (_encode(vae, *pair, flip=framing.flip) for pair in pictures)
             self._write(self.latents, self.latent_keys, todo, rows, "pairs")
 
     def _chance(self, item: int, draw: int) -> list | None:
-        """What decides about the random part of a fixed draw; without draws nothing is random."""
+        """What determines the random part of a fixed draw; without draws nothing is random."""
         return [self.seed, self.pairs.describe(item), draw] if self.framing.draws else None
 
     def _fill_text(self, text: TextEncoder) -> None:
@@ -184,75 +169,46 @@ class Cache:
                 bar.update(min(self.world.size, len(todo) - turn * self.world.size))
                 self.check()
         finally:
-            close_shard()  # what is done is not lost, whatever ended this
+            close_shard()  # finished rows are kept even after an error
             bar.close()
         if todo:
             shards.exchange(self.world)
 
 
-class FixedPictures(Dataset):
-    """The fixed draws of all pairs, to be encoded: number item * draws + draw."""
+@dataclass(frozen=True)
+class _FixedPictures:
+    """The fixed draws of all pairs, to be encoded."""
 
-    def __init__(self, pairs: Pairs, framing: Framing, *, seed: int) -> None:
-        self.pairs = pairs
-        self.framing = framing
-        self.seed = seed
+    pairs: Pairs
+    framing: Framing
+    seed: int
 
-    def __getitem__(self, place: int) -> tuple[Tensor, Tensor] | InputError:
-        """Source and target, (3, H, W) in [-1, 1], or the error that a picture gave."""
-        item, draw = divmod(place, self.framing.draws or 1)
-        framing = self.framing if self.framing.draws else _OnlyWhole(self.framing.resolution)
-        try:
-            pictures = framing.fixed_pictures(self.pairs, item, draw, self.seed)
-        except InputError as error:
-            return error
+    def __call__(self, place: int) -> tuple[Tensor, Tensor]:
+        """Source and target number item * draws + draw, (3, H, W) in [-1, 1]."""
+        item, draw = divmod(place, self.framing.num_draws)
+        pictures = self.framing.fixed_pictures(self.pairs, item, draw, self.seed)
         source, target = map(pixels_from_pixels01, pictures)
         return source, target
 
-    @staticmethod
-    def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """A batch is one pair."""
-        [pair] = samples
-        return pair
 
-
-class _OnlyWhole(Framing):
-    """Without fixed draws there is one cut only if nothing is left to chance: the whole square."""
-
-    def cut(self, draws: torch.Generator, *, flip: bool):
-        whole = super().cut(draws, flip=flip)
-
-        def cut(size: tuple[int, int]):
-            if size[0] != size[1]:
-                raise InputError(
-                    f"data.cache: a picture of {size[0]} x {size[1]} is cut anew at each visit, "
-                    "which cannot be cached: set data.draws, how many fixed cuts each pair gets"
-                )
-            return whole(size)
-
-        return cut
-
-
-class EncodedStream(Dataset):
-    """Training sample i for any i >= 0, encoded: the same pairs, draws and sentences as
-    `SampleStream` shows."""
+class EncodedStream(Stream):
+    """Encoded samples: the same pairs, draws and sentences as `SampleStream` shows."""
 
     def __init__(self, cache: Cache) -> None:
-        self.visits = Visits(cache.pairs, cache.framing, seed=cache.seed, weights=cache.weights)
-        self.num_draws = cache.num_draws
+        super().__init__(cache.pairs, cache.framing, seed=cache.seed, weights=cache.weights)
         self.latents, self.latent_keys = cache.latents, cache.latent_keys
         self.text, self.text_keys = cache.text, cache.text_keys
 
     def __getitem__(self, index: int) -> tuple[int, str, dict[str, Tensor]] | InputError:
-        """The sample; a file that is gone is returned as the error it is, see `SampleStream`."""
-        visit = self.visits[index]
+        visit = self.visit(index, *self.order(index))
+        place = visit.item * self.framing.num_draws + visit.draw
         try:
-            row = self.latents.read(self.latent_keys[visit.item * self.num_draws + visit.draw])
+            row = self.latents.read(self.latent_keys[place])
             sample = {name: tensor[int(visit.mirrored)] for name, tensor in row.items()}
             sample["text"] = self.states(visit.instruction)
         except InputError as error:
             return error
-        return index, self.visits.pairs.task(visit.item), sample
+        return index, self.pairs.task(visit.item), sample
 
     def states(self, sentence: str) -> Tensor:
         """Text states of one of the pairs' sentences, or of the empty one, (77, D)."""
@@ -260,7 +216,6 @@ class EncodedStream(Dataset):
 
     @staticmethod
     def collate(samples: Sequence[tuple[int, str, dict[str, Tensor]]]) -> EncodedBatch:
-        """Samples -> a batch."""
         indices, tasks, rows = zip(*samples, strict=True)
         tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         return EncodedBatch(**tensors, tasks=[*tasks], indices=[*indices])
@@ -268,8 +223,8 @@ class EncodedStream(Dataset):
 
 @torch.no_grad()
 def _encode(vae: VAE, source: Tensor, target: Tensor, *, flip: bool) -> dict[str, Tensor]:
-    """A pair of pictures (3, H, W) in [-1, 1] -> its row; tensors are (1 or 2, 4, h, w), mirrored
-    in the second place."""
+    """The row of a pair of pictures (3, H, W) in [-1, 1]: tensors (1 or 2, 4, h, w), the second one
+    mirrored."""
     ways = [pixels.flip(-1) if way else pixels for way in range(1 + flip)
             for pixels in (source, target)]  # fmt: skip
     posterior = vae.encode(torch.stack(ways).to(vae.device))
@@ -284,14 +239,14 @@ def _encode(vae: VAE, source: Tensor, target: Tensor, *, flip: bool) -> dict[str
 def digest_files(
     known_path: Path, pairs: Pairs, world: World, check: Callable[[], None]
 ) -> dict[str, str | None]:
-    """The content of every picture file as a hash, by path; spread over the processes.
+    """A hash of every picture file, by path; the work is spread over the processes.
 
     Args:
-        known_path: JSON of earlier answers, believed as long as a file's size and times stay.
-    Returns: None instead of a hash for a file that cannot be read; whoever needs it will say so.
+        known_path: JSON of earlier results, valid while a file's size and times stay the same.
+    Returns: None instead of a hash for a file that cannot be read, which raises when it is needed.
     """
     known: dict[str, Any] = {}
-    with suppress(InputError):  # not there yet, or damaged: then every file is read
+    with suppress(InputError):  # missing or damaged: every file is read
         known = read_json(known_path)
     paths = sorted({path for item in range(len(pairs)) for path in pairs.files(item)})
     mine = world.share(paths)
@@ -313,7 +268,7 @@ def digest_files(
 
 
 def _digest(path: Path, known: dict[str, Any]) -> list:
-    """Size, times and hash of a file; only None if it cannot be read."""
+    """Size, times and hash of a file; [None] if it cannot be read."""
     try:
         stat = path.stat()
         marks = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]

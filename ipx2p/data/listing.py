@@ -12,7 +12,7 @@ PICTURES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", "
 def find_photos(folder: Path) -> list[Path]:
     """The picture files in a folder and its subfolders, in order of their names.
 
-    Raises: InputError when there is no such folder, or no picture in it.
+    Raises: InputError if there is no such folder, or no picture in it.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of photographs")
@@ -23,12 +23,12 @@ def find_photos(folder: Path) -> list[Path]:
 
 
 def picture_names(folder: Path) -> list[str]:
-    """The picture files below a folder, see `file_names`."""
+    """The picture files below a folder, as `file_names` lists them."""
     return file_names(folder, PICTURES)
 
 
 def file_names(folder: Path, suffixes: Container[str]) -> list[str]:
-    """The files of some suffixes below a folder: relative paths with "/", sorted by their parts.
+    """The files with some suffixes below a folder: relative paths with "/", sorted by their parts.
 
     Raises: InputError for a folder that cannot be read.
     """
@@ -50,10 +50,9 @@ def file_names(folder: Path, suffixes: Container[str]) -> list[str]:
 
 
 def scan(folder: Path) -> dict[str, bool]:
-    """The names in a folder, in no order, and which of them are folders.
+    """The names in a folder, unsorted, and which of them are folders; hidden ones are left out.
 
-    Without what macOS and others hide there, and without a look at each file.
-    Raises: InputError when it cannot be read.
+    Raises: InputError if it cannot be read.
     """
     try:
         with os.scandir(folder) as entries:

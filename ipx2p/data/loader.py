@@ -1,31 +1,42 @@
 """The endless stream of training samples, addressed by a global index (layer 2).
 
-Sample i is the same whatever process draws it and whenever: its place in the order, its cut and
-its degradation come from generators keyed by i. So a resumed run continues the stream exactly.
+Sample i is the same in any process and at any time: its pair, its crop and its degradation come
+from generators keyed by i. So a resumed run continues the stream exactly.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ipx2p.data.order import Mixture, Order, Shuffles
-from ipx2p.data.pairs import Cut, EditPair, Pairs, random_geometry
+from ipx2p.data.pairs import Cut, EditPair, Geometry, Pairs, random_geometry
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from ipx2p.images import pixels_from_pictures01
 from ipx2p.seeds import generator
 
-REPLACEMENTS = 8  # are tried for a pair that cannot be used: more mean that the data are wrong
+REPLACEMENTS = 8  # tried for a pair that cannot be used; if all fail, the data are wrong
 
 
 @dataclass(frozen=True)
-class Batch:
+class Pinnable:
+    """A batch with tensors among its fields."""
+
+    def pin_memory(self) -> "Pinnable":
+        """The same batch in page-locked memory, for asynchronous copies; the loader calls it."""
+        tensors = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
+
+
+@dataclass(frozen=True)
+class Batch(Pinnable):
     """B samples: pictures (B, 3, H, W) in [-1, 1], sentences, tasks, global indices.
 
-    skipped: what was wrong with pairs that others of the same task stand for.
+    skipped: what was wrong with pairs that were replaced by others of their task.
     """
 
     source_pixels: Tensor
@@ -35,21 +46,13 @@ class Batch:
     indices: list[int]
     skipped: list[str] = field(default_factory=list)
 
-    def pin_memory(self) -> "Batch":
-        """The same batch where a copy to the GPU need not wait; called by the loader."""
-        return replace(
-            self,
-            source_pixels=self.source_pixels.pin_memory(),
-            target_pixels=self.target_pixels.pin_memory(),
-        )
-
 
 @dataclass(frozen=True)
 class Framing:
-    """How training takes squares out of pictures.
+    """How training crops squares from pictures.
 
     resolution: their side in pixels. max_zoom: they are up to this much smaller than the picture's
-    short side. flip: whether half of them are mirrored. draws: how many fixed cuts (and
+    short side. flip: whether half of them are mirrored. draws: how many fixed crops (and
     degradations) each pair has, visited in turn; None draws new ones at each visit.
     """
 
@@ -58,8 +61,13 @@ class Framing:
     flip: bool = True
     draws: int | None = None
 
+    @property
+    def num_draws(self) -> int:
+        """How many rows a cache needs for each pair."""
+        return self.draws or 1
+
     def cut(self, draws: torch.Generator, *, flip: bool) -> Cut:
-        """What to take of a picture, drawn from a generator; `flip` allows mirroring."""
+        """A random crop from a generator; `flip` allows mirroring."""
         return lambda size: random_geometry(
             size, self.resolution, draws, max_zoom=self.max_zoom, flip=flip and self.flip
         )
@@ -69,10 +77,22 @@ class Framing:
     ) -> tuple[Tensor, Tensor]:
         """Source and target of one of the fixed draws of a pair, (3, H, W) in [0, 1], not mirrored.
 
-        The draw hangs on what the pair is, not on its place among the others.
+        The draw depends on the pair itself, not on its place among the others. Without draws only a
+        square picture has a fixed crop. Raises: InputError for another one.
         """
         draws = generator(seed, f"draw {pairs.describe(item)}", draw)
-        return pairs.pictures(item, self.cut(draws, flip=False), draws)
+        cut = self.cut(draws, flip=False)
+
+        def fixed_cut(size: tuple[int, int]) -> Geometry:
+            if not self.draws and size[0] != size[1]:
+                raise InputError(
+                    f"data.cache: a picture of {size[0]} x {size[1]} gets a new crop at each "
+                    "visit, which cannot be cached: set data.draws, how many fixed crops each pair "
+                    "gets"
+                )
+            return cut(size)
+
+        return pairs.pictures(item, fixed_cut, draws)
 
 
 @dataclass(frozen=True)
@@ -86,11 +106,11 @@ class Visit:
     instruction: str
 
 
-class Visits:
-    """What the samples of a run show.
+class Stream(Dataset):
+    """The samples of a run: sample i for any i >= 0.
 
     Args:
-        weights: of the tasks, see `Mixture`; None is one order for all pairs.
+        weights: of the tasks, see `Mixture`; None shuffles all pairs together.
     """
 
     def __init__(
@@ -110,40 +130,25 @@ class Visits:
             else Mixture(pairs.by_task(), weights, seed=seed)
         )
 
-    def __getitem__(self, index: int) -> Visit:
-        """What sample `index` shows, for a stream of fixed draws."""
-        return self.of(index, *self.order(index))
-
-    def of(self, index: int, item: int, epoch: int) -> Visit:
-        """The same where the pair is given, and how often it was shown before."""
-        draw = epoch % (self.framing.draws or 1)
+    def visit(self, index: int, item: int, epoch: int) -> Visit:
+        """What sample `index` shows of a pair that was shown `epoch` times before, if draws are
+        fixed."""
+        draw = epoch % self.framing.num_draws
         draws = generator(self.seed, "data", index)
-        # The same draws as those of a cut at each visit, of which the mirroring remains.
+        # Drawn like a new crop at each visit, of which only the mirroring is used.
         mirrored = random_geometry((1, 1), 1, draws, flip=self.framing.flip).flip
         return Visit(index, item, draw, mirrored, self.pairs.instruction(item, draws))
 
 
-class SampleStream(Dataset):
-    """Training sample i for any i >= 0, as pictures.
+class SampleStream(Stream):
+    """Samples as pictures.
 
     Args:
-        weights: of the tasks, see `Visits`.
-        skip: whether another pair of the same task stands for one that cannot be used.
+        skip: whether a pair that cannot be used is replaced by another one of its task.
     """
 
-    def __init__(
-        self,
-        pairs: Pairs,
-        framing: Framing,
-        *,
-        seed: int,
-        weights: Mapping[str, float] | None = None,
-        skip: bool = False,
-    ) -> None:
-        self.pairs = pairs
-        self.framing = framing
-        self.seed = seed
-        self.visits = Visits(pairs, framing, seed=seed, weights=weights)
+    def __init__(self, pairs: Pairs, framing: Framing, *, skip: bool = False, **how: Any) -> None:
+        super().__init__(pairs, framing, **how)
         self.others = pairs.by_task() if skip else None
 
     def __getitem__(self, index: int) -> tuple[int, EditPair, list[str]] | InputError:
@@ -152,7 +157,7 @@ class SampleStream(Dataset):
         A bad picture is returned as the error it is, for `micro_batches` to raise: raised in a
         worker it would arrive wrapped in a traceback.
         """
-        item, epoch = self.visits.order(index)
+        item, epoch = self.order(index)
         skipped: list[str] = []
         for attempt in range(1 + (REPLACEMENTS if self.others else 0)):
             if attempt:
@@ -172,21 +177,20 @@ class SampleStream(Dataset):
         if not self.framing.draws:
             draws = generator(self.seed, "data", index)
             return self.pairs.get(item, self.framing.cut(draws, flip=True), draws)
-        visit = self.visits.of(index, item, epoch)
+        visit = self.visit(index, item, epoch)
         pictures = self.framing.fixed_pictures(self.pairs, item, visit.draw, self.seed)
         if visit.mirrored:
             pictures = [pixels01.flip(-1) for pixels01 in pictures]
         return EditPair(*pictures, visit.instruction, self.pairs.task(item))
 
     def _another(self, index: int, item: int, attempt: int) -> int:
-        """A pair of the same task, which hangs on the sample only: a resumed run draws it too."""
+        """A pair of the same task that depends on the sample alone, as a resumed run needs."""
         items = self.others[self.pairs.task(item)]
         draws = generator(self.seed, f"replacement {attempt}", index)
         return int(items[int(torch.randint(len(items), (), generator=draws))])
 
     @staticmethod
     def collate(samples: Sequence[tuple[int, EditPair, list[str]]]) -> Batch:
-        """Samples -> a batch."""
         indices, pairs, errors = zip(*samples, strict=True)
         return Batch(
             source_pixels=pixels_from_pictures01([pair.source_pixels01 for pair in pairs]),
@@ -201,8 +205,8 @@ class SampleStream(Dataset):
 class StepSampler(Sampler[list[int]]):
     """The global indices of the micro-batches of one process.
 
-    Step k takes the samples k * batch_size and on, whoever computes them: they are dealt in equal
-    slices, `accumulate` of them to each process in turn.
+    Step k takes the samples from k * batch_size on, in equal slices: the first `accumulate` of them
+    go to the first process, and so on.
     """
 
     def __init__(

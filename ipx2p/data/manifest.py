@@ -3,45 +3,128 @@
 A manifest is JSON lines, one pair each, paths relative to the file, one instruction or a list:
 {"source": "a.png", "target": "b.png", "instruction": "derain the image", "task": "derain"}
 
-The first opening reads and checks every line, and keeps arrays: where each line begins, and hashes
-of what it says. A file beside the manifest holds them for the next time; it is believed as long as
-the content of the manifest is the same. A line is parsed again whenever its pair is visited.
+`read_lines` reads one from top to bottom. Training uses `Manifest`, which picks pairs by number: it
+reads and checks every line once and keeps arrays, namely where each line begins and hashes of its
+content. A file beside the manifest stores them for the next time, valid while the manifest's
+content stays the same. A line is parsed again at each visit of its pair.
 """
 
 import json
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ipx2p.errors import InputError
-from ipx2p.files import atomic_write, hash_bytes, hasher
+from ipx2p.files import atomic_write, digest_file, hash_bytes, remove_stale_temporaries
 
 FORMAT = 1  # of the index file, and of the hashes in it
-MIN_INDEXED = 10_000  # a shorter manifest is checked anew in no time
+MIN_INDEXED = 10_000  # checking a shorter manifest again takes no time
 DECODER = json.JSONDecoder()
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+SPLITS = ("train", "val", "test")  # a manifest for each, SPLIT.jsonl
+CAPTIONS = ("source_caption", "target_caption")
+KNOWN = {"source", "target", "task", "instruction", "group", *CAPTIONS}
 
 
 class Record(NamedTuple):
-    """One line of a manifest; paths as they are written there."""
+    """One pair as a manifest lists it; paths are relative to the manifest's folder.
+
+    instructions: every sentence that fits, at least one. group: a source picture or a scene, whose
+    pairs stay in one split. split: as published, None if that is open. digests: content of the two
+    files, known while a set is made. extra: other keys of the line, which mixing keeps.
+    """
 
     source: str
     target: str
     task: str
-    instructions: tuple[str, ...]
+    instructions: Sequence[str]
+    group: str | None = None
+    source_caption: str | None = None
+    target_caption: str | None = None
+    split: str | None = None
+    digests: Sequence[str] = ()
+    extra: Mapping[str, Any] | None = None
+
+    @property
+    def instruction(self) -> str | Sequence[str]:
+        """The instructions as a line holds them: a list, or the only one."""
+        return self.instructions if len(self.instructions) > 1 else self.instructions[0]
+
+    def line(self) -> str:
+        """The pair as a line of a manifest."""
+        values = {key: getattr(self, key) for key in ("source", "target", "instruction", "task")}
+        for key in ("group", *CAPTIONS):
+            if getattr(self, key) is not None:
+                values[key] = getattr(self, key)
+        return json.dumps(values | (self.extra or {}), ensure_ascii=False)
+
+
+class Line(NamedTuple):
+    """A line of a manifest: its number from 1, its bytes begin..end, and its pair or the error."""
+
+    path: Path
+    number: int
+    begin: int
+    end: int
+    record: Record | None
+    error: str = ""
+
+    @property
+    def where(self) -> str:
+        """File and line, for messages."""
+        return f"{self.path} line {self.number}"
+
+    @property
+    def pictures(self) -> tuple[Path, Path]:
+        """Source and target."""
+        return self.path.parent / self.record.source, self.path.parent / self.record.target
+
+
+def read_lines(path: Path, *, keep_bad: bool = False) -> Iterator[Line]:
+    """The lines of a manifest that are not blank.
+
+    Args:
+        keep_bad: yield bad lines too, with their error.
+    Raises: InputError for a file that cannot be read, and for a bad line, which it names.
+    """
+    try:
+        with open(path, "rb") as file:
+            end = 0
+            for number, text in enumerate(file, 1):
+                begin, end = end, end + len(text)
+                if number == 1 and text.startswith(BYTE_ORDER_MARK):
+                    begin += len(BYTE_ORDER_MARK)
+                    text = text[len(BYTE_ORDER_MARK) :]
+                if not text.strip():
+                    continue
+                record, error = None, ""
+                try:
+                    record = parse(text.decode())
+                except UnicodeDecodeError as what:
+                    error = f" is not UTF-8 text: {what}"
+                except InputError as what:
+                    error = str(what)
+                line = Line(path, number, begin, end, record, error)
+                if error and not keep_bad:
+                    raise InputError(f"{line.where}{error}")
+                yield line
+    except FileNotFoundError:
+        raise InputError(f"manifest {path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"cannot read manifest {path}: {error.strerror}") from error
 
 
 class Index(NamedTuple):
     """What is kept of the N lines that list pairs.
 
-    offsets: of their first bytes, and the end of the file, (N + 1,). lines: their numbers, counted
-    from 1, (N,). tasks: the different ones, as they come. task_ids: which of them, (N,).
+    offsets: of their first bytes, and the end of the last, (N + 1,). lines: their numbers, counted
+    from 1, (N,). tasks: the different ones, in order of appearance. task_ids: into them, (N,).
     pictures: `hash64` of source, target and task, (N,); sentences: of the instructions, (N,).
     """
 
@@ -54,7 +137,7 @@ class Index(NamedTuple):
 
 
 class Manifest:
-    """The records of a manifest, checked whole when it is opened, read one by one.
+    """The records of a manifest: all are checked when it is opened, then read one by one.
 
     Raises: InputError that names the file, the line, and what is wrong in it.
     """
@@ -62,16 +145,8 @@ class Manifest:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._descriptor: int | None = None
-        try:
-            index = _read_index(self.path)
-            if index is None:
-                index = _make_index(self.path)
-        except FileNotFoundError:
-            raise InputError(f"manifest {path} does not exist") from None
-        except OSError as error:
-            raise InputError(f"cannot read manifest {path}: {error.strerror}") from error
-        self.index: Index = index
-        self.tasks: list[str] = index.tasks.tolist()
+        self.index: Index = _read_index(self.path) or _make_index(self.path)
+        self.tasks: list[str] = self.index.tasks.tolist()
 
     def __len__(self) -> int:
         return len(self.index.lines)
@@ -84,15 +159,12 @@ class Manifest:
             os.close(self._descriptor)
 
     def __getitem__(self, item: int) -> Record:
-        """The record of this number.
-
-        Raises: InputError if the file is no longer what it was.
-        """
+        """The record of this number. InputError if the file has changed since it was opened."""
         begin, end = self.index.offsets[item : item + 2].tolist()
         try:
             if self._descriptor is None:
                 self._descriptor = os.open(self.path, os.O_RDONLY)
-            # Unlike seek and read, this can be done by several processes that share the file.
+            # Unlike seek and read, this works in several processes that share the descriptor.
             text = os.pread(self._descriptor, end - begin, begin)
         except OSError as error:
             raise InputError(f"cannot read manifest {self.path}: {error.strerror}") from error
@@ -121,7 +193,7 @@ def hash64(strings: Iterable[str]) -> bytes:
 def parse(line: str) -> Record:
     """One line as a record.
 
-    Raises: InputError that says what is wrong in the line, to be put behind its place.
+    Raises: InputError that says what is wrong in the line, to follow its file and number.
     """
     line = line.strip()
     try:
@@ -150,11 +222,22 @@ def parse(line: str) -> Record:
             )
     if "\\" in line:
         _check_text(values)
-    return Record(values["source"], values["target"], values["task"], tuple(sentences))
+    get, group = values.get, values.get("group")
+    get, group = values.get, values.get("group")
+    return Record(
+        values["source"],
+        values["target"],
+        values["task"],
+        tuple(sentences),
+        group if group is None else str(group),
+        get("source_caption"),
+        get("target_caption"),
+        extra=None if values.keys() <= KNOWN else {k: values[k] for k in values if k not in KNOWN},
+    )
 
 
 def _check_text(values: dict[str, Any]) -> None:
-    """Refuse what an escape of JSON can name and no text holds: half a character, null."""
+    """Refuse what JSON escapes can write and no text holds: half a character, null."""
     for key in ("source", "target", "task", "instruction"):
         text = "".join(values[key])
         try:
@@ -166,55 +249,40 @@ def _check_text(values: dict[str, Any]) -> None:
 
 
 def _make_index(path: Path) -> Index:
-    """Read and check a manifest, and note for the next time what was found."""
-    content = hasher()
+    """Read and check a manifest, and store what was found for the next time."""
     offsets, lines, task_ids = array("q"), array("q"), array("i")
     tasks: dict[str, int] = {}
-    hash_sentences = lru_cache(1024)(hash64)  # many lines say the same
+    hash_sentences = lru_cache(1024)(hash64)  # many lines share their sentences
     pictures, sentences = bytearray(), bytearray()
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            content.update(line)
-            begin, offset = offset, offset + len(line)
-            if number == 1 and line.startswith(BYTE_ORDER_MARK):
-                begin += len(BYTE_ORDER_MARK)
-                line = line[len(BYTE_ORDER_MARK) :]
-            if not line.strip():
-                continue
-            try:
-                record = parse(line.decode())
-            except UnicodeDecodeError as error:
-                raise InputError(f"{path} line {number} is not UTF-8 text: {error}") from None
-            except InputError as error:
-                raise InputError(f"{path} line {number}{error}") from None
-            offsets.append(begin)
-            lines.append(number)
-            task_ids.append(tasks.setdefault(record.task, len(tasks)))
-            pictures += hash64(record[:3])
-            sentences += hash_sentences(record.instructions)
+    # Before reading, so that a change from now on makes the index stale.
+    key = _key(path) if path.exists() else ""
+    for line in read_lines(path):
+        offsets.append(line.begin)
+        lines.append(line.number)
+        task_ids.append(tasks.setdefault(line.record.task, len(tasks)))
+        pictures += hash64(line.record[:3])
+        sentences += hash_sentences(line.record.instructions)
     if not lines:
         raise InputError(f"manifest {path} lists no pairs")
-    offsets.append(offset)
+    offsets.append(line.end)
     names, ids = np.array([*tasks]), np.array(task_ids, np.int32)
     hashes = (np.frombuffer(bytes(part), np.uint64) for part in (pictures, sentences))
     index = Index(np.array(offsets), np.array(lines), names, ids, *hashes)
     if len(lines) >= MIN_INDEXED:
+        remove_stale_temporaries(path.parent)
         with suppress(InputError), atomic_write(_index_path(path)) as temporary:
-            np.savez(temporary, key=_key(content.digest()), **index._asdict())
+            np.savez(temporary, key=key, **index._asdict())
     return index
 
 
 def _read_index(path: Path) -> Index | None:
-    """What an earlier opening has noted; None where that is missing, damaged or out of date."""
+    """The index that was stored earlier; None if it is missing, damaged or stale."""
     try:
         with np.load(_index_path(path), allow_pickle=False) as arrays:
-            key = arrays["key"]
+            is_current = arrays["key"].item() == _key(path)
             index = Index(*(arrays[name] for name in Index._fields))
-    except Exception:  # a damaged file raises as variously as formats and checksums can break
+    except Exception:  # formats and checksums break in many ways
         return None
-    with path.open("rb") as file:
-        is_current = np.array_equal(key, _key(_hash_content(file)))
     return index if is_current else None
 
 
@@ -222,13 +290,6 @@ def _index_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.index.npz")
 
 
-def _key(content: bytes) -> np.ndarray:
-    """What an index must have noted to be believed."""
-    return np.frombuffer(bytes([FORMAT]) + content, np.uint8)
-
-
-def _hash_content(file: BinaryIO) -> bytes:
-    content = hasher()
-    while chunk := file.read(2**20):
-        content.update(chunk)
-    return content.digest()
+def _key(path: Path) -> str:
+    """What a stored index must carry to be valid."""
+    return f"{FORMAT} {digest_file(path)}"

@@ -1,11 +1,11 @@
 """Which pair each training sample shows, addressed by a global index (layer 2).
 
-Two orders: epochs of all pairs, in which each task has the share that its pairs have; and a mixture
-with shares that are asked for. A mixture puts sample i at u_i = (i * STRIDE + offset) mod 2^64 and
-cuts 0..2^64 into one interval per task. Such a sequence (Weyl 1916) with the golden ratio as stride
-fills every interval as evenly as a sequence can, so the first N samples hold a task N * share times
-to within a few. In integers the samples of a task before any i are counted exactly, without
-walking there, so a resumed run continues the order exactly.
+Two orders: epochs of all pairs, in which the share of a task is that of its pairs; and a mixture
+with given shares. A mixture puts sample i at u_i = (i * STRIDE + offset) mod 2^64 and divides
+0..2^64 into one interval per task. With the golden ratio as stride this sequence (Weyl 1916) fills
+every interval as evenly as possible, so the first N samples show a task N * share times to within a
+few. In integers the samples of a task before any i are counted exactly and in closed form, so a
+resumed run continues the order exactly.
 """
 
 from bisect import bisect_right
@@ -25,10 +25,10 @@ Order = Callable[[int], tuple[int, int]]  # sample -> number of its pair, times 
 
 
 class Shuffles:
-    """Epochs of the numbers below `count`, each shuffled in its own way.
+    """Epochs of the numbers below `count`, each shuffled differently.
 
     Args:
-        purpose: what the generators of the shuffles are keyed by, beside seed and epoch.
+        purpose: keys the generators of the shuffles, together with seed and epoch.
     """
 
     def __init__(self, count: int, *, seed: int, purpose: str) -> None:
@@ -47,7 +47,7 @@ class Shuffles:
 
 
 class Mixture:
-    """Tasks in given shares; within a task epochs of its pairs, each shuffled in its own way.
+    """Tasks in given shares; within a task epochs of its pairs, each shuffled differently.
 
     Args:
         items: the numbers of each task's pairs.
@@ -69,7 +69,7 @@ class Mixture:
         self.offset = (high << 32) + low
 
     def __call__(self, index: int) -> tuple[int, int]:
-        """The number of the pair that sample `index` shows, and how often it was shown before."""
+        """The pair that sample `index` shows, and how often it was shown before."""
         task = bisect_right(self.ends, (index * STRIDE + self.offset) % RANGE)
         place, epoch = self.shuffles[task](self.count(task, index))
         return int(self.items[task][place]), epoch
@@ -86,8 +86,8 @@ class Mixture:
 def floor_sum(count: int, modulus: int, stride: int, offset: int) -> int:
     """Sum of floor((stride * i + offset) / modulus) over i = 0..count - 1, exactly.
 
-    Like Euclid's algorithm: whole multiples of the modulus are taken out, and the lattice points
-    that remain below the line are counted along the other axis. O(log count) steps.
+    Like Euclid's algorithm: whole multiples of the modulus are split off, and the remaining lattice
+    points below the line are counted along the other axis. O(log count) steps.
     """
     total = 0
     while count > 0:

@@ -1,4 +1,4 @@
-"""Pairs of pictures with an instruction, and the geometry that both pictures share (layer 2)."""
+"""Pairs of pictures with instructions, and the crop that both pictures share (layer 2)."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from ipx2p.images import load_image, pixels01_from_pixels_u8, pixels_u8_from_ima
 
 @dataclass(frozen=True)
 class Geometry:
-    """One square cut of a picture: a box in its pixels (left, top, right, bottom), then a flip."""
+    """A square crop of a picture: a box in its pixels (left, top, right, bottom), then a flip."""
 
     box: tuple[float, float, float, float]
     flip: bool
     resolution: int
 
     def apply(self, image: Image.Image) -> Tensor:
-        """The cut, resized to resolution x resolution, as (3, H, W) in [0, 1]."""
+        """The crop, resized to resolution x resolution, as (3, H, W) in [0, 1]."""
         cut = resize(image, (self.resolution, self.resolution), box=self.box)
         pixels_u8 = pixels_u8_from_image(cut)  # mirrored while a pixel has 3 bytes, not 12
         return pixels01_from_pixels_u8(pixels_u8.flip(1) if self.flip else pixels_u8)
@@ -42,7 +42,7 @@ def random_geometry(
     max_zoom: float = 1.0,
     flip: bool = True,
 ) -> Geometry:
-    """A random square of a picture: aspect kept, up to `max_zoom` smaller than its short side."""
+    """A random square of a picture, up to `max_zoom` times smaller than its short side."""
     width, height = size
     draws = torch.rand(4, generator=generator).tolist()
     side = min(width, height) / (1 + (max_zoom - 1) * draws[0])
@@ -60,7 +60,7 @@ def centre_geometry(size: tuple[int, int], resolution: int) -> Geometry:
 
 @dataclass(frozen=True)
 class EditPair:
-    """One training example: two pictures, (3, H, W) in [0, 1], and what to say."""
+    """One training example: two pictures, (3, H, W) in [0, 1], and an instruction."""
 
     source_pixels01: Tensor
     target_pixels01: Tensor
@@ -68,7 +68,7 @@ class EditPair:
     task: str
 
 
-Cut = Callable[[tuple[int, int]], Geometry]  # size of a picture -> what to take of it
+Cut = Callable[[tuple[int, int]], Geometry]  # size of a picture -> its crop
 
 
 class Pairs(ABC):
@@ -79,18 +79,18 @@ class Pairs(ABC):
 
     @abstractmethod
     def task(self, item: int) -> str:
-        """The task of the pair of this number, without looking at its pictures."""
+        """The task of this pair."""
 
     @abstractmethod
     def instructions(self, item: int) -> Sequence[str]:
-        """What may be said of the pair, at least one sentence."""
+        """The sentences that fit the pair, at least one."""
 
     @abstractmethod
     def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Source and target, (3, H, W) in [0, 1], cut by `cut`; the generator makes all that is
+        """Source and target, (3, H, W) in [0, 1], cropped by `cut`; the generator draws anything
         random in them.
 
-        Raises: InputError for a picture that cannot be read, naming the file and its origin.
+        Raises: InputError for a picture that cannot be read; it names the file and its origin.
         """
 
     @abstractmethod
@@ -99,54 +99,41 @@ class Pairs(ABC):
 
     @abstractmethod
     def describe(self, item: int) -> str:
-        """The pair's pictures in a line: equal lines and equal files make equal pictures."""
+        """The pair's pictures as text: the same text and the same files give the same pictures."""
 
     def get(self, item: int, cut: Cut, generator: torch.Generator) -> EditPair:
-        """The pair of this number; of several instructions one is drawn, after the pictures."""
+        """The pair as a training example; its instruction is drawn after its pictures."""
         pictures = self.pictures(item, cut, generator)
         return EditPair(*pictures, self.instruction(item, generator), self.task(item))
 
     def instruction(self, item: int, generator: torch.Generator) -> str:
-        """One of the pair's instructions."""
+        """One of the pair's instructions, drawn at random."""
         sentences = self.instructions(item)
         return sentences[int(torch.randint(len(sentences), (), generator=generator))]
 
     def by_task(self) -> dict[str, np.ndarray]:
-        """The numbers of each task's pairs, in order; tasks by name."""
+        """The numbers of each task's pairs, in order; tasks sorted by name."""
         items: dict[str, list[int]] = {}
         for item in range(len(self)):
             items.setdefault(self.task(item), []).append(item)
         return {task: np.array(items[task]) for task in sorted(items)}
 
     def digests(self) -> np.ndarray:
-        """What the pictures of each pair are as 64 bits, whatever its number, (N,) uint64."""
+        """A hash of each pair's pictures, which does not depend on its number, (N,) uint64."""
         return _digests([self.describe(item)] for item in range(len(self)))
 
     def sentence_digests(self) -> np.ndarray:
-        """What may be said of each pair as 64 bits, (N,) uint64."""
+        """A hash of each pair's instructions, (N,) uint64."""
         return _digests(self.instructions(item) for item in range(len(self)))
 
 
-class ManifestPairs(Pairs):
-    """The pairs of a manifest. InputError names the file and line of whatever is wrong in it."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.manifest = Manifest(path)
-        self.folder = self.manifest.path.parent
-
-    def __len__(self) -> int:
-        return len(self.manifest)
-
-    def task(self, item: int) -> str:
-        """See `Pairs.task`."""
-        return self.manifest.task(item)
+class ManifestPairs(Manifest, Pairs):
+    """The pairs of a manifest. InputError names the file and line of any mistake in it."""
 
     def instructions(self, item: int) -> Sequence[str]:
-        """See `Pairs.instructions`."""
-        return self.manifest[item].instructions
+        return self[item].instructions
 
     def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """See `Pairs.pictures`."""
         source_path, target_path = self.files(item)
         try:
             source, target = load_image(source_path), load_image(target_path)
@@ -157,40 +144,34 @@ class ManifestPairs(Pairs):
                 )
             geometry = cut(source.size)
         except InputError as error:
-            raise InputError(f"{self.manifest.where(item)}: {error}") from None
+            raise InputError(f"{self.where(item)}: {error}") from None
         return geometry.apply(source), geometry.apply(target)
 
     def files(self, item: int) -> Sequence[Path]:
-        """See `Pairs.files`."""
-        record = self.manifest[item]
-        return self.folder / record.source, self.folder / record.target
+        record = self[item]
+        return self.path.parent / record.source, self.path.parent / record.target
 
     def describe(self, item: int) -> str:
-        """See `Pairs.describe`."""
-        record = self.manifest[item]
+        record = self[item]
         return json.dumps([*map(os.path.normpath, record[:2]), record.task])
 
     def by_task(self) -> dict[str, np.ndarray]:
-        """See `Pairs.by_task`; without reading the manifest again."""
-        order = np.argsort(self.manifest.index.task_ids, kind="stable")
-        counts = np.bincount(self.manifest.index.task_ids)
+        order = np.argsort(self.index.task_ids, kind="stable")
+        counts = np.bincount(self.index.task_ids)
         items = np.split(order, counts.cumsum()[:-1])
-        return dict(sorted(zip(self.manifest.tasks, items, strict=True)))
+        return dict(sorted(zip(self.tasks, items, strict=True)))
 
     def digests(self) -> np.ndarray:
-        """See `Pairs.digests`; without reading the manifest again."""
-        return self.manifest.index.pictures
+        return self.index.pictures
 
     def sentence_digests(self) -> np.ndarray:
-        """See `Pairs.sentence_digests`; without reading the manifest again."""
-        return self.manifest.index.sentences
+        return self.index.sentences
 
 
 class DegradedPhotos(Pairs):
     """Photographs as targets, degraded on the fly as sources: every photo with every task.
 
     Args:
-        photos: picture files.
         tasks: what the edit has to undo, keys of `DEGRADATIONS`.
         config: how severe the degradations are.
     """
@@ -207,39 +188,34 @@ class DegradedPhotos(Pairs):
         return len(self.photos) * len(self.tasks)
 
     def task(self, item: int) -> str:
-        """See `Pairs.task`."""
         return self.tasks[item % len(self.tasks)]
 
     def instructions(self, item: int) -> Sequence[str]:
-        """See `Pairs.instructions`."""
         return bank(self.task(item))
 
     def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """See `Pairs.pictures`."""
         [photo] = self.files(item)
         image = self._cache.load(photo)
         target = cut(image.size).apply(image)
         return degrade(target, self.task(item), generator, self.config), target
 
     def files(self, item: int) -> Sequence[Path]:
-        """See `Pairs.files`."""
         return (self.photos[item // len(self.tasks)],)
 
     def describe(self, item: int) -> str:
-        """See `Pairs.describe`."""
         [photo] = self.files(item)
         return json.dumps([photo.name, self.task(item), asdict(self.config)])
 
 
 class PictureCache:
-    """Loads pictures and keeps the first ones that fit into a budget of decoded bytes."""
+    """Loads pictures, and keeps the first ones that fit into a budget of decoded bytes."""
 
     def __init__(self, budget: int = 256 * 2**20) -> None:
         self.free = budget
         self.images: dict[Path, Image.Image] = {}
 
     def load(self, path: Path) -> Image.Image:
-        """The picture at `path`, see `load_image`."""
+        """The picture at `path`."""
         if path in self.images:
             return self.images[path]
         image = load_image(path)

@@ -1,6 +1,6 @@
-"""Which pairs are trained on, and what is said of them (layer 2).
+"""Which pairs are trained on, and with which sentences (layer 2).
 
-Both hang on what a pair is, never on its place in a list or on the seed of a run. So runs on 10 %
+Both depend on what a pair is, never on its place in a list or on the seed of a run. So runs on 10 %
 and on 30 % of the pairs can be compared: the 10 % are among the 30 %.
 """
 
@@ -17,68 +17,36 @@ from ipx2p.data.pairs import Cut, Pairs
 from ipx2p.errors import InputError, suggestion
 
 
-class Derived(Pairs):
-    """The same pairs under other numbers, or with something else changed."""
-
-    def __init__(self, pairs: Pairs) -> None:
-        self.pairs = pairs
-
-    def number(self, item: int) -> int:
-        """Which of the original pairs it is."""
-        return item
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def task(self, item: int) -> str:
-        """See `Pairs.task`."""
-        return self.pairs.task(self.number(item))
-
-    def instructions(self, item: int) -> Sequence[str]:
-        """See `Pairs.instructions`."""
-        return self.pairs.instructions(self.number(item))
-
-    def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """See `Pairs.pictures`."""
-        return self.pairs.pictures(self.number(item), cut, generator)
-
-    def files(self, item: int) -> Sequence[Path]:
-        """See `Pairs.files`."""
-        return self.pairs.files(self.number(item))
-
-    def describe(self, item: int) -> str:
-        """See `Pairs.describe`."""
-        return self.pairs.describe(self.number(item))
-
-    def by_task(self) -> dict[str, np.ndarray]:
-        """See `Pairs.by_task`."""
-        return self.pairs.by_task()
-
-    def digests(self) -> np.ndarray:
-        """See `Pairs.digests`."""
-        return self.pairs.digests()
-
-    def sentence_digests(self) -> np.ndarray:
-        """See `Pairs.sentence_digests`."""
-        return self.pairs.sentence_digests()
-
-
-class Subset(Derived):
+class Subset(Pairs):
     """Some of the pairs, in the order of their numbers."""
 
     def __init__(self, pairs: Pairs, items: np.ndarray) -> None:
-        super().__init__(pairs)
+        self.pairs = pairs
         self.items = np.sort(items)
 
     def number(self, item: int) -> int:
-        """See `Derived.number`."""
+        """Which of the original pairs it is."""
         return int(self.items[item])
 
     def __len__(self) -> int:
         return len(self.items)
 
+    def task(self, item: int) -> str:
+        return self.pairs.task(self.number(item))
+
+    def instructions(self, item: int) -> Sequence[str]:
+        return self.pairs.instructions(self.number(item))
+
+    def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.pairs.pictures(self.number(item), cut, generator)
+
+    def files(self, item: int) -> Sequence[Path]:
+        return self.pairs.files(self.number(item))
+
+    def describe(self, item: int) -> str:
+        return self.pairs.describe(self.number(item))
+
     def by_task(self) -> dict[str, np.ndarray]:
-        """See `Pairs.by_task`."""
         taken = np.zeros(len(self.pairs), bool)
         taken[self.items] = True
         found = {
@@ -88,16 +56,14 @@ class Subset(Derived):
         return {task: items for task, items in found.items() if len(items)}
 
     def digests(self) -> np.ndarray:
-        """See `Pairs.digests`."""
         return self.pairs.digests()[self.items]
 
     def sentence_digests(self) -> np.ndarray:
-        """See `Pairs.sentence_digests`."""
         return self.pairs.sentence_digests()[self.items]
 
 
-class Worded(Derived):
-    """The same pairs with other sentences.
+class Worded(Subset):
+    """All of the pairs, with other sentences.
 
     Args:
         policy: of `POLICIES`. per_step: all of a pair's sentences, of which each visit draws one.
@@ -106,14 +72,13 @@ class Worded(Derived):
     """
 
     def __init__(self, pairs: Pairs, policy: str, banks: Mapping[str, Sequence[str]]) -> None:
-        super().__init__(pairs)
+        super().__init__(pairs, np.arange(len(pairs)))
         self.policy = policy
         self.banks = dict(banks)
         if policy == "fixed":
             self.banks = {task: self._only(task) for task in pairs.by_task()}
 
     def instructions(self, item: int) -> Sequence[str]:
-        """See `Pairs.instructions`."""
         sentences = self.banks.get(self.task(item)) or self.pairs.instructions(item)
         if self.policy == "per_pair":
             drawn = hash64(["sentence", self.describe(item)])
@@ -121,7 +86,7 @@ class Worded(Derived):
         return sentences
 
     def sentence_digests(self) -> np.ndarray:
-        """What may be said of each pair before the policy chooses, see `Pairs.sentence_digests`."""
+        """A hash of each pair's instructions before the policy chooses, (N,) uint64."""
         digests = self.pairs.sentence_digests().copy()
         for task, items in self.by_task().items():
             if task in self.banks:
@@ -139,9 +104,9 @@ class Worded(Derived):
 
 
 def leave_out(pairs: Pairs, tasks: Collection[str]) -> Pairs:
-    """The pairs of all tasks but these.
+    """The pairs of all other tasks.
 
-    Raises: InputError for a task that no pair has, and when no pair is left.
+    Raises: InputError for a task that no pair has, and if no pair is left.
     """
     by_task = pairs.by_task()
     for task in tasks:
@@ -157,14 +122,10 @@ def leave_out(pairs: Pairs, tasks: Collection[str]) -> Pairs:
 
 
 def take_fraction(pairs: Pairs, fraction: float) -> Pairs:
-    """A share of each task's pairs, rounded, at least one; smaller shares lie inside larger ones.
-
-    Args:
-        fraction: above 0, up to 1.
-    """
+    """A share of each task's pairs, rounded, at least one; a larger share includes the smaller."""
     if fraction == 1:
         return pairs
-    # Pairs of the same pictures may differ in what is said.
+    # Pairs of the same pictures may differ in their sentences.
     order = np.lexsort((pairs.sentence_digests(), pairs.digests()))
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -178,7 +139,7 @@ def take_fraction(pairs: Pairs, fraction: float) -> Pairs:
 def open_banks(banks: Mapping[str, str], tasks: Collection[str]) -> dict[str, tuple[str, ...]]:
     """The sentences for each task that `banks` names a bank or a text file for.
 
-    Raises: InputError for a task that no pair has, and for a file that is no bank.
+    Raises: InputError for a task that no pair has, and for a file that is not a bank.
     """
     for task in banks:
         if task not in tasks:

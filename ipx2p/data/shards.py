@@ -1,8 +1,8 @@
 """Rows of tensors under keys, in safetensors files that are mapped into memory (layer 2).
 
-A shard holds some rows, stacked, and is never changed once it is written; its header names the keys
-of its rows and the checksum of its tensors. Shards need no order and no index beside them: whoever
-opens the folder finds what is there, also after a kill in the middle of a write.
+A shard is a stack of rows, and is never changed once it is written; its header holds the keys of
+its rows and the checksum of its tensors. Shards need no order and no index: opening the folder
+finds all complete rows, even if a write was killed.
 """
 
 import json
@@ -22,11 +22,7 @@ from ipx2p.files import atomic_write, digest_bytes
 
 
 class Shards:
-    """The rows in a folder, which several processes and runs may share.
-
-    Args:
-        folder: made when the first shard is written.
-    """
+    """The rows in a folder, which processes and runs may share; the first shard makes it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,28 +37,25 @@ class Shards:
         return self.__dict__ | {"_files": {}}  # every process maps the files by itself
 
     def open(self, world: World, wanted: Container[str]) -> None:
-        """Find which of the wanted rows are there; a damaged shard is named and removed.
+        """Find the wanted rows; a damaged shard is reported and removed.
 
-        All processes must call it; they all get what the first one finds.
+        All processes must call it; all get what the first one finds.
         """
         self.places, self._files = {}, {}
-        # Hidden files are being written, by a run that shares the folder.
+        # Hidden files are being written by a run that shares the folder.
         paths = sorted(self.folder.glob("[!.]*.safetensors"))
         paths = world.gather(paths)[0]
         keys = world.merge([_read_keys(path, wanted) for path in world.share(paths)])
         for path, found in zip(paths, keys, strict=True):
             if found is None:
-                world.print(f"warning: {path} is damaged: encoding what it held again")
+                world.print(f"warning: {path} is damaged: encoding its rows again")
                 if world.is_main:
                     path.unlink(missing_ok=True)
                 continue
             self.places |= {key: (path, row) for row, key in enumerate(found)}
 
     def read(self, key: str) -> dict[str, Tensor]:
-        """The tensors of one row.
-
-        Raises: InputError if its file is gone.
-        """
+        """The tensors of one row. InputError if its file is gone."""
         path, row = self.places[key]
         try:
             if path not in self._files:
@@ -71,14 +64,11 @@ class Shards:
             return {name: file.get_slice(name)[row] for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise InputError(
-                f"cannot read {path}: {error}: start again, and what it held is encoded anew"
+                f"cannot read {path}: {error}: start again to encode its rows again"
             ) from error
 
     def write(self, rows: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Add rows, all with tensors of the same names and shapes, as one shard.
-
-        Raises: InputError if it cannot be written.
-        """
+        """Add rows, all with the same names and shapes of tensors, as one shard."""
         keys = [*rows]
         names = sorted(rows[keys[0]])
         tensors = {name: torch.stack([rows[key][name] for key in keys]) for name in names}
@@ -87,19 +77,19 @@ class Shards:
         with atomic_write(path) as temporary:
             try:
                 save_file(tensors, temporary, metadata=metadata)
-            except SafetensorError as error:  # how that library says that the disk is full
+            except SafetensorError as error:  # raised if the disk is full
                 raise OSError(str(error)) from error
         self._written |= {key: (path, row) for row, key in enumerate(keys)}
 
     def exchange(self, world: World) -> None:
-        """Learn what all processes have written; all of them must call it."""
+        """Learn which rows all processes have written; all of them must call it."""
         for written in world.gather(self._written):
             self.places |= written
         self._written = {}
 
 
 def make_key(*parts: object) -> str:
-    """A key that hangs on all the parts, which JSON can write."""
+    """A key that depends on all the parts, which JSON can write."""
     return _hash(parts)
 
 
@@ -108,7 +98,7 @@ def _hash(value: Any) -> str:
 
 
 def _read_keys(path: Path, wanted: Container[str]) -> list[str] | None:
-    """The keys of a shard's rows if any is wanted, or None if it is not as it was written."""
+    """The keys of a shard's rows if any is wanted, None if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -134,7 +124,7 @@ def _checksum(tensors: Mapping[str, Tensor], names: Iterable[str]) -> int:
 
 
 def check_finite(row: Mapping[str, Tensor], what: str) -> None:
-    """Raise InputError for numbers that would spoil the training."""
+    """Raise InputError for infinities and NaN."""
     for name, tensor in row.items():
         if not tensor.isfinite().all():
             raise InputError(
@@ -144,6 +134,6 @@ def check_finite(row: Mapping[str, Tensor], what: str) -> None:
 
 
 def missing(keys: Sequence[str], shards: Shards) -> list[int]:
-    """The places in `keys` of those that are not there, each different one once."""
+    """The places in `keys` of rows that are missing, each different key once."""
     first = {key: place for place, key in reversed([*enumerate(keys)])}
     return sorted(place for key, place in first.items() if key not in shards)

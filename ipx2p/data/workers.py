@@ -4,15 +4,17 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from ipx2p.errors import InputError
 
-# Workers pass batches through sockets in a folder of the temporary one; names of sockets have at
-# most 107 bytes. With a longer one the batches would be lost and waited for, for ever.
+# Workers pass batches through sockets below the temporary folder, and names of sockets have at most
+# 107 bytes: batches with a longer one would be lost, and waited for without end.
 MAX_TEMP_PATH = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 
 
@@ -32,18 +34,18 @@ class _Collate:
 def micro_batches(
     stream: Dataset, sampler: Iterable[list[int]], *, workers: int, context: str | None = None
 ) -> Generator:
-    """The micro-batches that the sampler names, read ahead by worker processes; `close` ends them.
+    """The micro-batches of a sampler, read ahead by worker processes; `close` ends them.
 
     Args:
-        stream: gives samples by index, or an InputError; its `collate` makes a batch of some.
-        context: how workers are started, `spawn` if they are to use CUDA; None: the system's way.
+        stream: returns a sample by index, or an InputError; its `collate` makes batches.
+        context: how workers are started, `spawn` if they use CUDA; None: the system's default.
 
     Raises: InputError for a picture that cannot be used, when its batch is due.
     """
     if workers and len(os.fsencode(tempfile.gettempdir())) > MAX_TEMP_PATH:
         raise InputError(
-            f"data workers cannot pass batches on below {tempfile.gettempdir()}, a path of more "
-            f"than {MAX_TEMP_PATH} bytes: set TMPDIR to a shorter one"
+            f"data workers cannot pass batches below {tempfile.gettempdir()}, a path of more than "
+            f"{MAX_TEMP_PATH} bytes: set TMPDIR to a shorter one"
         )
     loader = DataLoader(
         stream,
@@ -69,13 +71,52 @@ def micro_batches(
         ) from error
     finally:
         if workers:
-            # An exception on its way keeps the iterator alive, and with it its workers, for which
-            # the process would then wait for ever: they take no signal.
+            # A pending exception keeps the iterator and its workers alive, and the process would
+            # wait for them without end: they ignore signals.
             iterator._shutdown_workers()
 
 
+class _Results(Dataset):
+    """What a function returns for each of many items, or the InputError that it raises."""
+
+    def __init__(self, function: Callable, items: Sequence) -> None:
+        self.function = function
+        self.items = items
+
+    def __getitem__(self, place: int) -> Any:
+        try:
+            return self.function(self.items[place])
+        except InputError as error:
+            return error
+
+    @staticmethod
+    def collate(results: Sequence) -> Sequence:
+        return results
+
+
+def run_all(
+    function: Callable, items: Sequence, *, workers: int, chunk: int = 16, about: str | None = None
+) -> Generator:
+    """What a function returns for each item, in order, computed by worker processes.
+
+    Args:
+        chunk: how many items a worker takes at a time.
+        about: title of a progress bar.
+    Raises: InputError if the function does, when its item is due.
+    """
+    batches = [range(at, min(at + chunk, len(items))) for at in range(0, len(items), chunk)]
+    stream = _Results(function, items)
+    with (
+        closing(micro_batches(stream, batches, workers=workers)) as results,
+        tqdm(total=len(items), desc=about, leave=False, disable=about is None) as bar,
+    ):
+        for batch in results:
+            yield from batch
+            bar.update(len(batch))
+
+
 def _ignore_signals(worker: int) -> None:
-    """A signal to the whole process group is for the trainer, which needs its workers to the end
-    of the step; they end with it."""
+    """A signal to the process group is for the trainer, which needs its workers until the step is
+    done; they end with it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,6 @@
-"""What a comparison edits: pictures, each with what is asked and known of it (layer 4)."""
+"""The cases of a comparison: pictures with their instructions and targets (layer 4)."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +10,7 @@ import torch
 from PIL import Image
 
 from ipx2p.data.listing import find_photos
-from ipx2p.data.pairs import ManifestPairs
+from ipx2p.data.manifest import read_lines
 from ipx2p.errors import InputError
 from ipx2p.files import digest_file
 from ipx2p.images import fit, image_size, load_image, resize
@@ -22,9 +21,9 @@ MAX_NAME = 60  # characters of a picture's name in file names and on sheets
 
 @dataclass(frozen=True)
 class Case:
-    """One picture and what is asked of it.
+    """One picture and its instruction.
 
-    name: unlike those of the other cases. captions: what the source and the target show.
+    name: unique among the cases. captions: of the source and of the target.
     """
 
     name: str
@@ -36,16 +35,16 @@ class Case:
 
     @cached_property
     def digest(self) -> str:
-        """Of the source's file."""
+        """A hash of the source's file."""
         return digest_file(self.source)
 
     @cached_property
     def target_digest(self) -> str | None:
-        """Of the target's file."""
+        """A hash of the target's file."""
         return self.target and digest_file(self.target)
 
     def check(self) -> None:
-        """Raise InputError for a picture that is none, or a target of another size."""
+        """Raise InputError for a file that is no picture, or a target of another size."""
         size = image_size(self.source)
         if self.target is not None and image_size(self.target) != size:
             width, height = image_size(self.target)
@@ -70,7 +69,7 @@ def cases_of_images(
     targets: Sequence[Path] = (),
     captions: tuple[str, str] | None = None,
 ) -> list[Case]:
-    """Pictures with one instruction for all of them, or one each; targets one each or none."""
+    """Pictures with one instruction each, or one for all; targets for each, or none."""
     if not paths:
         raise InputError("no pictures: give --image, --folder or --manifest")
     if len(instructions) not in (1, len(paths)):
@@ -99,7 +98,7 @@ def cases_of_folder(
     """The photographs of a folder, in order of their names, with one instruction.
 
     Args:
-        output: a folder in it that holds results, not photographs.
+        output: a folder of results, which may lie inside.
     """
     if len(instructions) != 1:
         raise InputError(f"{len(instructions)} instructions: a --folder takes one for all of it")
@@ -110,28 +109,33 @@ def cases_of_folder(
 
 
 def cases_of_manifest(path: Path) -> list[Case]:
-    """The pairs of a manifest, each with the first of its instructions, and its captions if any."""
-    pairs = ManifestPairs(path)
-    captions = _captions(path)
+    """The pairs of a manifest, each with its first instruction, and its captions if any."""
     cases = []
-    for item in range(len(pairs)):
-        source, target = pairs.files(item)
-        task = pairs.task(item)
+    for line in read_lines(path):
+        (source, target), record = line.pictures, line.record
+        captions = (record.source_caption, record.target_caption)
+        if captions != (None, None) and not all(isinstance(c, str) and c.strip() for c in captions):
+            raise InputError(
+                f"{line.where}: source_caption is {captions[0]!r}, target_caption "
+                f"{captions[1]!r}: expected two texts, or null for both"
+            )
         cases.append(
             Case(
-                name=f"{source.stem}-{task}",
+                name=f"{source.stem}-{record.task}",
                 source=source,
-                instruction=pairs.instructions(item)[0],
-                task=task,
+                instruction=record.instructions[0],
+                task=record.task,
                 target=target,
-                captions=captions[item],
+                captions=None if None in captions else captions,
             )
         )
+    if not cases:
+        raise InputError(f"manifest {path} lists no pairs")
     return _named(cases)
 
 
 def draw(cases: Sequence[Case], limit: int | None) -> list[Case]:
-    """At most `limit` of them, drawn once and for all, in their order."""
+    """At most `limit` of the cases, always the same ones, in their order."""
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected 1 or more pictures")
     if limit is None or limit >= len(cases):
@@ -140,25 +144,8 @@ def draw(cases: Sequence[Case], limit: int | None) -> list[Case]:
     return [cases[item] for item in sorted(drawn[:limit].tolist())]
 
 
-def _captions(path: Path) -> list[tuple[str, str] | None]:
-    """source_caption and target_caption of each pair, in the order of the lines."""
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    found = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            record = json.loads(line)
-            both = (record.get("source_caption"), record.get("target_caption"))
-            if both != (None, None) and not all(isinstance(c, str) and c.strip() for c in both):
-                raise InputError(
-                    f"{path} line {number}: source_caption is {both[0]!r}, target_caption "
-                    f"{both[1]!r}: expected two texts, or null for both"
-                )
-            found.append(None if None in both else both)
-    return found
-
-
 def _named(cases: Sequence[Case]) -> list[Case]:
-    """The same cases under names that differ."""
+    """The same cases with unique names."""
     named: dict[str, Case] = {}
     for case in cases:
         name = case.name[:MAX_NAME]

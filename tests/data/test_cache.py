@@ -1,6 +1,7 @@
 """The cache of latents and text states: what it holds, and when it encodes again."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -147,10 +148,19 @@ def test_a_shard_that_another_run_is_writing_is_left_alone(fill, folder):
     assert fill()[1] == 0 and writing.exists()
 
 
+def test_what_killed_writes_left_is_removed(fill, folder):
+    fill()
+    for place in (folder / "cache", folder / "cache" / "text", folder / "cache" / "latents"):
+        (place / ".0123456789abcdef.safetensors").touch()
+        os.utime(place / ".0123456789abcdef.safetensors", (0, 0))
+    assert fill()[1] == 0
+    assert not [*(folder / "cache").rglob(".*")]
+
+
 def test_a_shard_that_is_gone_is_one_error(fill):
     cache, _, _ = fill()
     shutil.rmtree(cache.folder / "latents")
-    with pytest.raises(InputError, match="cannot read .*latents.*is encoded anew"):
+    with pytest.raises(InputError, match="cannot read .*latents.* to encode its rows again"):
         batch(cache.stream(), 2)
 
 

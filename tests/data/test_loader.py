@@ -89,7 +89,7 @@ def test_fixed_draws_come_again_but_for_the_mirroring(stream):
     count = len(fixed.pairs)
     visits = {}
     for index in range(8 * count):
-        visit = fixed.visits[index]
+        visit = fixed.visit(index, *fixed.order(index))
         visits.setdefault((visit.item, visit.draw), []).append(visit)
     assert len(visits) == 2 * count and {len(found) for found in visits.values()} == {4}
     assert {visit.mirrored for found in visits.values() for visit in found} == {False, True}
@@ -111,15 +111,15 @@ def test_a_fixed_draw_does_not_hang_on_its_place_among_the_pairs(stream):
 
 def test_every_epoch_holds_every_pair_once_in_its_own_order(stream):
     count = len(stream.pairs)
-    epochs = [[stream.visits.order(e * count + i)[0] for i in range(count)] for e in range(3)]
+    epochs = [[stream.order(e * count + i)[0] for i in range(count)] for e in range(3)]
     assert all(sorted(epoch) == [*range(count)] for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_samples_of_one_pair_differ_between_epochs(stream):
     count = len(stream.pairs)
-    first = {stream.visits.order(i)[0]: i for i in range(count)}
-    second = {stream.visits.order(count + i)[0]: count + i for i in range(count)}
+    first = {stream.order(i)[0]: i for i in range(count)}
+    second = {stream.order(count + i)[0]: count + i for i in range(count)}
     a, b = stream[first[0]][1], stream[second[0]][1]
     assert a.task == b.task and not torch.equal(a.target_pixels01, b.target_pixels01)
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import pickle
 
 import numpy as np
@@ -127,6 +128,14 @@ def test_a_damaged_index_is_made_anew(path, parsed, kind):
     if kind != "folder":
         Manifest(path)
         assert parsed() == 0
+
+
+def test_what_a_killed_write_left_beside_a_manifest_is_removed(path):
+    left = path.with_name(".0123456789abcdef.npz")
+    left.touch()
+    os.utime(left, (0, 0))
+    Manifest(path)
+    assert sorted(path.parent.iterdir()) == [index_of(path), path]
 
 
 def test_a_folder_that_cannot_be_written_does_not_matter(path, monkeypatch):

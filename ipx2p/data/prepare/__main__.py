@@ -42,7 +42,6 @@ RECIPES = ("cartoonize", "restore", "combine", "import")
 # As in the registries, so that --help needs no torch; a test holds them against those.
 SOURCES = ("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain13k",
            "reds", "sidd")  # fmt: skip
-POLICIES = ("fixed", "per_pair", "per_step")
 TASKS = ("derain", "deblur", "enhance", "denoise")
 COMBINATIONS = ("denoise+enhance", "derain+denoise", "derain+enhance", "deblur+denoise")
 
@@ -92,8 +91,7 @@ def _add_recipe(commands: argparse._SubParsersAction, name: str, what: str) -> P
     add("--workers", metavar="N", type=int, default=2, help="processes (default: 2)")
     shares = "shares of train, val and test (default: 90 5 5)"
     add("--split", metavar="SHARE", nargs=3, type=float, default=[90, 5, 5], help=shares)
-    sentences = "one of a task, one for each pair, or all (default: per_step)"
-    add("--instructions", choices=POLICIES, default="per_step", help=sentences)
+    add("--instructions", help=argparse.SUPPRESS)  # moved to training
     banks = "your own sentences, one a line"
     add("--bank", metavar="TASK=FILE", nargs="+", default=[], help=banks)
     add("--format", choices=["png", "jpg"], default="png", help="of pictures (default: png)")
@@ -144,11 +142,14 @@ def _add_mix(parser: Parser) -> None:
     add = parser.add_argument
     add("output", metavar="OUTPUT", help="folder of the new manifests")
     add("inputs", metavar="INPUT", nargs="+", help="data sets or manifests, which stay in place")
-    how = parser.add_mutually_exclusive_group(required=True)
+    how = parser.add_mutually_exclusive_group()
     presets = "blog: 1200 deblur, 686 derain, 8 denoise, 23 enhance; balanced: as many of each task"
     how.add_argument("--preset", choices=["blog", "balanced"], help=presets)
     how.add_argument("--counts", metavar="TASK=N", nargs="+", help="pairs of each task")
     how.add_argument("--weights", metavar="TASK=X", nargs="+", help="shares of each task")
+    where = "only pairs for which this holds, such as 'task != \"derain\" or psnr < 30'"
+    add("--where", metavar="CONDITION", help=where)
+    add("--workers", metavar="N", type=int, default=2, help="for --where (default: 2)")
     add("--seed", metavar="N", type=int, default=0, help="of which pairs are taken (default: 0)")
     add("--licence", metavar="TEXT", default="", help="a note for dataset.json")
 
@@ -156,6 +157,11 @@ def _add_mix(parser: Parser) -> None:
 def main(argv: list[str] | None = None) -> int | None:
     """Do what the command says."""
     args = parse(argv)
+    if getattr(args, "instructions", None):
+        raise InputError(
+            "--instructions: a set holds all sentences, and training chooses among them; leave it "
+            f"out here, and train with data.instructions={args.instructions}"
+        )
     _check_numbers(args)
     if args.command not in RECIPES and os.environ.get("RANK", "0") != "0":
         return None  # nothing to share out: the first process does it
@@ -193,11 +199,11 @@ def _build(args: argparse.Namespace) -> None:
 def _open_recipe(args: argparse.Namespace, device):
     from ipx2p.data.degradations.tasks import canonical_task, check_task
     from ipx2p.data.instructions import read_bank
-    from ipx2p.data.prepare.recipes import Cartoonize, Import, Photos, Restore, Wording
+    from ipx2p.data.prepare.recipes import Cartoonize, Import, Photos, Restore
     from ipx2p.data.published.registry import open_source
 
     banks = {task: read_bank(Path(file)) for task, file in _pairs(args.bank, "--bank").items()}
-    common = {"wording": Wording(args.instructions, banks), "seed": args.seed}
+    common = {"banks": banks, "seed": args.seed}
     if args.command == "import":
         source = open_source(
             args.kind, Path(args.folder), task=args.task, source=args.source, target=args.target,
@@ -251,7 +257,7 @@ def _mix(args: argparse.Namespace) -> None:
     mix(
         [Path(name) for name in args.inputs], Path(args.output), seed=args.seed, preset=args.preset,
         counts=numbers(args.counts, "--counts", int), licence=args.licence,
-        weights=numbers(args.weights, "--weights", float),
+        weights=numbers(args.weights, "--weights", float), where=args.where, workers=args.workers,
     )  # fmt: skip
 
 

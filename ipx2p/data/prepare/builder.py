@@ -19,10 +19,10 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ipx2p.data.manifest import Record
 from ipx2p.data.prepare.dataset import (
     DATASET,
     WORK,
-    Entry,
     claim,
     is_finished,
     summary,
@@ -56,7 +56,7 @@ class Made:
     megapixels: of the pictures that were made. elapsed_s: how long that took.
     """
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Record] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
     skipped: str | None = None
     megapixels: float = 0.0
@@ -230,7 +230,7 @@ def _read_records(output: Path) -> dict[tuple[str, str], Made]:
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):  # the last line of a process that was killed
                 key, stamp, values = json.loads(line)
-                entries = [Entry(**entry) for entry in values.pop("entries")]
+                entries = [Record(*entry) for entry in values.pop("entries")]
                 names = {name for entry in entries for name in (entry.source, entry.target)}
                 if all((output / name).exists() for name in names):
                     done[key, stamp] = Made(entries=entries, **values)

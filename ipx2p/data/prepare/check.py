@@ -1,46 +1,25 @@
-"""What is wrong with a manifest, and what is in it (layer 2)."""
+"""Checks and statistics of a manifest (layer 2)."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
-from PIL import Image
-from torch.utils.data import Dataset
-from tqdm import tqdm
-
-from ipx2p.data.manifest import Record
-from ipx2p.data.prepare.dataset import SPLITS, read_pairs
+from ipx2p.data.manifest import SPLITS, Line, Record, read_lines
 from ipx2p.data.prepare.fingerprints import fingerprint, near_copies
-from ipx2p.data.workers import micro_batches
+from ipx2p.data.workers import run_all
 from ipx2p.errors import InputError
-from ipx2p.files import digest_bytes
-from ipx2p.images import load_image
+from ipx2p.files import digest_file
+from ipx2p.images import image_size, load_image
 from ipx2p.models.text import load_tokenizer
 
-FOUND = 1  # exit code when something is wrong
-Report = Callable[[str, str, str], None]  # where, of what kind, what
+FOUND = 1  # exit code if there are problems
+Report = Callable[[str, str, str], None]  # where, kind of problem, description
 
 
 @dataclass(frozen=True)
-class Line:
-    """A pair with the manifest that it stands in, and where there."""
-
-    manifest: Path
-    where: str
-    record: Record
-
-    @property
-    def pictures(self) -> tuple[Path, Path]:
-        """Source and target."""
-        folder = self.manifest.parent
-        return folder / self.record.source, folder / self.record.target
-
-
-@dataclass(frozen=True)
-class Looked:
+class PictureInfo:
     """A picture file: its size, content and fingerprint, or what is wrong with it."""
 
     path: Path
@@ -51,7 +30,7 @@ class Looked:
 
 
 def check(path: Path, *, workers: int) -> int:
-    """Print all that is wrong with a manifest and the other splits beside it, one line each.
+    """Print every problem of a manifest and of the other splits beside it, one line each.
 
     Args:
         path: a manifest, or the folder of a data set.
@@ -66,15 +45,18 @@ def check(path: Path, *, workers: int) -> int:
     manifests = find_manifests(path)
     lines = []
     for manifest in manifests:
-        pairs = [(where, pair) for where, _, pair in read_pairs(manifest)]
-        if not pairs:
+        found = [*read_lines(manifest, keep_bad=True)]
+        if not found:
             report(str(manifest), "manifests without pairs", "lists no pairs")
-        for where, pair in pairs:
-            if isinstance(pair, InputError):
-                report(where, "bad lines", str(pair).removeprefix(where).lstrip(": "))
+        for line in found:
+            if line.error:
+                report(line.where, "bad lines", line.error.lstrip(": "))
             else:
-                lines.append(Line(manifest, where, pair))
-    looked = _look_at(sorted({name for line in lines for name in line.pictures}), workers)
+                lines.append(line)
+    paths = sorted({path for line in lines for path in line.pictures})
+    looked = {
+        x.path: x for x in run_all(_look_at, paths, workers=workers, about="reading pictures")
+    }
     _check_pictures(lines, looked, report)
     _check_repeated(lines, looked, report)
     _check_splits(lines, looked, report)
@@ -96,14 +78,12 @@ def stats(path: Path, *, tokenizer: Path | None = None) -> None:
     tokens = load_tokenizer(tokenizer)[0] if tokenizer else None
     for manifest in find_manifests(path):
         tasks: dict[str, list[Record]] = defaultdict(list)
-        for _, _, pair in read_pairs(manifest):
-            if isinstance(pair, InputError):
-                raise pair
-            tasks[pair.task].append(pair)
+        for line in read_lines(manifest):
+            tasks[line.record.task].append(line.record)
         print(f"{manifest}: {sum(map(len, tasks.values()))} pairs, {len(tasks)} tasks")
         for task, records in sorted(tasks.items()):
             print(f"  {task}: {len(records)} pairs")
-            sides = [min(_size(manifest.parent / record.target)) for record in records]
+            sides = [min(image_size(manifest.parent / record.target)) for record in records]
             print(f"    short side, pixels: {_spread(sides)}")
             print(f"    sentences of a pair: {_spread([len(r.instructions) for r in records])}")
             sentences = sorted({text for r in records for text in r.instructions})
@@ -131,41 +111,15 @@ def find_manifests(path: Path) -> list[Path]:
     return found if path.is_dir() or path in splits else [path]
 
 
-class _Pictures(Dataset):
-    """Picture files by number, looked at."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-
-    def __getitem__(self, place: int) -> Looked:
-        path = self.paths[place]
-        try:
-            image = load_image(path)
-        except InputError as error:
-            return Looked(path, error=str(error))
-        return Looked(path, image.size, digest_bytes(path.read_bytes()), fingerprint(image))
-
-    @staticmethod
-    def collate(looked: Sequence[Looked]) -> Sequence[Looked]:
-        """A batch is a list."""
-        return looked
+def _look_at(path: Path) -> PictureInfo:
+    try:
+        image = load_image(path)
+        return PictureInfo(path, image.size, digest_file(path), fingerprint(image))
+    except InputError as error:
+        return PictureInfo(path, error=str(error))
 
 
-def _look_at(paths: Sequence[Path], workers: int) -> dict[Path, Looked]:
-    """Decode every picture once, in worker processes."""
-    batches = [[*range(at, min(at + 16, len(paths)))] for at in range(0, len(paths), 16)]
-    looked: dict[Path, Looked] = {}
-    with (
-        closing(micro_batches(_Pictures(paths), batches, workers=workers)) as results,
-        tqdm(total=len(paths), desc="reading pictures", unit=" files", leave=False) as bar,
-    ):
-        for result in results:
-            looked |= {one.path: one for one in result}
-            bar.update(len(result))
-    return looked
-
-
-def _check_pictures(lines: Sequence[Line], looked: dict[Path, Looked], report: Report) -> None:
+def _check_pictures(lines: Sequence[Line], looked: dict[Path, PictureInfo], report: Report) -> None:
     for line in lines:
         source, target = (looked[path] for path in line.pictures)
         for picture in (source, target):
@@ -177,7 +131,7 @@ def _check_pictures(lines: Sequence[Line], looked: dict[Path, Looked], report: R
             report(line.where, "pairs of two sizes", f"{sizes[0]}, {sizes[1]}")
 
 
-def _check_repeated(lines: Sequence[Line], looked: dict[Path, Looked], report: Report) -> None:
+def _check_repeated(lines: Sequence[Line], looked: dict[Path, PictureInfo], report: Report) -> None:
     first: dict[tuple, Line] = {}
     for line in lines:
         digests = [looked[path].digest for path in line.pictures]
@@ -188,39 +142,30 @@ def _check_repeated(lines: Sequence[Line], looked: dict[Path, Looked], report: R
                 report(line.where, "repeated pairs", f"the same pair as {earlier.where}")
 
 
-def _check_splits(lines: Sequence[Line], looked: dict[Path, Looked], report: Report) -> None:
-    """The same picture on two sides: by content, then by what it shows. Once for each line."""
+def _check_splits(lines: Sequence[Line], looked: dict[Path, PictureInfo], report: Report) -> None:
+    """The same picture in two splits: by content, then by what it shows. One report a line."""
     lines_of: dict[str, list[Line]] = defaultdict(list)  # digest of a picture -> where it is used
     prints = {}
     for line in lines:
         for picture in {looked[path] for path in line.pictures if not looked[path].error}:
             lines_of[picture.digest].append(line)
             prints[picture.digest] = picture.fingerprint
-    told: set[str] = set()
+    reported: set[str] = set()
 
     def compare(earlier: Sequence[Line], later: Sequence[Line], what: str) -> None:
         for line in later:
-            others = [other for other in earlier if other.manifest != line.manifest]
-            if others and line.where not in told:
-                told.add(line.where)
+            others = [other for other in earlier if other.path != line.path]
+            if others and line.where not in reported:
+                reported.add(line.where)
                 report(line.where, "pictures in two splits", f"{what} {others[0].where}")
 
     for same in lines_of.values():
-        of_first = [line for line in same if line.manifest == same[0].manifest]
+        of_first = [line for line in same if line.path == same[0].path]
         compare(of_first, same, "uses a picture of")
     digests = [*prints]
     for a, b in near_copies([prints[digest] for digest in digests]):
         earlier, later = lines_of[digests[a]], lines_of[digests[b]]
         compare(earlier, later, "uses a picture that shows the same as one of")
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture, from the head of its file."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception as error:  # see `images.load_image`
-        raise InputError(f"{path}: cannot be read ({error}): run `prepare check`") from error
 
 
 def _spread(numbers: Sequence[int]) -> str:

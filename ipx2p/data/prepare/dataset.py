@@ -10,14 +10,13 @@ import json
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ipx2p import __version__
-from ipx2p.data.manifest import BYTE_ORDER_MARK, Record, parse
+from ipx2p.data.manifest import SPLITS, Record
 from ipx2p.data.prepare.splits import assign_splits
 from ipx2p.errors import InputError
 from ipx2p.files import (
@@ -26,6 +25,7 @@ from ipx2p.files import (
     digest_bytes,
     hold_lock,
     read_json,
+    remove_stale_temporaries,
     write_json,
 )
 from ipx2p.images import load_image, save_image
@@ -33,85 +33,22 @@ from ipx2p.sheets import contact_sheet
 
 DATASET = "dataset.json"
 WORK = ".work"  # what is done so far
-SPLITS = ("train", "val", "test")
 SHEET_ROWS = 6
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One pair that was made: its files, relative to the output folder, and what is said of it.
-
-    group: the source picture or scene, which stays in one split. split: as it was published, None
-    leaves it open. digests: content of the two files, see `digest_bytes`.
-    """
-
-    source: str
-    target: str
-    instruction: str | list[str]
-    task: str
-    group: str
-    digests: list[str]
-    split: str | None = None
-    source_caption: str | None = None
-    target_caption: str | None = None
-
-    def files(self) -> Iterable[tuple[str, str]]:
-        """Name and digest of both files."""
-        return zip((self.source, self.target), self.digests, strict=True)
-
-    def line(self) -> str:
-        """The pair as a line of a manifest."""
-        values = {"source": self.source, "target": self.target, "instruction": self.instruction,
-                  "task": self.task, "group": self.group}  # fmt: skip
-        captions = {"source_caption": self.source_caption, "target_caption": self.target_caption}
-        values |= {name: caption for name, caption in captions.items() if caption is not None}
-        return json.dumps(values, ensure_ascii=False)
-
-
-def read_pairs(manifest: Path) -> Iterator[tuple[str, str, Record | InputError]]:
-    """The lines of a manifest: file and line, text, and the pair or what is wrong with it.
-
-    Raises: InputError when there is no such file.
-    """
-    try:
-        with open(manifest, "rb") as file:
-            for number, line in enumerate(file, 1):
-                text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-                if text.strip():
-                    where = f"{manifest} line {number}"
-                    yield where, text.decode(errors="replace"), _parse(text, where)
-    except FileNotFoundError:
-        raise InputError(f"manifest {manifest} does not exist") from None
-    except OSError as error:
-        raise InputError(f"cannot read manifest {manifest}: {error.strerror}") from error
-
-
-def _parse(line: bytes, where: str) -> Record | InputError:
-    try:
-        return parse(line.decode())
-    except UnicodeDecodeError as error:
-        return InputError(f"{where} is not UTF-8 text: {error}")
-    except InputError as error:
-        return InputError(f"{where}{error}")
-
-
-def write_manifests(
-    folder: Path, splits: Mapping[str, Sequence[tuple[str, str]]]
-) -> dict[str, dict[str, Any]]:
+def write_manifests(folder: Path, splits: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     """Write the manifests of the splits that have any pairs, the one to train on last.
 
-    Args:
-        splits: name -> task and line of each pair.
     Returns: for dataset.json, counts by split and task, and the digest of each file.
     """
     found = {split: pairs for split, pairs in splits.items() if pairs}
-    texts = {split: "".join(f"{line}\n" for _, line in pairs) for split, pairs in found.items()}
+    texts = {split: "".join(f"{x.line()}\n" for x in pairs) for split, pairs in found.items()}
     for split in reversed(texts):
         with atomic_write(folder / f"{split}.jsonl") as temporary:
             temporary.write_text(texts[split], encoding="utf-8")
     return {
         "counts": {
-            split: dict(sorted(Counter(task for task, _ in pairs).items()))
+            split: dict(sorted(Counter(x.task for x in pairs).items()))
             for split, pairs in found.items()
         },
         "manifests": {f"{split}.jsonl": digest_bytes(t.encode()) for split, t in texts.items()},
@@ -120,7 +57,7 @@ def write_manifests(
 
 def write_dataset(
     folder: Path,
-    entries: Sequence[Entry],
+    entries: Sequence[Record],
     *,
     fingerprints: Mapping[str, str],
     shares: Sequence[float],
@@ -136,13 +73,16 @@ def write_dataset(
     entries, repeated = _drop_repeated(entries)
     groups = {entry.group: entry.split for entry in entries}
     split_of = assign_splits(groups, fingerprints, shares=shares, seed=seed)
-    digests = dict(item for entry in entries for item in entry.files())
+    digests = {
+        name: digest
+        for entry in entries
+        for name, digest in zip(entry[:2], entry.digests, strict=True)
+    }
     _remove_others(folder / "pictures", {folder / name for name in digests})
     for task in sorted({entry.task for entry in entries}):
         _save_sheet(folder, task, [entry for entry in entries if entry.task == task])
     written = write_manifests(folder, {
-        split: [(e.task, e.line()) for e in entries if split_of[e.group] == split]
-        for split in SPLITS
+        split: [e for e in entries if split_of[e.group] == split] for split in SPLITS
     })  # fmt: skip
     pictures = json.dumps(sorted(digests.items())).encode()
     found = {
@@ -175,6 +115,8 @@ def claim(folder: Path, plan: dict[str, Any]) -> BinaryIO:
     lock = hold_lock(folder / WORK / "lock")
     if lock is None:
         raise InputError(f"another process is making {folder}: wait for it")
+    for place in (folder, folder / "sheets"):
+        remove_stale_temporaries(place)
     if is_ours and any(path.stat().st_size for path in (folder / WORK).glob("made_*")):
         _check_plan(read_json(begun), plan, folder)
     else:
@@ -213,11 +155,11 @@ def summary(dataset: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _drop_repeated(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+def _drop_repeated(entries: Sequence[Record]) -> tuple[list[Record], int]:
     """Each pair once: the same photograph may lie in a folder under two names."""
-    kept: dict[tuple, Entry] = {}
+    kept: dict[tuple, Record] = {}
     for entry in entries:
-        kept.setdefault((*entry.digests, entry.task, str(entry.instruction)), entry)
+        kept.setdefault((*entry.digests, entry.task, *entry.instructions), entry)
     return [*kept.values()], len(entries) - len(kept)
 
 
@@ -230,14 +172,13 @@ def _remove_others(folder: Path, wanted: set[Path]) -> None:
             path.rmdir()
 
 
-def _save_sheet(output: Path, task: str, entries: Sequence[Entry]) -> None:
+def _save_sheet(output: Path, task: str, entries: Sequence[Record]) -> None:
     stride = max(1, len(entries) // SHEET_ROWS)
     chosen = entries[: stride * SHEET_ROWS : stride]
-    labels = [e.instruction if isinstance(e.instruction, str) else e.instruction[0] for e in chosen]
     sheet = contact_sheet(
         [[load_image(output / name) for name in (e.source, e.target)] for e in chosen],
         column_labels=["source", "target"],
-        row_labels=labels,
+        row_labels=[e.instructions[0] for e in chosen],
         title=f"{task}: {len(chosen)} of {len(entries)} pairs",
     )
     save_image(sheet, output / "sheets" / f"{task.replace('/', '_')}.jpg")

@@ -1,29 +1,29 @@
-"""Mix data sets into one, by task (layer 2).
+"""Mix data sets into one, by task, and choose pairs by their fields (layer 2).
 
-The new manifests name the pictures where they are. Which pairs are taken is decided by a hash of
-each, so more of a task always includes the fewer, wherever the sets lie.
+The new manifests name the pictures where they are. A hash of each pair decides which ones are
+taken, so a larger count includes the smaller one, wherever the sets lie.
 """
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ipx2p import __version__
+from ipx2p.data.manifest import SPLITS, Line, Record, read_lines
 from ipx2p.data.prepare.dataset import (
     DATASET,
-    SPLITS,
     WORK,
     claim,
     is_finished,
-    read_pairs,
     summary,
     write_manifests,
 )
 from ipx2p.data.prepare.splits import hash_share
+from ipx2p.data.prepare.where import Where
+from ipx2p.data.workers import run_all
 from ipx2p.errors import InputError, suggestion
 from ipx2p.files import digest_bytes, read_json, write_json
 
@@ -31,12 +31,14 @@ from ipx2p.files import digest_bytes, read_json, write_json
 BLOG = {"deblur": 1200, "derain": 686, "denoise": 8, "enhance": 23}
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A pair of an input: its line in the new manifest, and what it is, wherever it lies."""
+class Candidate(NamedTuple):
+    """A pair of an input: its line there, and its record with paths that hold from the output.
 
-    text: str
-    task: str
+    group: its source picture or scene. identity: the same wherever the set lies.
+    """
+
+    line: Line
+    record: Record
     group: str
     identity: str
 
@@ -49,94 +51,111 @@ def mix(
     preset: str | None = None,
     counts: Mapping[str, int] | None = None,
     weights: Mapping[str, float] | None = None,
+    where: str | None = None,
+    workers: int = 0,
     licence: str = "",
 ) -> None:
-    """Write manifests of some pairs of each task; one of preset, counts and weights says how many.
+    """Write manifests of some pairs of each task; preset, counts or weights say how many, else all.
 
-    Only training pairs are counted out; those for validation and tests are all taken. A source
-    picture (a group) that stands in several splits of the inputs stays in one: in the tests rather
-    than in validation, in validation rather than in training.
+    They apply to training pairs; those for validation and tests are all taken. A source picture (a
+    group) that is in several splits of the inputs stays in one: in the tests rather than in
+    validation, in validation rather than in training.
 
     Args:
         inputs: data sets (folders with train.jsonl and so on), or manifests to train on.
-        preset: `blog` (the counts of `BLOG`) or `balanced` (of each task as many as of the
-            smallest).
+        preset: `blog` (the counts of `BLOG`) or `balanced` (as many of each task as the smallest
+            has).
         weights: shares of the tasks; as many pairs are taken as they allow.
-    Raises: InputError when there are fewer pairs of a task than asked for, or an unknown task.
+        where: a condition on the pairs of every split, see `Where`.
+    Raises: InputError if there are too few pairs of a task, or none, and for a bad condition.
     """
+    holds = Where(where) if where else None
     output, inputs = output.resolve(), [path.resolve() for path in inputs]
     plan = {
         "recipe": "mix",
         "seed": seed,
-        "settings": {"preset": preset, "counts": counts, "weights": weights},
+        "settings": {"preset": preset, "counts": counts, "weights": weights}
+        | ({"where": where} if where else {}),
         "inputs": [_describe(path, output) for path in inputs],
         "licence": licence or "as the inputs",
     }
     if is_finished(output, plan):
         print(f"{output} is finished: {summary(read_json(output / DATASET))}")
         return
-    found = {split: _read_split(inputs, split, output) for split in SPLITS}
-    if not found["train"]:
-        raise InputError(f"{', '.join(map(str, inputs))}: there is nothing to train on")
-    pairs, left_out = _keep_apart(found)
+    found = [*_read_inputs(inputs, output)]
+    split_of = {pair.group: pair.record.split for pair in found}  # tests last, which win
+    pairs = [pair for pair in found if split_of[pair.group] == pair.record.split]
+    results: dict[str, Any] = {"left_out": len(found) - len(pairs)}
+    if holds:
+        pairs, results["where"] = _choose(pairs, holds, workers)
     train = defaultdict(list)
-    for pair in pairs["train"]:
-        train[pair.task].append(pair)
+    for pair in pairs:
+        if pair.record.split == "train":
+            train[pair.record.task].append(pair)
+    if not train:
+        raise InputError(f"{', '.join(map(str, inputs))}: there is nothing to train on")
     wanted = _wanted({task: len(of) for task, of in train.items()}, preset, counts, weights)
     chosen = [
         pair
         for task in sorted(wanted)
         for pair in sorted(train[task], key=lambda x: hash_share(seed, x.identity))[: wanted[task]]
     ]
-    written = {"train": sorted(chosen, key=lambda x: hash_share(seed, "order", x.identity))}
-    written |= {split: [x for x in pairs[split] if x.task in wanted] for split in SPLITS[1:]}
+    chosen.sort(key=lambda x: hash_share(seed, "order", x.identity))
+    records = {"train": [pair.record for pair in chosen]}
+    for split in SPLITS[1:]:
+        of_split = [pair.record for pair in pairs if pair.record.split == split]
+        records[split] = [record for record in of_split if record.task in wanted]
     with claim(output, plan):
-        texts = {split: [(x.task, x.text) for x in of_split] for split, of_split in written.items()}
-        results = {**write_manifests(output, texts), "left_out": left_out}
+        results = write_manifests(output, records) | results
         dataset = {**plan, **results, "versions": {"ipx2p": __version__}}
         write_json(dataset, output / DATASET)
         is_finished(output, plan)  # which removes what was there to begin with
     print(f"{output}: {summary(dataset)}")
-    if left_out:
-        print(f"{left_out} pairs left out, whose pictures stand in another split")
+    if left_out := dataset["left_out"]:
+        print(f"{left_out} pairs left out, whose pictures are in another split")
+    for task, n in dataset.get("where", {}).items():
+        print(f"--where kept {n['kept']} and left out {n['left_out']} pairs of {task}")
 
 
-def _read_split(inputs: Sequence[Path], split: str, output: Path) -> list[Candidate]:
-    """The pairs of a split of all inputs, each once."""
-    found: dict[str, Candidate] = {}
-    for path in inputs:
-        manifest = path / f"{split}.jsonl" if path.is_dir() else path
-        if manifest.exists() if path.is_dir() else split == "train":
-            for where, text, record in read_pairs(manifest):
-                if isinstance(record, InputError):
-                    raise record
-                pair = _candidate(manifest, where, json.loads(text.lstrip("\ufeff")), output)
-                found.setdefault(pair.text, pair)
-    return [*found.values()]
+def _read_inputs(inputs: Sequence[Path], output: Path) -> Iterator[Candidate]:
+    """The pairs of all inputs, split by split, each once."""
+    for split in SPLITS:
+        seen = set()
+        files = [path / f"{split}.jsonl" if path.is_dir() else path for path in inputs]
+        for file, path in zip(files, inputs, strict=True):
+            if not (file.exists() if path.is_dir() else split == "train"):
+                continue
+            for line in read_lines(file):
+                pair = line.record._replace(split=split)
+                names = []
+                for picture in line.pictures:
+                    if not picture.exists():
+                        raise InputError(
+                            f"{line.where}: {picture} does not exist: run `prepare check` on it"
+                        )
+                    names.append(Path(os.path.relpath(picture, output)).as_posix())
+                record = pair._replace(source=names[0], target=names[1])
+                if record.line() not in seen:
+                    seen.add(record.line())
+                    identity = json.dumps([pair.task, pair.group, pair.source, pair.instruction])
+                    group = record.group or record.source
+                    yield Candidate(line._replace(record=pair), record, group, identity)
 
 
-def _candidate(manifest: Path, where: str, values: dict[str, Any], output: Path) -> Candidate:
-    """A pair of another manifest with paths that hold from `output` on."""
-    identity = json.dumps([values.get(key) for key in ("task", "group", "source", "instruction")])
-    for role in ("source", "target"):
-        picture = manifest.parent / values[role]
-        if not picture.exists():
-            raise InputError(f"{where}: {picture} does not exist: run `prepare check` on it")
-        values[role] = Path(os.path.relpath(picture, output)).as_posix()
-    group = values.get("group") or values["source"]
-    return Candidate(json.dumps(values, ensure_ascii=False), values["task"], group, identity)
-
-
-def _keep_apart(
-    found: Mapping[str, Sequence[Candidate]],
-) -> tuple[dict[str, list[Candidate]], int]:
-    """Every group in one split, and how many pairs that costs."""
-    owner: dict[str, str] = {}
-    for split in ("test", "val", "train"):
-        for pair in found[split]:
-            owner.setdefault(pair.group, split)
-    kept = {split: [x for x in pairs if owner[x.group] == split] for split, pairs in found.items()}
-    return kept, sum(map(len, found.values())) - sum(map(len, kept.values()))
+def _choose(
+    pairs: Sequence[Candidate], where: Where, workers: int
+) -> tuple[list[Candidate], dict[str, dict[str, int]]]:
+    """The pairs that fulfil a condition, and how many of each task do and do not."""
+    answers = run_all(where, [pair.line for pair in pairs], workers=workers, about="--where")
+    kept = [pair for pair, holds in zip(pairs, answers, strict=True) if holds]
+    before, after = (Counter(pair.record.task for pair in of) for of in (pairs, kept))
+    counts = {
+        task: {"kept": after[task], "left_out": number - after[task]}
+        for task, number in sorted(before.items())
+    }
+    if not any(pair.record.split == "train" for pair in kept):
+        raise InputError(f"--where {where.text!r} leaves none of {len(pairs)} pairs to train on")
+    return kept, counts
 
 
 def _wanted(
@@ -146,6 +165,8 @@ def _wanted(
     weights: Mapping[str, float] | None,
 ) -> dict[str, int]:
     """How many pairs to take of each task."""
+    if not (preset or counts or weights):
+        return dict(there)
     if preset == "balanced":
         return dict.fromkeys(there, min(there.values(), default=0))
     asked: Mapping[str, float] = BLOG if preset == "blog" else counts or weights or {}
@@ -165,7 +186,7 @@ def _wanted(
 
 
 def _describe(path: Path, output: Path) -> dict[str, Any]:
-    """An input: where it is, and what its manifests hold. InputError if it is none."""
+    """An input's path and the digests of its manifests. InputError if it is not a data set."""
     if not path.exists():
         raise InputError(f"{path} does not exist, expected a data set or a manifest")
     files = [path / f"{split}.jsonl" for split in SPLITS] if path.is_dir() else [path]

@@ -18,8 +18,8 @@ from ipx2p.data.cartoons.teacher import Teacher, open_teacher
 from ipx2p.data.degradations.tasks import DegradeConfig, degrade
 from ipx2p.data.instructions import bank, has_bank
 from ipx2p.data.listing import find_photos
+from ipx2p.data.manifest import Record
 from ipx2p.data.prepare.builder import Made, Recipe, SettingsError, Unit
-from ipx2p.data.prepare.dataset import Entry
 from ipx2p.data.prepare.fingerprints import fingerprint
 from ipx2p.data.prepare.splits import hash_share
 from ipx2p.data.published.source import Example, Source, load_example
@@ -37,38 +37,18 @@ from ipx2p.seeds import generator
 MULTIPLE = 8  # sides of what is made, so that an autoencoder takes the pictures as they are
 
 
-@dataclass(frozen=True)
-class Wording:
-    """What the lines of a manifest say.
+Banks = dict[str, tuple[str, ...]]  # sentences of tasks, instead of those of the package
 
-    policy: `per_step` writes down all sentences of the task's bank, one of which is drawn at each
-    visit in training; `per_pair` one that is drawn now, `fixed` the same for all.
-    banks: sentences of some tasks, instead of those of the package or of a published set.
-    """
 
-    policy: str
-    banks: dict[str, tuple[str, ...]]
-
-    def say(self, task: str, seed: int, key: str, own: Sequence[str] = ()) -> str | list[str]:
-        """What to say of the pair `key` of a task; `own` is what a published set says of it."""
-        if self.policy == "fixed":
-            return self._bank(task)[0]
-        sentences = tuple(own) if own and task not in self.banks else self._bank(task)
-        if self.policy == "per_pair" or len(sentences) == 1:
-            return sentences[int(hash_share(seed, "instruction", task, key) * len(sentences))]
-        return [*sentences]
-
-    def check(self, tasks: Sequence[str]) -> None:
-        """Raise InputError for a task that nothing can be said of."""
-        for task in tasks:
-            self._bank(task)
-
-    def _bank(self, task: str) -> tuple[str, ...]:
-        if task not in self.banks and not has_bank(task):
-            raise SettingsError(
-                f"there are no sentences for the task {task!r}: give some with --bank {task}=FILE"
-            )
-        return self.banks.get(task) or bank(task)
+def sentences(task: str, banks: Banks, own: Sequence[str] = ()) -> Sequence[str]:
+    """What may be said of a pair; `own` is what a published set says of it."""
+    if task in banks or own:
+        return banks.get(task) or own
+    if not has_bank(task):
+        raise SettingsError(
+            f"there are no sentences for the task {task!r}: give some with --bank {task}=FILE"
+        )
+    return bank(task)
 
 
 @dataclass
@@ -129,9 +109,9 @@ class Photo:
 class _PhotoRecipe(Recipe):
     """What recipes that start from photographs share."""
 
-    def __init__(self, photos: Photos, wording: Wording, *, seed: int, licence: str) -> None:
+    def __init__(self, photos: Photos, banks: Banks, *, seed: int, licence: str) -> None:
         self.photos = photos
-        self.wording = wording
+        self.banks = banks
         self.seed = seed
         self.licence = licence
 
@@ -147,10 +127,10 @@ class _PhotoRecipe(Recipe):
 
     def _entry(
         self, task: str, photo: Photo, source: tuple[str, str], target: tuple[str, str]
-    ) -> Entry:
-        instruction = self.wording.say(task, self.seed, photo.digest)
+    ) -> Record:
         files, digests = zip(source, target, strict=True)
-        return Entry(*files, instruction, task, photo.digest[:16], [*digests])
+        said = sentences(task, self.banks)
+        return Record(*files, task, said, photo.digest[:16], digests=digests)
 
 
 class Cartoonize(_PhotoRecipe):
@@ -161,15 +141,15 @@ class Cartoonize(_PhotoRecipe):
     def __init__(
         self,
         photos: Photos,
-        wording: Wording,
+        banks: Banks,
         *,
         seed: int,
         licence: str,
         teacher: str,
         device: torch.device,
     ) -> None:
-        super().__init__(photos, wording, seed=seed, licence=licence)
-        wording.check(["cartoonize"])
+        super().__init__(photos, banks, seed=seed, licence=licence)
+        sentences("cartoonize", banks)
         self.teacher_name = teacher
         self.device = device
         self._described = {"teacher": Path(teacher).name, "digest": self.teacher.digest}
@@ -195,7 +175,7 @@ class Cartoonize(_PhotoRecipe):
 
     def describe(self) -> dict[str, Any]:
         """See `Recipe.describe`."""
-        return {**self.photos.describe(), **self._described, "wording": asdict(self.wording)}
+        return {**self.photos.describe(), **self._described, "wording": _wording(self.banks)}
 
 
 class Restore(_PhotoRecipe):
@@ -209,7 +189,7 @@ class Restore(_PhotoRecipe):
     def __init__(
         self,
         photos: Photos,
-        wording: Wording,
+        banks: Banks,
         *,
         seed: int,
         licence: str,
@@ -218,8 +198,9 @@ class Restore(_PhotoRecipe):
         config: DegradeConfig,
         device: torch.device,
     ) -> None:
-        super().__init__(photos, wording, seed=seed, licence=licence)
-        wording.check(tasks)
+        super().__init__(photos, banks, seed=seed, licence=licence)
+        for task in tasks:
+            sentences(task, banks)
         self.name = name
         self.tasks = [*tasks]
         self.config = config
@@ -245,7 +226,7 @@ class Restore(_PhotoRecipe):
     def describe(self) -> dict[str, Any]:
         """See `Recipe.describe`."""
         settings = {"tasks": self.tasks, "degrade": asdict(self.config)}
-        return {**self.photos.describe(), **settings, "wording": asdict(self.wording)}
+        return {**self.photos.describe(), **settings, "wording": _wording(self.banks)}
 
 
 class Import(Recipe):
@@ -262,7 +243,7 @@ class Import(Recipe):
     def __init__(
         self,
         source: Source,
-        wording: Wording,
+        banks: Banks,
         *,
         seed: int,
         licence: str,
@@ -271,7 +252,7 @@ class Import(Recipe):
         link: bool = False,
     ) -> None:
         self.source = source
-        self.wording = wording
+        self.banks = banks
         self.seed = seed
         self.licence = licence or source.licence
         self.size = size
@@ -317,18 +298,23 @@ class Import(Recipe):
                 temporary.write_bytes(data)
         return file, digest_bytes(data)
 
-    def _entry(self, example: Example, source: tuple[str, str], target: tuple[str, str]) -> Entry:
-        say = self.wording.say(example.task, self.seed, example.name, example.instructions)
+    def _entry(self, example: Example, source: tuple[str, str], target: tuple[str, str]) -> Record:
+        said = sentences(example.task, self.banks, example.instructions)
         files, digests = zip(source, target, strict=True)
         # Names of scenes are the set's own; two sets that share a target share the picture.
         group = f"{self.source.name} {example.group}" if example.group else digests[1][:16]
-        return Entry(*files, say, example.task, group, [*digests], example.split,
-                     example.source_caption, example.target_caption)  # fmt: skip
+        return Record(*files, example.task, said, group, example.source_caption,
+                      example.target_caption, example.split, digests)  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         """See `Recipe.describe`."""
         picture = {"size": self.size, "suffix": self.suffix}
-        return {"source": self.source.name, **picture, "wording": asdict(self.wording)}
+        return {"source": self.source.name, **picture, "wording": _wording(self.banks)}
+
+
+def _wording(banks: Banks) -> dict[str, Any]:
+    """For the settings; manifests hold all sentences, and training chooses among them."""
+    return {"policy": "per_step", "banks": banks}
 
 
 def _suffix(picture: bytes) -> str:

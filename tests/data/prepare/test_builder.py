@@ -2,6 +2,7 @@
 whole."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ipx2p.data.manifest import Record
 from ipx2p.data.pairs import ManifestPairs
 from ipx2p.data.prepare.builder import Made, Recipe, Unit, build
-from ipx2p.data.prepare.dataset import Entry
 from ipx2p.data.prepare.fingerprints import fingerprint
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
@@ -50,7 +51,7 @@ class Numbers(Recipe):
             files.append((name, digest_bytes((output / name).read_bytes())))
         names, digests = zip(*files, strict=True)
         group = f"group {unit.item}"
-        entry = Entry(*names, f"do {unit.item % 100}", "count", group, [*digests])
+        entry = Record(*names, "count", [f"do {unit.item % 100}"], group, digests=digests)
         return Made([entry], {group: fingerprint(image)}, megapixels=1e-4)
 
     def describe(self):
@@ -104,6 +105,18 @@ def test_a_stopped_build_goes_on_to_the_same_bytes(whole, tmp_path, at):
     again = Numbers([*range(12)])
     make(again, tmp_path / "set")
     assert again.made == [*range(at, 12)]
+    assert contents(tmp_path / "set") == whole
+
+
+def test_what_killed_writes_left_is_removed(whole, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        make(Numbers([*range(12)], kill_at=6), tmp_path / "set")
+    for name in (".0123456789abcdef.jsonl", "sheets/.0123456789abcdef.jpg"):
+        left = tmp_path / "set" / name
+        left.parent.mkdir(exist_ok=True)
+        left.touch()
+        os.utime(left, (0, 0))
+    make(Numbers([*range(12)]), tmp_path / "set")
     assert contents(tmp_path / "set") == whole
 
 

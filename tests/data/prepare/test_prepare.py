@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ipx2p.data.degradations.tasks import DEGRADATIONS
-from ipx2p.data.instructions import POLICIES, bank
+from ipx2p.data.instructions import bank
 from ipx2p.data.pairs import ManifestPairs
 from ipx2p.data.prepare import __main__ as prepare
 from ipx2p.data.published.registry import SOURCES
@@ -69,7 +69,6 @@ def copy(restored, tmp_path):
 
 def test_help_lists_what_there_is():
     assert set(prepare.SOURCES) == set(SOURCES)
-    assert prepare.POLICIES == POLICIES
     assert tuple(DEGRADATIONS) == prepare.TASKS
 
 
@@ -125,16 +124,15 @@ def test_combine_applies_several_degradations_in_physical_order(photos, tmp_path
     assert len(found) == 6
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_lines_say_what_the_policy_asks_for(photos, tmp_path, policy):
-    few = (*SMALL, "--tasks", "derain", "--instructions", policy)
-    run("restore", photos, tmp_path / "set", *few)
-    said = [line["instruction"] for line in all_lines(tmp_path / "set")]
-    if policy == "per_step":
-        assert said == [[*bank("derain")]] * 6
-    else:
-        assert {*said} <= {*bank("derain")}
-        assert (len({*said}) == 1) == (policy == "fixed")
+def test_lines_hold_all_sentences_of_the_bank(restored):
+    found = all_lines(restored)
+    assert all(line["instruction"] == [*bank(line["task"])] for line in found)
+
+
+def test_a_policy_is_sent_on_to_training(photos, tmp_path):
+    with pytest.raises(InputError, match="train with data.instructions=per_pair"):
+        run("restore", photos, tmp_path / "set", *SMALL, "--instructions", "per_pair")
+    assert not (tmp_path / "set").exists()
 
 
 def test_your_own_sentences_take_the_place_of_the_bank(photos, tmp_path):
@@ -243,6 +241,13 @@ def write_lines(path, lines):
     pair = {"source": "s.png", "target": "t.png", "instruction": "go", "task": "derain"}
     path.write_text("".join(json.dumps(pair | line) + "\n" for line in lines))
     return path
+
+
+def test_mix_keeps_captions_groups_and_keys_of_others(tmp_path):
+    own = {"group": "a", "source_caption": "rain", "target_caption": "sun", "rating": 5}
+    run("mix", tmp_path / "all", write_lines(tmp_path / "m.jsonl", [own]), "--counts", "derain=1")
+    pair = {"source": "../s.png", "target": "../t.png", "instruction": "go", "task": "derain"}
+    assert lines(tmp_path / "all") == [pair | own]
 
 
 def test_mix_knows_the_preset_of_the_experiment(tmp_path):
