@@ -13,6 +13,10 @@ class InputError(ValueError):
     """Bad input. The message names the file or key, what was expected, what came and the fix."""
 
 
+class WriteError(InputError):
+    """A file cannot be written: the disk is full, or the place is wrong."""
+
+
 class NotFiniteError(InputError):
     """Numbers stopped being finite; other settings may go well."""
 

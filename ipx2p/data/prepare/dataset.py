@@ -134,20 +134,23 @@ def write_dataset(
         about: what else dataset.json says.
     """
     entries, repeated = _drop_repeated(entries)
-    groups = {entry.group: entry.split for entry in entries}
-    split_of = assign_splits(groups, fingerprints, shares=shares, seed=seed)
+    splits = _split(entries, fingerprints, shares=shares, seed=seed)
+    left_out = splits.count(None)
+    by_split = {split: [e for e, s in zip(entries, splits, strict=True) if s == split]
+                for split in SPLITS}  # fmt: skip
+    entries = [entry for entry, split in zip(entries, splits, strict=True) if split]
     digests = dict(item for entry in entries for item in entry.files())
     _remove_others(folder / "pictures", {folder / name for name in digests})
     for task in sorted({entry.task for entry in entries}):
         _save_sheet(folder, task, [entry for entry in entries if entry.task == task])
     written = write_manifests(folder, {
-        split: [(e.task, e.line()) for e in entries if split_of[e.group] == split]
-        for split in SPLITS
+        split: [(e.task, e.line()) for e in some] for split, some in by_split.items()
     })  # fmt: skip
     pictures = json.dumps(sorted(digests.items())).encode()
     found = {
         "pictures": {"count": len(digests), "digest": digest_bytes(pictures)},
         "repeated": repeated,
+        **({"left_out": left_out} if left_out else {}),
         "versions": _versions(),
     }
     write_json({**about, **written, **found}, folder / DATASET)
@@ -165,7 +168,7 @@ def is_finished(folder: Path, plan: dict[str, Any]) -> bool:
 def claim(folder: Path, plan: dict[str, Any]) -> BinaryIO:
     """Make the folder ours: it must be new, empty, or begun with the same plan.
 
-    Returns: a file to keep open: no other process can claim the folder as long as it is.
+    Returns: a file to keep open, during which no other process can claim the folder.
     """
     begun = folder / WORK / "plan.json"
     is_ours = begun.exists()
@@ -191,13 +194,23 @@ def _check_empty(folder: Path) -> None:
 
 
 def _check_plan(found: dict[str, Any], plan: dict[str, Any], folder: Path) -> None:
-    for key in plan:
-        if found.get(key) != plan[key]:
-            before, now = (json.dumps(x.get(key))[:150] for x in (found, plan))
-            raise InputError(
-                f"{folder} holds a data set of other {key}: {before} before, {now} now; choose "
-                "another folder, or remove it"
-            )
+    changed = [*_changes({key: found.get(key) for key in plan}, plan)]
+    if changed:
+        raise InputError(
+            f"{folder} holds a data set of other settings: {', '.join(changed)}; choose another "
+            "folder, or remove it"
+        )
+
+
+def _changes(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    """The dotted keys in which two JSON values differ, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in before | now:
+            where = f"{key}.{name}" if key else name
+            yield from _changes(before.get(name), now.get(name), where)
+    elif before != now:
+        was, is_now = (f"{json.dumps(value):.60}" for value in (before, now))
+        yield f"{key} was {was}, is {is_now}"
 
 
 def summary(dataset: dict[str, Any]) -> str:
@@ -210,14 +223,34 @@ def summary(dataset: dict[str, Any]) -> str:
         parts.append(f"{len(dataset['skipped'])} inputs skipped, see {DATASET}")
     if dataset.get("repeated"):
         parts.append(f"{dataset['repeated']} repeated pairs left out")
+    if dataset.get("left_out"):
+        parts.append(f"{dataset['left_out']} pairs left out whose pictures are in another split")
     return ", ".join(parts)
 
 
+def _split(
+    entries: Sequence[Entry], fingerprints: Mapping[str, str], *, shares: Sequence[float], seed: int
+) -> list[str | None]:
+    """The split of each pair. Published val and test are kept as they are.
+
+    None for any other pair with a picture or group of theirs: it is left out.
+    """
+    published = SPLITS[1:]
+    held_out = [entry for entry in entries if entry.split in published]
+    seen = {mark for entry in held_out for mark in (entry.group, *entry.digests)}
+    others = [entry for entry in entries if seen.isdisjoint((entry.group, *entry.digests))]
+    groups = {entry.group: entry.split for entry in held_out}
+    groups |= {entry.group: entry.split for entry in sorted(others, key=lambda e: e.split or "")}
+    split_of = assign_splits(groups, fingerprints, shares=shares, seed=seed)
+    splits = {id(entry): split_of[entry.group] for entry in others}
+    return [e.split if e.split in published else splits.get(id(e)) for e in entries]
+
+
 def _drop_repeated(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
-    """Each pair once: the same photograph may lie in a folder under two names."""
+    """Each pair of a split once: the same photograph may lie in a folder under two names."""
     kept: dict[tuple, Entry] = {}
     for entry in entries:
-        kept.setdefault((*entry.digests, entry.task, str(entry.instruction)), entry)
+        kept.setdefault((*entry.digests, entry.task, str(entry.instruction), entry.split), entry)
     return [*kept.values()], len(entries) - len(kept)
 
 

@@ -22,8 +22,8 @@ from ipx2p.data.prepare.builder import Made, Recipe, SettingsError, Unit
 from ipx2p.data.prepare.dataset import Entry
 from ipx2p.data.prepare.fingerprints import fingerprint
 from ipx2p.data.prepare.splits import hash_share
-from ipx2p.data.published.source import Example, Source, load_example
-from ipx2p.errors import InputError
+from ipx2p.data.published.source import Example, Fault, Source, load_example
+from ipx2p.errors import InputError, WriteError
 from ipx2p.files import atomic_write, digest_bytes
 from ipx2p.images import (
     image_from_pixels01,
@@ -279,32 +279,45 @@ class Import(Recipe):
         self.link = link
 
     def units(self) -> list[Unit]:
-        """See `Recipe.units`."""
-        return [Unit(chunk.key, chunk) for chunk in self.source.chunks()]
+        return [
+            Unit(chunk.key, chunk, faults=tuple(fault.reason for fault in chunk.faults))
+            for chunk in self.source.chunks()
+        ]
 
     def make(self, unit: Unit, output: Path) -> Made:
-        """See `Recipe.make`."""
-        entries, prints, megapixels = [], {}, 0.0
+        entries, prints, skipped, megapixels = [], {}, {}, 0.0
         for example in self.source.read(unit.item):
-            pictures = load_example(example)  # whole and of one size, or an error
-            contents = (example.source, example.target)
-            files = [
-                self._store(picture, content, output, f"{example.name}_{role}", example.task)
-                for role, picture, content in zip(("source", "target"), pictures, contents,
-                                                  strict=True)
-            ]  # fmt: skip
+            if isinstance(example, Fault):
+                skipped[example.name] = example.reason
+                continue
+            try:
+                pictures = load_example(example)  # whole and of one size, or an error
+                files = [
+                    self._store(picture, getattr(example, role), output, example, role)
+                    for role, picture in zip(("source", "target"), pictures, strict=True)
+                ]
+            except WriteError:
+                raise
+            except InputError as error:
+                skipped[example.name] = str(error)
+                continue
             entry = self._entry(example, *files)
             entries.append(entry)
             megapixels += pictures[0].width * pictures[0].height / 1e6
             if example.split is None:
                 prints[entry.group] = fingerprint(pictures[1])
-        return Made(entries, prints, megapixels=megapixels)
+        return Made(entries, prints, skipped, megapixels)
 
     def _store(
-        self, picture: Image.Image, content: Path | bytes, output: Path, name: str, task: str
+        self,
+        picture: Image.Image,
+        content: Path | bytes,
+        output: Path,
+        example: Example,
+        role: str,
     ) -> tuple[str, str]:
         """Write one picture of a pair; its name below the output folder and its digest."""
-        stem = f"pictures/{task}/{name}"
+        stem = f"pictures/{example.task}/{example.name}_{role}"
         sides = _reduced(picture.size, self.size) if self.size else picture.size
         if sides != picture.size:
             file = f"{stem}.{self.suffix}"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +19,10 @@ from ipx2p.data.published.source import (
     SPLITS,
     Chunk,
     Example,
+    Fault,
     Options,
     Source,
+    attempt,
     caption,
     chunk_key,
     sentence,
@@ -44,7 +47,7 @@ _BUFFER = 1 << 20  # bytes of a file
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a known set; `task` None: each row's sentence tells."""
+    """The columns of a known set; `task` None: each row's sentence says which."""
 
     source: str
     instruction: str
@@ -73,6 +76,7 @@ KNOWN = (
         captions=("original_prompt", "edited_prompt"),  # InstructPix2Pix
     ),
     Columns("source_img", "instruction", "target_img", "edit", group="img_id"),  # MagicBrush
+    Columns("source_image", "edit_prompt", "edited_image", "edit"),  # UltraEdit
 )
 
 
@@ -81,6 +85,7 @@ class RowGroup:
     """Where a chunk of rows lies."""
 
     path: Path
+    name: str  # of the file, in the set
     number: int
     first_row: int  # in the file
     columns: Columns
@@ -89,8 +94,8 @@ class RowGroup:
 class Parquet(Source):
     """*.parquet files in the folder and its subfolders, or one such file, with the columns
     original_image, edit_prompt, cartoonized_image, or input_image, instruction,
-    ground_truth_image, or input_image (or original_image), edit_prompt, edited_image, or
-    source_img, instruction, target_img, or those named by --columns SOURCE INSTRUCTION TARGET
+    ground_truth_image, or input_image (or original_image, source_image), edit_prompt, edited_image,
+    or source_img, instruction, target_img, or those named by --columns SOURCE INSTRUCTION TARGET
     together with --task NAME; splits by file names such as train-00000-of-00002.parquet.
     """
 
@@ -106,22 +111,22 @@ class Parquet(Source):
             )
 
     def fits(self, folder: Path) -> bool:
-        """See `Source.fits`."""
         places = (
             [folder, *(folder / name for name in subfolders(folder))] if folder.is_dir() else []
         )
         return any(name.endswith(SUFFIX) for place in places for name in scan(place))
 
     def chunks(self) -> list[Chunk]:
-        """See `Source.chunks`. A chunk is a row group."""
+        """A chunk is a row group."""
         chunks = []
         for path in self._paths():
+            name = path.name if path == self.folder else path.relative_to(self.folder).as_posix()
             with _opened(path) as file:
                 columns = self._columns(path, file.schema_arrow)
                 first_row = 0
                 for number in range(file.num_row_groups):
                     num_rows = file.metadata.row_group(number).num_rows
-                    group = RowGroup(path, number, first_row, columns)
+                    group = RowGroup(path, name, number, first_row, columns)
                     key = chunk_key([*path.relative_to(self.folder).parts, f"{number} {num_rows}"])
                     chunks.append(Chunk((group,), num_rows, key))
                     first_row += num_rows
@@ -129,17 +134,27 @@ class Parquet(Source):
             raise InputError(f"{self.folder} holds no rows")
         return chunks
 
-    def read(self, chunk: Chunk) -> Iterator[Example]:
-        """See `Source.read`."""
-        for group in chunk.items:
-            columns, row = group.columns, 0
+    def read(self, chunk: Chunk) -> Iterator[Example | Fault]:
+        """The rows of a row group. Where the file is damaged, the rest of it are faults."""
+        [group] = chunk.items
+        prefix = stem(group.name)
+        rows = iter(
+            [(row, f"{prefix}/{group.first_row + row:07d}") for row in range(chunk.num_pairs)]
+        )
+        try:
             with _opened(group.path) as file:
                 for batch in file.iter_batches(
-                    _ROWS, row_groups=[group.number], columns=columns.needed, use_threads=False
+                    _ROWS,
+                    row_groups=[group.number],
+                    columns=group.columns.needed,
+                    use_threads=False,
                 ):
-                    for cells in batch.to_pylist():
-                        yield self._example(group, row, cells)
-                        row += 1
+                    for place in range(batch.num_rows):
+                        row, name = next(rows)
+                        cells = batch.slice(place, 1)
+                        yield attempt(name, partial(self._example, group, name, row, cells))
+        except InputError as error:
+            yield from (Fault(name, str(error)) for _, name in rows)
 
     def _paths(self) -> list[Path]:
         if self.folder.is_file():
@@ -188,8 +203,12 @@ class Parquet(Source):
             captions=extras if len(extras) == 2 else (),
         )
 
-    def _example(self, group: RowGroup, row: int, cells: dict[str, Any]) -> Example:
+    def _example(self, group: RowGroup, name: str, row: int, batch: Any) -> Example:
         columns, where = group.columns, f"{group.path} row group {group.number}, row {row}"
+        try:
+            [cells] = batch.to_pylist()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where} holds text that is not UTF-8: {error}") from error
         source, target = (
             _picture(cells[column], f"{where}: {column!r}")
             for column in (columns.source, columns.target)
@@ -201,12 +220,9 @@ class Parquet(Source):
         together = cells[columns.group] if columns.group else None
         if together is None:
             together = blake2b(source, digest_size=8).hexdigest()
-        path = group.path
-        name = path.name if path == self.folder else path.relative_to(self.folder).as_posix()
         captions = [cells[column] for column in columns.captions] or [None, None]
         return Example(
-            f"{stem(name)}/{group.first_row + row:07d}",
-            *(source, target, (said,), task, _split(name), str(together)),
+            *(name, source, target, (said,), task, _split(group.name), str(together)),
             *(caption(text, f"{where}: caption") for text in captions),
             origin=where,
         )

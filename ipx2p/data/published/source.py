@@ -1,13 +1,15 @@
 """Published pairs as they are found: examples, and what all readers of data sets share (layer 2).
 
 A source lists a published set in chunks, small units of work that can be sent to other processes,
-and reads each chunk into examples. Their pictures are still files, or encoded bytes.
+and reads each chunk into examples and faults. A fault is an example that cannot be used: who reads
+decides whether to stop there or to leave it out. Pictures are still files, or encoded bytes.
 """
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -24,7 +26,8 @@ SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(
     ("val", "valid", "validation", "dev"), "val"
 )
 PAIRS = 64  # in a chunk, about
-_FEW = 20  # names that an error looks at, whatever the size of the folder
+_TASK = re.compile(r"\w[\w .+-]{,99}")
+_FEW = 20  # names that an error looks at in a large folder
 
 
 @dataclass(frozen=True)
@@ -54,17 +57,43 @@ class Example:
     target_caption: str | None = None
     origin: str = ""
 
+    def __post_init__(self) -> None:
+        if not {"", ".", ".."}.isdisjoint([*self.name.split("/"), self.task]):
+            raise InputError(f"{self.origin or self.source}: {self.name!a} is no name of a file")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An example that cannot be used. reason: what is wrong, one line that names the file."""
+
+    name: str
+    reason: str
+
+
+def attempt(name: str, read: Callable[[], Example]) -> Example | Fault:
+    """What `read` returns, or its InputError as a fault."""
+    try:
+        return read()
+    except InputError as error:
+        return Fault(name, str(error))
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """Pairs that are read together; only the source that listed them knows what `items` are.
+    """Pairs that are read together; only the source that listed them knows what `items` are, apart
+    from the faults among them.
 
-    key: tells them from any other pairs of the set, wherever it lies.
+    key: distinguishes them from any other pairs of the set, wherever it lies.
     """
 
     items: tuple[Any, ...]
     num_pairs: int
     key: str
+
+    @property
+    def faults(self) -> list[Fault]:
+        """What is known to be unusable before anything is read."""
+        return [item for item in self.items if isinstance(item, Fault)]
 
 
 @dataclass(frozen=True)
@@ -72,14 +101,16 @@ class Options:
     """What is asked of a source beside its folder; each source takes only what it names.
 
     Args:
-        task: what the edit is, where the set does not say.
+        task: what the edit is, where the set does not say. It becomes the name of a folder.
         source, target: two parallel folders, relative to the set's folder.
+        pairs: how the names of a source and its target correspond, see `Naming`.
         columns: of source, instruction and target.
     """
 
     task: str | None = None
     source: str | None = None
     target: str | None = None
+    pairs: str | None = None
     columns: tuple[str, str, str] | None = None
 
 
@@ -104,6 +135,11 @@ class Source(ABC):
             if value is not None and option not in self.options:
                 takes = ", ".join(f"--{name}" for name in self.options) or "no options"
                 raise InputError(f"{self.name} does not take --{option} {value}: it takes {takes}")
+        if options.task is not None and not _TASK.fullmatch(options.task):
+            raise InputError(
+                f"--task is {options.task!a:.80}, expected a name such as derain: letters, digits, "
+                "spaces and . + _ -, the first a letter or a digit"
+            )
         self.folder = folder
         self.asked = options
 
@@ -113,14 +149,15 @@ class Source(ABC):
 
     @abstractmethod
     def chunks(self) -> list[Chunk]:
-        """List the set, in a stable order, and check that every source has its target.
+        """List the set, in a stable order. A source without a target, or what a list of the set
+        names and the disk lacks, is a fault.
 
-        Raises: InputError that names the missing file, or says what was found instead of the set.
+        Raises: InputError that says what was found instead of the set.
         """
 
-    @abstractmethod
-    def read(self, chunk: Chunk) -> Iterator[Example]:
-        """The pairs of a chunk. InputError names the file of whatever is wrong."""
+    def read(self, chunk: Chunk) -> Iterator[Example | Fault]:
+        """The pairs of a chunk, by default as they were listed."""
+        yield from chunk.items
 
     def check_root(self) -> None:
         """Raise InputError unless the folder looks right: what it holds, and where to look."""
@@ -137,15 +174,10 @@ class Source(ABC):
             f"found {few(sorted(scan(self.folder)))}{hint}"
         )
 
-    def check_listed(self, path: Path, listed: Collection[str], folder: Path) -> None:
-        """Raise InputError unless `folder` holds a folder for each name that `path` lists."""
+    def check_any(self, path: Path, listed: Sized) -> None:
+        """Raise InputError if a list of the set is empty."""
         if not listed:
             raise InputError(f"{path} lists nothing, expected {self.layout}")
-        if missing := sorted({*listed}.difference(subfolders(folder))):
-            raise InputError(
-                f"{path} lists folders that are not in {folder}: {few(missing)} "
-                f"({len(missing)} of {len(listed)})"
-            )
 
 
 def load_example(example: Example) -> tuple[Image.Image, Image.Image]:
@@ -210,7 +242,7 @@ def subfolders(folder: Path) -> list[str]:
     return sorted(name for name, is_folder in scan(folder).items() if is_folder)
 
 
-def chunked(examples: list[Example]) -> list[Chunk]:
+def chunked(examples: list[Example | Fault]) -> list[Chunk]:
     """Chunks of examples that are complete as they were listed."""
     parts = [tuple(examples[i : i + PAIRS]) for i in range(0, len(examples), PAIRS)]
     return [Chunk(part, len(part), chunk_key([e.name for e in part])) for part in parts]
