@@ -192,8 +192,8 @@ def _build(args: argparse.Namespace) -> None:
     _check_apart(args.folder if args.command == "import" else args.photos, args.output)
     with open_world(cuda=False) as world:
         if (args.short_side or 0) % MULTIPLE:
-            sides = f"multiples of {MULTIPLE}: {round(args.short_side / MULTIPLE) * MULTIPLE}"
-            world.print(f"--short-side {args.short_side} is rounded, since sides are {sides}")
+            side = round(args.short_side / MULTIPLE) * MULTIPLE
+            world.print(f"--short-side {args.short_side} becomes {side}: sides are multiples of 8")
         device = pick_device(getattr(args, "device", "cpu"), world.local_rank)
         build(
             _open_recipe(args, device), Path(args.output), world=world, workers=args.workers,

@@ -110,6 +110,7 @@ class Rain100(ParallelFolders):
         )
         for rainy in ("rainy", "rain", "")
         for clean in dict.fromkeys(("", "norain", rainy))
+        if name or rainy
     )
 
 
@@ -192,7 +193,7 @@ class Folders(ParallelFolders):
         for option in self.options[:3]:
             if not getattr(options, option):
                 raise InputError(f"{self.name} needs --{option} NAME: {self.layout}")
-        self.naming = Naming(options.pairs or "{}", subfolders=True)
+        self.naming = Naming("{}" if options.pairs is None else options.pairs, subfolders=True)
 
     def fits(self, folder: Path) -> bool:
         return all((folder / name).is_dir() for name in (self.asked.source, self.asked.target))

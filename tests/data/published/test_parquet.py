@@ -12,6 +12,7 @@ from ipx2p.data.published.parquet import KNOWN
 from ipx2p.data.published.registry import open_source
 from ipx2p.data.published.source import load_example
 from ipx2p.errors import InputError
+from tests.data.published.test_registry import usable
 
 CARTOON = ("original_image", "edit_prompt", "cartoonized_image")
 LOW_LEVEL = ("input_image", "instruction", "ground_truth_image")
@@ -50,8 +51,7 @@ def rows(count, sentence="Cartoonize it"):
 
 
 def examples(folder, **options):
-    source = open_source("parquet", folder, **options)
-    return [example for chunk in source.chunks() for example in source.read(chunk)]
+    return usable(open_source("parquet", folder, **options))
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
