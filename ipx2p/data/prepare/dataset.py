@@ -11,7 +11,7 @@ import platform
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -134,17 +134,14 @@ def write_dataset(
         about: what else dataset.json says.
     """
     entries, repeated = _drop_repeated(entries)
-    splits = _split(entries, fingerprints, shares=shares, seed=seed)
-    left_out = splits.count(None)
-    by_split = {split: [e for e, s in zip(entries, splits, strict=True) if s == split]
-                for split in SPLITS}  # fmt: skip
-    entries = [entry for entry, split in zip(entries, splits, strict=True) if split]
+    num_found, entries = len(entries), _split(entries, fingerprints, shares=shares, seed=seed)
+    left_out = num_found - len(entries)
     digests = dict(item for entry in entries for item in entry.files())
     _remove_others(folder / "pictures", {folder / name for name in digests})
     for task in sorted({entry.task for entry in entries}):
         _save_sheet(folder, task, [entry for entry in entries if entry.task == task])
     written = write_manifests(folder, {
-        split: [(e.task, e.line()) for e in some] for split, some in by_split.items()
+        split: [(e.task, e.line()) for e in entries if e.split == split] for split in SPLITS
     })  # fmt: skip
     pictures = json.dumps(sorted(digests.items())).encode()
     found = {
@@ -230,20 +227,17 @@ def summary(dataset: dict[str, Any]) -> str:
 
 def _split(
     entries: Sequence[Entry], fingerprints: Mapping[str, str], *, shares: Sequence[float], seed: int
-) -> list[str | None]:
-    """The split of each pair. Published val and test are kept as they are.
-
-    None for any other pair with a picture or group of theirs: it is left out.
+) -> list[Entry]:
+    """The pairs with their splits. Published val and test stay as they are; other pairs that share
+    a picture or a group with them are left out.
     """
-    published = SPLITS[1:]
-    held_out = [entry for entry in entries if entry.split in published]
-    seen = {mark for entry in held_out for mark in (entry.group, *entry.digests)}
-    others = [entry for entry in entries if seen.isdisjoint((entry.group, *entry.digests))]
-    groups = {entry.group: entry.split for entry in held_out}
-    groups |= {entry.group: entry.split for entry in sorted(others, key=lambda e: e.split or "")}
+    held_out = SPLITS[1:]
+    seen = {x for e in entries if e.split in held_out for x in (e.group, *e.digests)}
+    kept = [e for e in entries if e.split in held_out or seen.isdisjoint((e.group, *e.digests))]
+    # Of a group whose pairs are partly published, the others go where these are.
+    groups = {e.group: e.split for e in sorted(kept, key=lambda e: e.split or "")}
     split_of = assign_splits(groups, fingerprints, shares=shares, seed=seed)
-    splits = {id(entry): split_of[entry.group] for entry in others}
-    return [e.split if e.split in published else splits.get(id(e)) for e in entries]
+    return [e if e.split in held_out else replace(e, split=split_of[e.group]) for e in kept]
 
 
 def _drop_repeated(entries: Sequence[Entry]) -> tuple[list[Entry], int]:

@@ -23,7 +23,7 @@ from ipx2p.data.prepare.dataset import Entry
 from ipx2p.data.prepare.fingerprints import fingerprint
 from ipx2p.data.prepare.splits import hash_share
 from ipx2p.data.published.source import Example, Fault, Source, load_example
-from ipx2p.errors import InputError, WriteError
+from ipx2p.errors import InputError
 from ipx2p.files import atomic_write, digest_bytes
 from ipx2p.images import (
     image_from_pixels01,
@@ -279,10 +279,11 @@ class Import(Recipe):
         self.link = link
 
     def units(self) -> list[Unit]:
-        return [
-            Unit(chunk.key, chunk, faults=tuple(fault.reason for fault in chunk.faults))
-            for chunk in self.source.chunks()
-        ]
+        units = []
+        for chunk in self.source.chunks():
+            faults = (item.reason for item in chunk.items if isinstance(item, Fault))
+            units.append(Unit(chunk.key, chunk, faults=(*faults,)))
+        return units
 
     def make(self, unit: Unit, output: Path) -> Made:
         entries, prints, skipped, megapixels = [], {}, {}, 0.0
@@ -292,15 +293,17 @@ class Import(Recipe):
                 continue
             try:
                 pictures = load_example(example)  # whole and of one size, or an error
-                files = [
-                    self._store(picture, getattr(example, role), output, example, role)
-                    for role, picture in zip(("source", "target"), pictures, strict=True)
-                ]
-            except WriteError:
-                raise
+                size = pictures[0].size
+                sides = _reduced(size, self.size) if self.size else size
             except InputError as error:
                 skipped[example.name] = str(error)
                 continue
+            contents = (example.source, example.target)
+            files = [
+                self._store(picture, content, sides, output, f"{example.name}_{role}", example.task)
+                for role, picture, content in zip(("source", "target"), pictures, contents,
+                                                  strict=True)
+            ]  # fmt: skip
             entry = self._entry(example, *files)
             entries.append(entry)
             megapixels += pictures[0].width * pictures[0].height / 1e6
@@ -312,13 +315,13 @@ class Import(Recipe):
         self,
         picture: Image.Image,
         content: Path | bytes,
+        sides: tuple[int, int],
         output: Path,
-        example: Example,
-        role: str,
+        name: str,
+        task: str,
     ) -> tuple[str, str]:
         """Write one picture of a pair; its name below the output folder and its digest."""
-        stem = f"pictures/{example.task}/{example.name}_{role}"
-        sides = _reduced(picture.size, self.size) if self.size else picture.size
+        stem = f"pictures/{task}/{name}"
         if sides != picture.size:
             file = f"{stem}.{self.suffix}"
             save_image(resize(picture, sides), output / file)

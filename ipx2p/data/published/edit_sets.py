@@ -70,7 +70,7 @@ class InstructPix2Pix(Source):
                 for seed in seeds
             )
             key = chunk_key([f"{split} {prompt} {seeds}" for (prompt, seeds), split in some])
-            chunks.append(Chunk(items, len(items), key))
+            chunks.append(Chunk(items, key))
         return chunks
 
     def read(self, chunk: Chunk) -> Iterator[Example | Fault]:

@@ -201,3 +201,6 @@ class Folders(ParallelFolders):
     def parts(self) -> list[Part]:
         sides = (self.folder / name for name in (self.asked.source, self.asked.target))
         return [Part("", *sides, None, self.naming)]
+
+
+SETS = (Reds, GoPro, Rain13K, Rain100, Rain1400, Sidd, Lol, Folders)

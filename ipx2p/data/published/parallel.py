@@ -27,7 +27,6 @@ from ipx2p.errors import InputError
 
 _FIELD = re.compile(r"\{(\w*)\}")
 _SUBFOLDERS = r"(?P<subfolders>(?:.*/)?)"
-_GROUP = "field_group"
 _FETCH = ": fetch what is missing, or correct the names"
 
 
@@ -56,10 +55,6 @@ class Naming:
     def key(self, match: re.Match) -> tuple[str, ...]:
         """What a source and its target have in common."""
         return tuple(match[field] for field in self.target.groupindex)
-
-    def group(self, match: re.Match) -> str:
-        """The text of `{group}`, or ""."""
-        return match[_GROUP] if _GROUP in self.source.groupindex else ""
 
 
 def _regex(side: str, prefix: str, text: str) -> re.Pattern:
@@ -98,7 +93,6 @@ class Part:
     naming: Naming
     group: str = ""
 
-    @property
     def fitness(self) -> tuple[bool, bool]:
         """Whether both folders are there and, if so, whether names in both fit."""
         sides = ((self.source, self.naming.source), (self.target, self.naming.target))
@@ -112,7 +106,7 @@ class Part:
 class Layout:
     """Where the two folders of a part lie below the root; `*` stands for any folder, a scene.
 
-    Of several layouts with one name the one that fits is read. One without a name is tried last.
+    Of several layouts with one name the one that fits is read.
     """
 
     name: str
@@ -124,15 +118,13 @@ class Layout:
     def parts(self, root: Path) -> Iterator[Part]:
         """The parts of which a folder is there."""
         above, star, _ = self.source.partition("*")
-        scenes = [""]
-        if star:
-            scenes = subfolders(root / above) if (root / above).is_dir() else []
-        for scene in scenes:
+        there = star and (root / above).is_dir()
+        for scene in subfolders(root / above) if there else [""] * (not star):
             name, *sides = (x.replace("*", scene) for x in (self.name, self.source, self.target))
             source, target = (root / side.strip("/") for side in sides)  # "" is the root
             if source.is_dir() or (target.is_dir() and target not in source.parents):
-                group = name if star else ""
-                yield Part(name, source, target, self.split, Naming(self.pairs), group)
+                naming = Naming(self.pairs)
+                yield Part(name, source, target, self.split, naming, name if star else "")
 
 
 class ParallelFolders(Source):
@@ -149,7 +141,7 @@ class ParallelFolders(Source):
     def parts(self) -> list[Part]:
         """The parallel folders of the set."""
         found = self._found(self.folder).values()
-        return [max(some, key=lambda part: part.fitness) if some[1:] else some[0] for some in found]
+        return [max(some, key=Part.fitness) if some[1:] else some[0] for some in found]
 
     def short(self, name: str) -> str:
         """What a pair is called, from the name of its source without the suffix."""
@@ -162,19 +154,15 @@ class ParallelFolders(Source):
     def _found(self, folder: Path) -> dict[str, list[Part]]:
         """The parts that are there, by name."""
         whole = Path(os.path.abspath(folder))
-        named = [layout for layout in self.layouts if layout.name]
-        nameless = [layout for layout in self.layouts if not layout.name]
-        tries = [(folder, named), *((root, named) for root in whole.parents[:2])]
-        for root, layouts in [*tries, (folder, nameless)]:
-            found = defaultdict(list)
-            for layout in layouts:
-                for part in layout.parts(root):
-                    sides = (part.source, part.target)
-                    if root is folder or all(side.is_relative_to(whole) for side in sides):
-                        found[part.name].append(part)
+        found = defaultdict(list)
+        for root in (*whole.parents[1::-1], folder):
+            inside = folder if root is folder else whole
+            for part in (part for layout in self.layouts for part in layout.parts(root)):
+                if part.source.is_relative_to(inside) and part.target.is_relative_to(inside):
+                    found[part.name].append(part)
             if found:
-                return found
-        return {}
+                break
+        return found
 
     def _examples(self, part: Part) -> Iterator[Example | Fault]:
         naming, prefix = part.naming, f"{part.name}/" if part.name else ""
@@ -188,15 +176,14 @@ class ParallelFolders(Source):
         lonely = dict(targets)
         for name, found in sources.items():
             match, paths = found[0][1], [path for path, _ in found]
-            key, group = naming.key(match), naming.group(match)
+            key, group = naming.key(match), match.groupdict().get("field_group")
             lonely.pop(key, None)
-            group = part.group or (group and prefix + group)
+            group = prefix + group if group else part.group
             yield attempt(name, partial(self._pair, name, part, paths, targets.get(key, []), group))
         for path, *_ in lonely.values():
-            reason = f"{_shown(path)} has no source in {part.source}{_FETCH}"
-            yield Fault(prefix + stem(path.name), reason)
-        for path in {**dict.fromkeys(strays), **dict.fromkeys(others)}:
-            reason = f"{_shown(path)} does not fit {naming.text}, expected {self.layout}"
+            yield Fault(prefix + stem(path.name), f"{path} has no source in {part.source}{_FETCH}")
+        for path in dict.fromkeys([*strays, *others]):
+            reason = f"{path} does not fit {naming.text}, expected {self.layout}"
             yield Fault(prefix + path.name, reason)
 
     def _listed(
@@ -226,19 +213,13 @@ class ParallelFolders(Source):
         self, name: str, part: Part, sources: list[Path], targets: list[Path], group: str
     ) -> Example:
         for twice in (paths for paths in (sources, targets) if len(paths) > 1):
-            one, other = map(_shown, twice[:2])
-            raise InputError(f"{one} and {other} would be one picture: remove one of them")
+            raise InputError(f"{twice[0]} and {twice[1]} would be one picture: remove one of them")
         if not is_unicode(name):
-            raise InputError(
-                f"the name of {_shown(sources[0])} is not valid Unicode text: rename the file"
-            )
+            path = str(sources[0])
+            raise InputError(f"the name of {path!a} is not valid Unicode text: rename the file")
         if not targets:
             raise InputError(f"{sources[0]} has no target in {part.target}{_FETCH}")
         if targets == sources:
             raise InputError(f"{sources[0]} would be its own target: see --pairs")
         task = self.asked.task or self.task
         return Example(name, sources[0], targets[0], (), task, part.split, group)
-
-
-def _shown(path: Path) -> str:
-    return str(path) if is_unicode(str(path)) else ascii(str(path))

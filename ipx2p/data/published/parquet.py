@@ -88,6 +88,7 @@ class RowGroup:
     name: str  # of the file, in the set
     number: int
     first_row: int  # in the file
+    num_rows: int
     columns: Columns
 
 
@@ -126,11 +127,11 @@ class Parquet(Source):
                 first_row = 0
                 for number in range(file.num_row_groups):
                     num_rows = file.metadata.row_group(number).num_rows
-                    group = RowGroup(path, name, number, first_row, columns)
+                    group = RowGroup(path, name, number, first_row, num_rows, columns)
                     key = chunk_key([*path.relative_to(self.folder).parts, f"{number} {num_rows}"])
-                    chunks.append(Chunk((group,), num_rows, key))
+                    chunks.append(Chunk((group,), key))
                     first_row += num_rows
-        if not any(chunk.num_pairs for chunk in chunks):
+        if not any(group.num_rows for chunk in chunks for group in chunk.items):
             raise InputError(f"{self.folder} holds no rows")
         return chunks
 
@@ -139,7 +140,7 @@ class Parquet(Source):
         [group] = chunk.items
         prefix = stem(group.name)
         rows = iter(
-            [(row, f"{prefix}/{group.first_row + row:07d}") for row in range(chunk.num_pairs)]
+            [(row, f"{prefix}/{group.first_row + row:07d}") for row in range(group.num_rows)]
         )
         try:
             with _opened(group.path) as file:

@@ -4,35 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from ipx2p.data.published.edit_sets import InstructPix2Pix, MagicBrush
-from ipx2p.data.published.folders import (
-    Folders,
-    GoPro,
-    Lol,
-    Rain13K,
-    Rain100,
-    Rain1400,
-    Reds,
-    Sidd,
-)
+from ipx2p.data.published.folders import SETS
 from ipx2p.data.published.parquet import Parquet
 from ipx2p.data.published.source import Options, Source
 from ipx2p.errors import InputError, suggestion
 
 SOURCES: dict[str, type[Source]] = {
-    kind.name: kind
-    for kind in (
-        Reds,
-        GoPro,
-        Rain13K,
-        Rain100,
-        Rain1400,
-        Sidd,
-        Lol,
-        Folders,
-        InstructPix2Pix,
-        MagicBrush,
-        Parquet,
-    )
+    kind.name: kind for kind in (*SETS, InstructPix2Pix, MagicBrush, Parquet)
 }
 
 

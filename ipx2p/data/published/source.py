@@ -57,10 +57,6 @@ class Example:
     target_caption: str | None = None
     origin: str = ""
 
-    def __post_init__(self) -> None:
-        if not {"", ".", ".."}.isdisjoint([*self.name.split("/"), self.task]):
-            raise InputError(f"{self.origin or self.source}: {self.name!a} is no name of a file")
-
 
 @dataclass(frozen=True)
 class Fault:
@@ -80,20 +76,13 @@ def attempt(name: str, read: Callable[[], Example]) -> Example | Fault:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Pairs that are read together; only the source that listed them knows what `items` are, apart
-    from the faults among them.
+    """Pairs that are read together: faults, and items that only the source that listed them knows.
 
     key: distinguishes them from any other pairs of the set, wherever it lies.
     """
 
     items: tuple[Any, ...]
-    num_pairs: int
     key: str
-
-    @property
-    def faults(self) -> list[Fault]:
-        """What is known to be unusable before anything is read."""
-        return [item for item in self.items if isinstance(item, Fault)]
 
 
 @dataclass(frozen=True)
@@ -245,7 +234,7 @@ def subfolders(folder: Path) -> list[str]:
 def chunked(examples: list[Example | Fault]) -> list[Chunk]:
     """Chunks of examples that are complete as they were listed."""
     parts = [tuple(examples[i : i + PAIRS]) for i in range(0, len(examples), PAIRS)]
-    return [Chunk(part, len(part), chunk_key([e.name for e in part])) for part in parts]
+    return [Chunk(part, chunk_key([e.name for e in part])) for part in parts]
 
 
 def chunk_key(names: Sequence[str]) -> str:

@@ -65,7 +65,7 @@ def test_rows_are_read_by_row_groups_that_can_be_sent(save):
     path = save(rows(5))
     source = open_source("parquet", path.parent)
     chunks = source.chunks()
-    assert [chunk.num_pairs for chunk in chunks] == [2, 2, 1]
+    assert [chunk.items[0].num_rows for chunk in chunks] == [2, 2, 1]
     source, chunks = pickle.loads(pickle.dumps((source, chunks)))
     found = [example for chunk in reversed(chunks) for example in source.read(chunk)]
     names = [f"train-00000-of-00001/{row:07d}" for row in (4, 2, 3, 0, 1)]

