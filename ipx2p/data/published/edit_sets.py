@@ -126,32 +126,32 @@ class MagicBrush(Source):
         for image, turns in sorted(sessions.items()):
             if not isinstance(turns, list) or not turns:
                 raise InputError(f"{path}: {image!r} is {turns!a:.80}, expected a list of turns")
-            present = scan(root / "images" / image) if image in there else ()
+            folder = root / "images" / image
+            present = scan(folder) if image in there else ()
             for number, turn in enumerate(turns, 1):
-                example = partial(self._example, split, image, number, turn, present, captions)
-                yield attempt(f"{split}/{image}-{number}", example)
+                name, where = f"{split}/{image}-{number}", f"{path}: {image!r} turn {number}"
+                read = partial(self._turn, name, where, turn, folder, present, captions)
+                yield attempt(name, read)
 
-    def _example(
+    def _turn(
         self,
-        split: str,
-        image: str,
-        number: int,
+        name: str,
+        where: str,
         turn: Any,
+        folder: Path,
         present: Collection[str],
         captions: dict[tuple[str, str], str | None],
     ) -> Example:
-        root = self.folder / split
-        path = root / "edit_sessions.json"
-        where = f"{path}: {image!r} turn {number}"
         if not isinstance(turn, dict):
             raise InputError(f"{where} is {turn!a:.80}, expected an object")
         files = [sentence(turn.get(key), f"{where} {key!r}") for key in ("input", "output")]
         instruction = sentence(turn.get("instruction"), f"{where} 'instruction'")
-        pictures = _pictures(root / "images" / image, files, present, path)
-        name, said = f"{split}/{image}-{number}", [captions.get((image, file)) for file in files]
-        return Example(
-            name, *pictures, (instruction,), "edit", SPLITS[split], image, *said, where
-        )  # fmt: skip
+        pictures = _pictures(folder, files, present, where)
+        split, said = (
+            SPLITS[name.partition("/")[0]],
+            [captions.get((folder.name, f)) for f in files],
+        )
+        return Example(name, *pictures, (instruction,), "edit", split, folder.name, *said, where)
 
 
 def _captions(path: Path) -> dict[tuple[str, str], str | None]:

@@ -5,15 +5,15 @@ the folders. The sets have no sentences, and their splits are those of the publi
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ipx2p.data.published.parallel import Layout, Naming, ParallelFolders, Part
-from ipx2p.data.published.source import Chunk, Example, Fault, Options, attempt, subfolders
+from ipx2p.data.published.parallel import ParallelFolders, Part, patterns
+from ipx2p.data.published.source import Chunk, Example, Fault, attempt, subfolders
 from ipx2p.errors import InputError, suggestion
 
 _CC_BY = "CC BY 4.0 to our knowledge; see the set's page"
@@ -28,7 +28,7 @@ class Reds(ParallelFolders):
     licence = _CC_BY
     task = "deblur"
     layouts = tuple(
-        Layout(split, f"{root}{split}_{blur}", f"{root}{split}_sharp", split, "{group}/{}")
+        Part(split, f"{root}{split}_{blur}", f"{root}{split}_sharp", split, "{group}/{}")
         for split in ("train", "val")
         for blur in ("blur", "blur_jpeg", "blur_comp")
         for root in ("", f"{split}/")
@@ -48,9 +48,9 @@ class GoPro(ParallelFolders):
         layout
         for split in ("train", "test")
         for layout in (
-            Layout(f"{split}/*", f"{split}/*/blur", f"{split}/*/sharp", split),
-            Layout(split, f"{split}/input", f"{split}/target", split, "{group}-{}"),
-            Layout(split, f"{split}/input", f"{split}/target", split),
+            Part(f"{split}/*", f"{split}/*/blur", f"{split}/*/sharp", split),
+            Part(split, f"{split}/input", f"{split}/target", split, "{group}-{}"),
+            Part(split, f"{split}/input", f"{split}/target", split),
         )
     )
 
@@ -67,7 +67,7 @@ class Rain13K(ParallelFolders):
         "test": ["Rain100H", "Rain100L", "Test100", "Test1200", "Test2800"],
     }
     layouts = tuple(
-        Layout(f"{split}/{name}", f"{folder}/input", f"{folder}/target", split)
+        Part(f"{split}/{name}", f"{folder}/input", f"{folder}/target", split)
         for split, names in sets.items()
         for name in names
         for folder in (f"{split}/{name}", name, *(["train"] if split == "train" else []))
@@ -103,7 +103,7 @@ class Rain100(ParallelFolders):
     name = "rain100"
     task = "derain"
     layouts = tuple(
-        Layout(name, f"{name}/{rainy}", f"{name}/{clean}", split, "rain-{}=norain-{}")
+        Part(name, f"./{name}/{rainy}", f"./{name}/{clean}", split, "rain-{}=norain-{}")
         for name, split in (
             *(("Rain100H", "test"), ("Rain100L", "test")),
             *(("RainTrainH", "train"), ("RainTrainL", "train"), ("", None)),
@@ -122,7 +122,7 @@ class Rain1400(ParallelFolders):
     name = "rain1400"
     task = "derain"
     layouts = tuple(
-        Layout(name, f"{name}/rainy_image", f"{name}/ground_truth", split, "{id}_{}={id}")
+        Part(name, f"./{name}/rainy_image", f"./{name}/ground_truth", split, "{id}_{}={id}")
         for name, split in (
             *(("training", "train"), ("Rain12600", "train")),
             *(("testing", "test"), ("Rain1400", "test"), ("", None)),
@@ -140,7 +140,7 @@ class Sidd(ParallelFolders):
     task = "denoise"
     instance = re.compile(r"\d{4}_(\d{3})_\w+")  # instance, scene, camera, ISO, shutter, light
     layouts = tuple(
-        Layout("*", "Data/*", "Data/*", None, f"{prefix}NOISY_SRGB_{{}}={prefix}GT_SRGB_{{}}")
+        Part("*", "Data/*", "Data/*", None, f"{prefix}NOISY_SRGB_{{}}={prefix}GT_SRGB_{{}}")
         for prefix in ("", "{instance}_")
     )
 
@@ -167,10 +167,10 @@ class Lol(ParallelFolders):
     name = "lol"
     task = "enhance"
     layouts = (
-        Layout("our485", "our485/low", "our485/high", "train"),
-        Layout("eval15", "eval15/low", "eval15/high", "test"),
+        Part("our485", "our485/low", "our485/high", "train"),
+        Part("eval15", "eval15/low", "eval15/high", "test"),
         *(
-            Layout(f"{kind}{name}", f"{kind}{name}/Low", f"{kind}{name}/Normal", split, pairs)
+            Part(f"{kind}{name}", f"{kind}{name}/Low", f"{kind}{name}/Normal", split, pairs)
             for kind in ("Real_captured/", "Synthetic/", "")
             for name, split in (("Train", "train"), ("Test", "test"))
             for pairs in ("low{}=normal{}", "{}")
@@ -187,20 +187,21 @@ class Folders(ParallelFolders):
     name = "folders"
     licence = "your own"
     options = ("source", "target", "task", "pairs")
+    inside = True
 
-    def __init__(self, folder: Path, options: Options) -> None:
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
         super().__init__(folder, options)
         for option in self.options[:3]:
-            if not getattr(options, option):
+            if not self.asked.get(option):
                 raise InputError(f"{self.name} needs --{option} NAME: {self.layout}")
-        self.naming = Naming("{}" if options.pairs is None else options.pairs, subfolders=True)
+        patterns(self.asked.get("pairs", "{}"))
 
     def fits(self, folder: Path) -> bool:
-        return all((folder / name).is_dir() for name in (self.asked.source, self.asked.target))
+        return all((folder / self.asked[side]).is_dir() for side in ("source", "target"))
 
     def parts(self) -> list[Part]:
-        sides = (self.folder / name for name in (self.asked.source, self.asked.target))
-        return [Part("", *sides, None, self.naming)]
+        source, target = (self.folder / self.asked[side] for side in ("source", "target"))
+        return [Part("", source, target, None, self.asked.get("pairs", "{}"))]
 
 
 SETS = (Reds, GoPro, Rain13K, Rain100, Rain1400, Sidd, Lol, Folders)

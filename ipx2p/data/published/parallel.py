@@ -6,8 +6,9 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,106 +26,82 @@ from ipx2p.data.published.source import (
 )
 from ipx2p.errors import InputError
 
-_FIELD = re.compile(r"\{(\w*)\}")
-_SUBFOLDERS = r"(?P<subfolders>(?:.*/)?)"
-_FETCH = ": fetch what is missing, or correct the names"
+_FETCH = "fetch what is missing, or correct the names"
 
 
-class Naming:
+@cache
+def patterns(pairs: str, inside: bool = False) -> tuple[re.Pattern, re.Pattern]:
     """How the names of a source and its target correspond: `rain-{}.png=norain-{}.png`.
 
     `{}` is any text without "/". Unnamed fields correspond by position, `{id}` by name; a field
-    that the target lacks (`{id}_{}=id`) gives one target to several sources, and `{group}` is what
-    must stay in one split. Without "=" both names are alike; without a suffix any suffix will do.
+    that the target lacks (`{id}_{}={id}`) gives one target to several sources, and `{group}` is
+    what must stay in one split. Without "=" both names are alike, but for suffixes that it lacks.
 
     Args:
-        subfolders: names are compared in the same subfolder of both sides, unless they hold a "/".
+        inside: names are compared in the same subfolder of both sides, unless they hold a "/".
     Raises: InputError for a text that pairs nothing.
     """
-
-    def __init__(self, text: str, *, subfolders: bool = False) -> None:
-        self.text = text
-        source, sign, target = text.partition("=")
-        prefix = _SUBFOLDERS if subfolders and "/" not in text else ""
-        self.source, self.target = (
-            _regex(side, prefix, text) for side in (source, target if sign else source)
-        )
-        if not set(self.target.groupindex) - {"subfolders"} <= set(self.source.groupindex):
-            raise InputError(f"--pairs {text}: the target has a field that the source lacks")
-
-    def key(self, match: re.Match) -> tuple[str, ...]:
-        """What a source and its target have in common."""
-        return tuple(match[field] for field in self.target.groupindex)
-
-
-def _regex(side: str, prefix: str, text: str) -> re.Pattern:
-    """A pattern of names; letter case counts in fields alone."""
-    pieces = _FIELD.split(side)  # literal, field, literal, field, literal
-    if len(pieces) == 1 or any(set("{}=") & set(literal) for literal in pieces[::2]):
+    source, sign, target = pairs.partition("=")
+    folders = r"(?P<folders>(?:.*/)?)" if inside and "/" not in pairs else ""
+    source, target = (_pattern(side, folders) for side in (source, target if sign else source))
+    if not (source and target and {*target.groupindex} <= {*source.groupindex}):
         raise InputError(
-            f"--pairs {text}: expected SOURCE=TARGET, two names with {{}} where they vary, such as "
-            "'rain-{}.png=norain-{}.png'"
+            f"--pairs {pairs}: expected SOURCE=TARGET, two names with {{}} or {{id}} where they "
+            "vary, all fields of the target in the source too, such as 'rain-{}.png=norain-{}.png'"
         )
-    regex, known, number = prefix, set(), 0
-    for place, piece in enumerate(pieces):
-        if place % 2 == 0:
-            regex += re.escape(piece)
-        else:
-            field = f"field_{piece or number}"
-            regex += f"(?P={field})" if field in known else f"(?P<{field}>[^/]+)"
-            known.add(field)
-            number += not piece
-    if stem(side) == side or f".{side.rpartition('.')[2].lower()}" not in PICTURES:
-        regex += r"\.[^./]+"
+    return source, target
+
+
+def _pattern(side: str, regex: str) -> re.Pattern | None:
+    """A pattern of names, None if there is nothing in it that varies."""
+    pieces = re.split(r"\{(\w*)\}", side)  # literal, field, literal, field, literal
+    if len(pieces) == 1 or re.search("[{}=]", "".join(pieces[::2])):
+        return None
+    unnamed = count()
+    for literal, field in zip_longest(pieces[::2], pieces[1::2]):
+        regex += re.escape(literal)
+        if field is not None:
+            name = f"field_{field or next(unnamed)}"
+            regex += f"(?P={name})" if f"<{name}>" in regex else f"(?P<{name}>[^/]+)"
+    if os.path.splitext(side)[1].lower() not in PICTURES:
+        regex += r"\.[^./]+"  # any suffix
     return re.compile(regex, re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Two parallel folders that belong to one split; `name` begins the names of their pairs.
+    """Two parallel folders of one split; declared relative to the root, with `*` for any scene.
 
-    group: what they all must stay together with; "" leaves that to the naming, or to the target.
+    name: begins the names of the pairs; of several parts with one name the one that fits is read.
+    pairs: see `patterns`. group: what the whole part must stay together with; "" leaves that to the
+    names of its pictures.
     """
 
     name: str
-    source: Path
-    target: Path
-    split: str | None
-    naming: Naming
-    group: str = ""
-
-    def fitness(self) -> tuple[bool, bool]:
-        """Whether both folders are there and, if so, whether names in both fit."""
-        sides = ((self.source, self.naming.source), (self.target, self.naming.target))
-        there = all(folder.is_dir() for folder, _ in sides)
-        return there, there and all(
-            any(map(pattern.fullmatch, picture_names(folder))) for folder, pattern in sides
-        )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the two folders of a part lie below the root; `*` stands for any folder, a scene.
-
-    Of several layouts with one name the one that fits is read.
-    """
-
-    name: str
-    source: str
-    target: str
+    source: Path | str
+    target: Path | str
     split: str | None
     pairs: str = "{}"
+    group: str = ""
 
-    def parts(self, root: Path) -> Iterator[Part]:
-        """The parts of which a folder is there."""
+    def below(self, root: Path) -> Iterator["Part"]:
+        """The parts of this declaration of which a folder is there."""
         above, star, _ = self.source.partition("*")
         there = star and (root / above).is_dir()
         for scene in subfolders(root / above) if there else [""] * (not star):
             name, *sides = (x.replace("*", scene) for x in (self.name, self.source, self.target))
-            source, target = (root / side.strip("/") for side in sides)  # "" is the root
+            source, target = (root / side for side in sides)
             if source.is_dir() or (target.is_dir() and target not in source.parents):
-                naming = Naming(self.pairs)
-                yield Part(name, source, target, self.split, naming, name if star else "")
+                group = name if star else ""
+                yield replace(self, name=name, source=source, target=target, group=group)
+
+    def fitness(self) -> int:
+        """How many of both sides hold pictures with names that fit."""
+        sides = zip((self.source, self.target), patterns(self.pairs), strict=True)
+        return sum(
+            folder.is_dir() and any(map(pattern.fullmatch, picture_names(folder)))
+            for folder, pattern in sides
+        )
 
 
 class ParallelFolders(Source):
@@ -133,7 +110,8 @@ class ParallelFolders(Source):
     """
 
     task: ClassVar[str | None] = None
-    layouts: ClassVar[tuple[Layout, ...]] = ()
+    layouts: ClassVar[tuple[Part, ...]] = ()
+    inside: ClassVar[bool] = False  # see `patterns`
 
     def fits(self, folder: Path) -> bool:
         return bool(self._found(folder))
@@ -157,7 +135,7 @@ class ParallelFolders(Source):
         found = defaultdict(list)
         for root in (*whole.parents[1::-1], folder):
             inside = folder if root is folder else whole
-            for part in (part for layout in self.layouts for part in layout.parts(root)):
+            for part in (part for layout in self.layouts for part in layout.below(root)):
                 if part.source.is_relative_to(inside) and part.target.is_relative_to(inside):
                     found[part.name].append(part)
             if found:
@@ -165,25 +143,27 @@ class ParallelFolders(Source):
         return found
 
     def _examples(self, part: Part) -> Iterator[Example | Fault]:
-        naming, prefix = part.naming, f"{part.name}/" if part.name else ""
-        left, strays = self._listed(part.source, part.target, naming.source, naming.target)
-        right, others = self._listed(part.target, part.source, naming.target, naming.source)
+        prefix = f"{part.name}/" if part.name else ""
+        ours, theirs = patterns(part.pairs, self.inside)
+        left, strays = self._listed(part.source, part.target, ours, theirs)
+        right, others = self._listed(part.target, part.source, theirs, ours)
         sources, targets = defaultdict(list), defaultdict(list)
         for path, match in left.items():
-            sources[prefix + self.short(stem(match[0]))].append((path, match))
+            sources[prefix + self.short(stem(match[0]))].append(path)
         for path, match in right.items():
-            targets[naming.key(match)].append(path)
-        lonely = dict(targets)
-        for name, found in sources.items():
-            match, paths = found[0][1], [path for path, _ in found]
-            key, group = naming.key(match), match.groupdict().get("field_group")
-            lonely.pop(key, None)
-            group = prefix + group if group else part.group
-            yield attempt(name, partial(self._pair, name, part, paths, targets.get(key, []), group))
-        for path, *_ in lonely.values():
-            yield Fault(prefix + stem(path.name), f"{path} has no source in {part.source}{_FETCH}")
+            targets[match.groups()].append(path)
+        alone = dict(targets)
+        for name, paths in sources.items():
+            fields = left[paths[0]].groupdict()
+            key, group = tuple(map(fields.get, theirs.groupindex)), fields.get("field_group")
+            alone.pop(key, None)
+            whole = replace(part, group=prefix + group) if group else part
+            yield attempt(name, partial(self._pair, name, whole, paths, targets.get(key, [])))
+        for path, *_ in alone.values():
+            reason = f"{path} has no source in {part.source}: {_FETCH}"
+            yield Fault(prefix + stem(path.name), reason)
         for path in dict.fromkeys([*strays, *others]):
-            reason = f"{path} does not fit {naming.text}, expected {self.layout}"
+            reason = f"{path} does not fit {part.pairs}, expected {self.layout}"
             yield Fault(prefix + path.name, reason)
 
     def _listed(
@@ -209,17 +189,15 @@ class ParallelFolders(Source):
                 strays.append(folder / name)
         return found, strays
 
-    def _pair(
-        self, name: str, part: Part, sources: list[Path], targets: list[Path], group: str
-    ) -> Example:
+    def _pair(self, name: str, part: Part, sources: list[Path], targets: list[Path]) -> Example:
         for twice in (paths for paths in (sources, targets) if len(paths) > 1):
             raise InputError(f"{twice[0]} and {twice[1]} would be one picture: remove one of them")
         if not is_unicode(name):
             path = str(sources[0])
             raise InputError(f"the name of {path!a} is not valid Unicode text: rename the file")
         if not targets:
-            raise InputError(f"{sources[0]} has no target in {part.target}{_FETCH}")
+            raise InputError(f"{sources[0]} has no target in {part.target}: {_FETCH}")
         if targets == sources:
             raise InputError(f"{sources[0]} would be its own target: see --pairs")
-        task = self.asked.task or self.task
-        return Example(name, sources[0], targets[0], (), task, part.split, group)
+        task = self.asked.get("task") or self.task
+        return Example(name, sources[0], targets[0], (), task, part.split, part.group)

@@ -5,7 +5,7 @@ when it is used.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,6 @@ from ipx2p.data.published.source import (
     Chunk,
     Example,
     Fault,
-    Options,
     Source,
     attempt,
     caption,
@@ -103,12 +102,13 @@ class Parquet(Source):
     name = "parquet"
     options = ("columns", "task")
 
-    def __init__(self, folder: Path, options: Options) -> None:
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
         super().__init__(folder, options)
-        if options.columns and (len(options.columns) != 3 or not options.task):
+        columns, self.task = self.asked.get("columns"), self.asked.get("task")
+        if columns and (len(columns) != 3 or not self.task):
             raise InputError(
-                f"--columns {' '.join(options.columns)} --task {options.task}: expected three "
-                "columns, --columns SOURCE INSTRUCTION TARGET, together with --task NAME"
+                f"--columns {' '.join(columns)} --task {self.task}: expected three columns, "
+                "--columns SOURCE INSTRUCTION TARGET, together with --task NAME"
             )
 
     def fits(self, folder: Path) -> bool:
@@ -180,8 +180,8 @@ class Parquet(Source):
 
     def _columns(self, path: Path, schema: Any) -> Columns:
         found = schema.names
-        asked = self.asked.columns
-        known = [Columns(*asked, self.asked.task)] if asked else KNOWN
+        asked = self.asked.get("columns")
+        known = [Columns(*asked, self.task)] if asked else KNOWN
         fitting = [columns for columns in known if {*columns.pair} <= {*found}]
         if len(fitting) != 1:
             expected = " or ".join(", ".join(columns.pair) for columns in known)
@@ -199,7 +199,7 @@ class Parquet(Source):
         extras = tuple(column for column in columns.captions if column in found)
         return replace(
             columns,
-            task=self.asked.task or columns.task,
+            task=self.task or columns.task,
             group=columns.group if columns.group in found else None,
             captions=extras if len(extras) == 2 else (),
         )

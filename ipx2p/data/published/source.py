@@ -9,7 +9,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -85,30 +85,15 @@ class Chunk:
     key: str
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is asked of a source beside its folder; each source takes only what it names.
-
-    Args:
-        task: what the edit is, where the set does not say. It becomes the name of a folder.
-        source, target: two parallel folders, relative to the set's folder.
-        pairs: how the names of a source and its target correspond, see `Naming`.
-        columns: of source, instruction and target.
-    """
-
-    task: str | None = None
-    source: str | None = None
-    target: str | None = None
-    pairs: str | None = None
-    columns: tuple[str, str, str] | None = None
-
-
 class Source(ABC):
     """A reader of one kind of published set. Its docstring is the layout that errors print.
 
     Args:
         folder: the root of the set.
-        options: only those in the class's `options` may be given.
+        options: what is asked of the set, by name; only those in the class's `options` may be
+            given, the others are None. `task`: what the edit is, where the set does not say.
+            `source`, `target`: two folders, relative to `folder`. `pairs`: how names correspond.
+            `columns`: of source, instruction and target.
     """
 
     name: ClassVar[str]
@@ -119,18 +104,19 @@ class Source(ABC):
     def __init_subclass__(cls) -> None:
         cls.layout = " ".join((cls.__doc__ or cls.__name__).split()).rstrip(".")
 
-    def __init__(self, folder: Path, options: Options) -> None:
-        for option, value in vars(options).items():
-            if value is not None and option not in self.options:
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        self.asked = {name: value for name, value in options.items() if value is not None}
+        for option, value in self.asked.items():
+            if option not in self.options:
                 takes = ", ".join(f"--{name}" for name in self.options) or "no options"
                 raise InputError(f"{self.name} does not take --{option} {value}: it takes {takes}")
-        if options.task is not None and not _TASK.fullmatch(options.task):
+        task = self.asked.get("task", "none")
+        if not _TASK.fullmatch(task):  # it becomes the name of a folder
             raise InputError(
-                f"--task is {options.task!a:.80}, expected a name such as derain: letters, digits, "
-                "spaces and . + _ -, the first a letter or a digit"
+                f"--task is {task!a:.80}, expected a name such as derain: letters, digits, spaces "
+                "and . + _ -, the first a letter or a digit"
             )
         self.folder = folder
-        self.asked = options
 
     @abstractmethod
     def fits(self, folder: Path) -> bool:

@@ -524,13 +524,13 @@ def test_a_pattern_can_say_what_stays_together(tmp_path):
 @pytest.mark.parametrize("pairs", ["", "a=b", "{}=b", "{}={}={}", "{a=b}", "{a b}={a b}", "}{}"])
 def test_patterns_that_pair_nothing_are_refused(tmp_path, pairs):
     folders(tmp_path)
-    with pytest.raises(InputError, match="--pairs .*: (expected SOURCE=TARGET|the target has)"):
+    with pytest.raises(InputError, match="--pairs .*: expected SOURCE=TARGET"):
         open_source("folders", tmp_path, **OPTIONS["folders"], pairs=pairs)
 
 
 def test_a_pattern_whose_target_knows_more_than_its_source_is_refused(tmp_path):
     folders(tmp_path)
-    with pytest.raises(InputError, match="the target has a field that the source lacks"):
+    with pytest.raises(InputError, match="all fields of the target in the source too"):
         open_source("folders", tmp_path, **OPTIONS["folders"], pairs="{id}={id}_{}")
 
 
@@ -690,7 +690,7 @@ def test_magicbrush_keeps_turns_sessions_and_captions(tmp_path):
         ({"139": []}, r"'139' is \[\], expected a list of turns"),
         ({"139": ["x"]}, r"'139' turn 1 is 'x', expected an object"),
         ({"139": [{"input": "139-input.png"}]}, r"'139' turn 1 'output' is None"),
-        ({"../139": [TURN]}, r"images/\.\./139/139-input\.png is missing, .*json lists it"),
+        ({"../139": [TURN]}, r"images/\.\./139/139-input\.png is missing, .*json: .* lists it"),
     ],
 )
 def test_bad_sessions_are_refused(tmp_path, sessions, message):
