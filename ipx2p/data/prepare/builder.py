@@ -126,7 +126,9 @@ def build(
     world.check_shared(output, "OUTPUT")
     lock = claim(output, plan) if world.is_main else None
     world.barrier()
-    made, attempt = world.gather((_made_before(output), len([*_logs(output)])))[0]
+    # What was skipped is tried again.
+    made = {unit for unit, one in _read_records(output).items() if not one.skipped}
+    made, attempt = world.gather((made, len([*_logs(output)])))[0]
     todo = [unit for unit in units if (unit.key, unit.stamp) not in made]
     if made:
         world.print(f"resuming: {len(units) - len(todo)} of {len(units)} are done")
@@ -226,11 +228,6 @@ def _plan(recipe: Recipe, units: Sequence[Unit], shares: Sequence[float]) -> dic
 
 def _logs(output: Path) -> Iterator[Path]:
     return (output / WORK).glob("made_*.jsonl")
-
-
-def _made_before(output: Path) -> set[tuple[str, str]]:
-    """Units that need not be made again; those with skipped inputs are tried again."""
-    return {unit for unit, made in _read_records(output).items() if not made.skipped}
 
 
 def _read_records(output: Path) -> dict[tuple[str, str], Made]:

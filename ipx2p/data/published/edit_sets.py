@@ -56,22 +56,21 @@ class InstructPix2Pix(Source):
             raise InputError(f"{path} lists {few(twice)} more than once")
         train, val = (len(entries) * share // 100 for share in (90, 95))
         splits = ["train"] * train + ["val"] * (val - train) + ["test"] * (len(entries) - val)
+        lines = [(*entry, split) for entry, split in zip(entries, splits, strict=True)]
         there = {*subfolders(self.folder)}
-        chunks = []
-        for i in range(0, len(entries), PAIRS // 2):
-            some = [*zip(entries, splits, strict=True)][i : i + PAIRS // 2]
-            items = tuple(
-                (prompt, seed, split)
-                if prompt in there
-                else Fault(
-                    f"{prompt}/{seed}", f"{self.folder / prompt} is missing, {path} lists it"
-                )
-                for (prompt, seeds), split in some
-                for seed in seeds
+
+        def item(prompt: str, seed: str, split: str) -> tuple[str, ...] | Fault:
+            if prompt in there:
+                return prompt, seed, split
+            return Fault(f"{prompt}/{seed}", f"{self.folder}/{prompt} is missing, {path} lists it")
+
+        return [
+            Chunk(
+                tuple(item(prompt, seed, split) for prompt, seeds, split in some for seed in seeds),
+                chunk_key([f"{split} {prompt} {seeds}" for prompt, seeds, split in some]),
             )
-            key = chunk_key([f"{split} {prompt} {seeds}" for (prompt, seeds), split in some])
-            chunks.append(Chunk(items, key))
-        return chunks
+            for some in (lines[i : i + PAIRS // 2] for i in range(0, len(lines), PAIRS // 2))
+        ]
 
     def read(self, chunk: Chunk) -> Iterator[Example | Fault]:
         for item in chunk.items:
@@ -147,11 +146,9 @@ class MagicBrush(Source):
         files = [sentence(turn.get(key), f"{where} {key!r}") for key in ("input", "output")]
         instruction = sentence(turn.get("instruction"), f"{where} 'instruction'")
         pictures = _pictures(folder, files, present, where)
-        split, said = (
-            SPLITS[name.partition("/")[0]],
-            [captions.get((folder.name, f)) for f in files],
-        )
-        return Example(name, *pictures, (instruction,), "edit", split, folder.name, *said, where)
+        said = [captions.get((folder.name, file)) for file in files]
+        split, image = SPLITS[name.partition("/")[0]], folder.name
+        return Example(name, *pictures, (instruction,), "edit", split, image, *said, where)
 
 
 def _captions(path: Path) -> dict[tuple[str, str], str | None]:

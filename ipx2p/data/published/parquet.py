@@ -138,18 +138,12 @@ class Parquet(Source):
     def read(self, chunk: Chunk) -> Iterator[Example | Fault]:
         """The rows of a row group. Where the file is damaged, the rest of it are faults."""
         [group] = chunk.items
-        prefix = stem(group.name)
-        rows = iter(
-            [(row, f"{prefix}/{group.first_row + row:07d}") for row in range(group.num_rows)]
-        )
+        first, file_name = group.first_row, stem(group.name)
+        rows = ((row, f"{file_name}/{first + row:07d}") for row in range(group.num_rows))
+        options = {"row_groups": [group.number], "columns": group.columns.needed}
         try:
             with _opened(group.path) as file:
-                for batch in file.iter_batches(
-                    _ROWS,
-                    row_groups=[group.number],
-                    columns=group.columns.needed,
-                    use_threads=False,
-                ):
+                for batch in file.iter_batches(_ROWS, **options, use_threads=False):
                     for place in range(batch.num_rows):
                         row, name = next(rows)
                         cells = batch.slice(place, 1)
