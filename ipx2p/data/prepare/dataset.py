@@ -174,7 +174,7 @@ def claim(folder: Path, plan: dict[str, Any]) -> BinaryIO:
     check_writable(folder / WORK)
     lock = hold_lock(folder / WORK / "lock")
     if lock is None:
-        raise InputError(f"another process is making {folder}: wait for it")
+        raise InputError(f"another process is making {folder}: wait until it ends")
     if is_ours and any(path.stat().st_size for path in (folder / WORK).glob("made_*")):
         _check_plan(read_json(begun), plan, folder)
     else:
@@ -187,7 +187,7 @@ def _check_empty(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, expected a new folder")
     if folder.exists() and any(not path.name.startswith(ours) for path in folder.iterdir()):
-        raise InputError(f"{folder} is there and holds something else: choose a new folder")
+        raise InputError(f"{folder} holds something else: choose a new folder")
 
 
 def _check_plan(found: dict[str, Any], plan: dict[str, Any], folder: Path) -> None:
@@ -249,7 +249,7 @@ def _drop_repeated(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
 
 
 def _remove_others(folder: Path, wanted: set[Path]) -> None:
-    """Remove what repeated pairs, changed inputs and killed processes have left."""
+    """Remove what repeated pairs, changed inputs and killed processes left behind."""
     for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
         if path not in wanted and not path.is_dir():
             path.unlink()

@@ -82,7 +82,7 @@ class Rain13K(ParallelFolders):
         return super().parts()
 
     def read(self, chunk: Chunk) -> Iterator[Example | Fault]:
-        """One clean picture is there with several rains: it is the group."""
+        """A clean picture may have several rainy ones: it is their group."""
         for item in chunk.items:
             yield item if isinstance(item, Fault) else attempt(item.name, partial(_grouped, item))
 

@@ -85,7 +85,7 @@ class Part:
     group: str = ""
 
     def below(self, root: Path) -> Iterator["Part"]:
-        """The parts of this declaration of which a folder is there."""
+        """The parts of this declaration that exist, or half of them."""
         above, star, _ = self.source.partition("*")
         there = star and (root / above).is_dir()
         for scene in subfolders(root / above) if there else [""] * (not star):
@@ -96,12 +96,11 @@ class Part:
                 yield replace(self, name=name, source=source, target=target, group=group)
 
     def fitness(self) -> int:
-        """How many of both sides hold pictures with names that fit."""
+        """How many of both sides hold pictures with names that fit; 0 unless both are there."""
+        if not (self.source.is_dir() and self.target.is_dir()):
+            return 0
         sides = zip((self.source, self.target), patterns(self.pairs), strict=True)
-        return sum(
-            folder.is_dir() and any(map(pattern.fullmatch, picture_names(folder)))
-            for folder, pattern in sides
-        )
+        return sum(any(map(x.fullmatch, picture_names(folder))) for folder, x in sides)
 
 
 class ParallelFolders(Source):

@@ -37,11 +37,11 @@ class Example:
     Args:
         name: unique in the set and stable, usable as a relative file name without a suffix.
         source, target: the picture's file, or the encoded picture.
-        instructions: what may be said; none if the set has no sentences.
+        instructions: all that fit; empty if the set has no sentences.
         task: what the edit is.
         split: "train", "val" or "test" as published, None if the set is not split.
         group: equal for the pairs of the set that must stay in one split, such as those of a scene;
-            "" for a pair whose target stands in no other.
+            "" if only pairs with the same target must.
         source_caption, target_caption: what the pictures show.
         origin: the file, and the row in it, for errors.
     """
@@ -184,7 +184,7 @@ def _where(example: Example, side: str) -> str:
 
 
 def sentence(value: object, where: str) -> str:
-    """A sentence as it stands in a file. InputError if it is no text, blank or broken."""
+    """A sentence from a file. InputError if it is not text, blank or not Unicode."""
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where} is {value!a:.80}, expected a sentence")
     if not is_unicode(value):
