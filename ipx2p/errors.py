@@ -13,6 +13,10 @@ class InputError(ValueError):
     """Bad input. The message names the file or key, the expected and found values, and the fix."""
 
 
+class WriteError(InputError):
+    """A file cannot be written: the disk is full, or the place is wrong."""
+
+
 class NotFiniteError(InputError):
     """Values became infinite or NaN; other settings may work."""
 

@@ -20,7 +20,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ipx2p.errors import InputError
+from ipx2p.errors import InputError, WriteError
 
 PATIENCE_S = 1.0  # how long to wait for a lock
 DAY_S = 86_400
@@ -50,7 +50,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         flush_to_disk(temporary)
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {_reason(error)}") from error
+        raise WriteError(f"cannot write {path}: {_reason(error)}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -150,9 +150,15 @@ FAULTS = {
     ),
     "a scene of SIDD in two splits": (
         "ipx2p/data/published/folders.py",
-        '(), "denoise", None, scene[1])',
-        '(), "denoise", None, scene[0])',
+        "replace(part, group=scene[1])",
+        "replace(part, group=scene[0])",
         "tests/data/published/test_registry.py",
+    ),
+    "a tested source that is trained on": (
+        "ipx2p/data/prepare/dataset.py",
+        "seen.isdisjoint((e.group, *e.digests))",
+        "True",
+        "tests/data/prepare/test_import.py",
     ),
     "a shuffle that forgets its place on resume": (
         "ipx2p/data/loader.py",

@@ -49,7 +49,8 @@ LAYERS = {
         *("ipx2p.data.loader", "ipx2p.data.shards", "ipx2p.data.cache"),
         "ipx2p.data.benchmark",
         # published sets, and making sets
-        *("ipx2p.data.published.source", "ipx2p.data.published.folders"),
+        *("ipx2p.data.published.source", "ipx2p.data.published.parallel"),
+        "ipx2p.data.published.folders",
         *("ipx2p.data.published.parquet", "ipx2p.data.published.edit_sets"),
         "ipx2p.data.published.registry",
         *("ipx2p.data.prepare.fingerprints", "ipx2p.data.prepare.splits"),
@@ -151,7 +152,7 @@ def reached(name: str) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "most"),
     [
-        ("ipx2p.data.published.folders", 6),  # reading a published set
+        ("ipx2p.data.published.folders", 7),  # reading a published set
         ("ipx2p.data.prepare.builder", 12),  # building one
         ("ipx2p.data.prepare.check", 15),
     ],

@@ -10,9 +10,9 @@ from ipx2p.errors import InputError
 
 DESCRIPTION = "Make instruction data from photographs or published sets, and look into it."
 EXAMPLES = """\
-Whatever is stopped goes on when the same command is started again; with `torchrun
---nproc-per-node 8 -m ipx2p.data.prepare ...` eight processes share the work. The result is the same
-to the byte, however it came about. docs/data.md walks through each recipe.
+Interrupted work resumes with the same command; with `torchrun --nproc-per-node 8 -m
+ipx2p.data.prepare ...` eight processes share it. The result is the same, byte for byte.
+docs/data.md walks through each recipe.
 
 examples:
   # photographs and their cartoons; another teacher
@@ -29,6 +29,8 @@ examples:
   python -m ipx2p.data.prepare import reds REDS data/reds
   python -m ipx2p.data.prepare import folders scans data/scans --source old --target new \\
       --task restore
+  python -m ipx2p.data.prepare import folders rain data/rain --source . --target . --task derain \\
+      --pairs 'rain-{}.png=norain-{}.png'
   python -m ipx2p.data.prepare import parquet magicbrush/data data/magicbrush
 
   # one set of many
@@ -40,9 +42,10 @@ examples:
 """
 RECIPES = ("cartoonize", "restore", "combine", "import")
 # As in the registries, so that --help needs no torch; a test holds them against those.
-SOURCES = ("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain13k",
-           "reds", "sidd")  # fmt: skip
+SOURCES = ("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain100",
+           "rain13k", "rain1400", "reds", "sidd")  # fmt: skip
 TASKS = ("derain", "deblur", "enhance", "denoise")
+MULTIPLE = 8  # sides of pictures
 COMBINATIONS = ("denoise+enhance", "derain+denoise", "derain+enhance", "deblur+denoise")
 
 
@@ -59,7 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     _add_import(_add_recipe(commands, "import", "pairs of a published set"))
     _add_mix(_add_command(commands, "mix", "one set of several, by task"))
     for name, what in (
-        ("check", "whatever is wrong with a manifest"),
+        ("check", "everything that is wrong with a manifest"),
         ("stats", "what is in a manifest: counts, sizes, sentences"),
     ):
         command = _add_command(commands, name, what)
@@ -95,7 +98,7 @@ def _add_recipe(commands: argparse._SubParsersAction, name: str, what: str) -> P
     banks = "your own sentences, one a line"
     add("--bank", metavar="TASK=FILE", nargs="+", default=[], help=banks)
     add("--format", choices=["png", "jpg"], default="png", help="of pictures (default: png)")
-    bad = "at a picture that is no good (default: stop)"
+    bad = "if a picture or pair cannot be used (default: stop)"
     add("--on-error", choices=["stop", "skip"], default="stop", help=bad)
     add("--licence", metavar="TEXT", default="", help="a note for dataset.json")
     return parser
@@ -105,7 +108,8 @@ def _add_photos(parser: Parser) -> None:
     add = parser.add_argument
     add("photos", metavar="PHOTOS", help="folder of photographs")
     add("output", metavar="OUTPUT", help="folder of the data set")
-    add("--size", metavar="N", type=int, default=512, help="short side afterwards (default: 512)")
+    short = f"short side of the result, a multiple of {MULTIPLE} (default: 512)"
+    add("--short-side", "--size", metavar="N", type=int, default=512, help=short)
     add("--count", metavar="N", type=int, help="how many photographs to draw (default: all)")
     add("--device", metavar="NAME", default="cpu", help="auto, cpu or cuda (default: cpu)")
 
@@ -132,9 +136,13 @@ def _add_import(parser: Parser) -> None:
     add("--task", metavar="NAME", help="of all pairs, where the set does not say")
     add("--source", metavar="NAME", help="of folders: the one with the pictures to edit")
     add("--target", metavar="NAME", help="of folders: the one with the edited pictures")
+    pairs = "of folders: how names correspond, such as 'rain-{}.png=norain-{}.png', 'a{}=b{}', "
+    pairs += "'{id}_{}.jpg={id}.jpg' for several sources of one target (default: equal names)"
+    add("--pairs", metavar="SOURCE=TARGET", help=pairs)
     columns = ("SOURCE", "INSTRUCTION", "TARGET")
     add("--columns", metavar=columns, nargs=3, help="of parquet files")
-    add("--size", metavar="N", type=int, help="short side of larger pictures (default: as it is)")
+    short = f"reduce larger pictures to this short side, a multiple of {MULTIPLE} (default: don't)"
+    add("--short-side", "--size", metavar="N", type=int, help=short)
     add("--link", action="store_true", help="hard links instead of copies")
 
 
@@ -170,14 +178,14 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    for name, least in (("workers", 0), ("size", 8), ("count", 1)):
-        value = getattr(args, name, None)
+    for name, least in (("workers", 0), ("short-side", MULTIPLE), ("count", 1)):
+        value = getattr(args, name.replace("-", "_"), None)
         if value is not None and value < least:
             raise InputError(f"--{name} is {value}, expected {least} or more")
 
 
 def _check_apart(folder: str, output: str) -> None:
-    """What is made must not be found among what it is made from when the work goes on."""
+    """A resumed run must not find its own results among its inputs."""
     if Path(output).resolve().is_relative_to(Path(folder).resolve()):
         raise InputError(f"{output} lies inside {folder}: choose a folder outside of it")
 
@@ -189,6 +197,9 @@ def _build(args: argparse.Namespace) -> None:
 
     _check_apart(args.folder if args.command == "import" else args.photos, args.output)
     with open_world(cuda=False) as world:
+        if (args.short_side or 0) % MULTIPLE:
+            side = round(args.short_side / MULTIPLE) * MULTIPLE
+            world.print(f"--short-side {args.short_side} becomes {side}: sides are multiples of 8")
         device = pick_device(getattr(args, "device", "cpu"), world.local_rank)
         build(
             _open_recipe(args, device), Path(args.output), world=world, workers=args.workers,
@@ -207,12 +218,12 @@ def _open_recipe(args: argparse.Namespace, device):
     if args.command == "import":
         source = open_source(
             args.kind, Path(args.folder), task=args.task, source=args.source, target=args.target,
-            columns=tuple(args.columns) if args.columns else None,
+            pairs=args.pairs, columns=tuple(args.columns) if args.columns else None,
         )  # fmt: skip
-        return Import(source, **common, licence=args.licence, size=args.size, suffix=args.format,
-                      link=args.link)  # fmt: skip
+        return Import(source, **common, licence=args.licence, size=args.short_side,
+                      suffix=args.format, link=args.link)  # fmt: skip
     common["licence"] = args.licence or "as the photographs: note theirs with --licence"
-    photos = Photos(Path(args.photos), args.size, args.count, args.format)
+    photos = Photos(Path(args.photos), args.short_side, args.count, args.format)
     if args.command == "cartoonize":
         return Cartoonize(photos, **common, teacher=args.teacher, device=device)
     for task in args.tasks:

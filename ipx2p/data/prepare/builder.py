@@ -1,8 +1,8 @@
 """Build a data set: recipes turn units of work into pairs, over workers and ranks (layer 2).
 
-The same inputs, recipe and seed give the same bytes, whoever made which unit and however often the
-work was stopped: a unit is made by one thread, and everything random hangs on what its pictures
-are. What is done so far stands in OUTPUT/.work/, which is removed at the end.
+The same inputs, recipe and seed give the same bytes, no matter which process made which unit and
+how often the work was interrupted: a unit is made by one thread, and everything random depends on
+the content of its pictures. What is done so far is in OUTPUT/.work/, which is removed at the end.
 """
 
 import json
@@ -31,9 +31,10 @@ from ipx2p.data.prepare.dataset import (
 from ipx2p.data.prepare.splits import check_shares
 from ipx2p.data.workers import micro_batches
 from ipx2p.distributed import World
-from ipx2p.errors import InputError
+from ipx2p.errors import InputError, WriteError
 from ipx2p.files import digest_bytes, read_json
 
+SKIP = " (or leave out what cannot be used: --on-error skip)"
 MEET_EVERY = 16  # units after which the ranks wait for one another, so that none waits for long
 
 
@@ -41,30 +42,33 @@ MEET_EVERY = 16  # units after which the ranks wait for one another, so that non
 class Unit:
     """What a recipe makes at a time.
 
-    key: tells it from all others. stamp: changes when its input may have changed.
+    key: distinguishes it from all others. stamp: changes when its input may have changed. faults:
+    what is known to be wrong with it before it is made.
     """
 
     key: str
     item: Any
     stamp: str = ""
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Made:
-    """What came of a unit: its pairs, a fingerprint of each group's picture, or why there is none.
+    """What a unit gave: its pairs, and a fingerprint of each group's picture.
 
-    megapixels: of the pictures that were made. elapsed_s: how long that took.
+    skipped: the name of each input that cannot be used, and why. megapixels: of the pictures that
+    were made. elapsed_s: how long that took.
     """
 
     entries: list[Record] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
-    skipped: str | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
     megapixels: float = 0.0
     elapsed_s: float = 0.0
 
 
 class SettingsError(InputError):
-    """What no other picture would help against: it is never skipped."""
+    """Wrong settings, which fail for every picture: never skipped."""
 
 
 class Recipe(ABC):
@@ -76,11 +80,13 @@ class Recipe(ABC):
 
     @abstractmethod
     def units(self) -> list[Unit]:
-        """All the work, in an order that does not hang on the file system."""
+        """All the work, in an order that does not depend on the file system."""
 
     @abstractmethod
     def make(self, unit: Unit, output: Path) -> Made:
-        """Make a unit's pictures under `output`; InputError names a picture that is no good."""
+        """Make a unit's pictures under `output`; what cannot be used goes to `Made.skipped`, or is
+        an InputError if that is the whole unit.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -101,10 +107,10 @@ def build(
 
     Args:
         shares: how much of what is not split goes to train, val and test.
-        on_error: `stop` at a picture that is no good, or `skip` it and write down which.
+        on_error: `stop` if an input cannot be used, or `skip` it and record which and why.
         cuda: whether the recipe computes on a GPU.
 
-    Raises: InputError when `output` holds something else, or a picture is no good.
+    Raises: InputError when `output` holds something else, or an input cannot be used.
     """
     check_shares(shares)
     units = recipe.units()
@@ -113,13 +119,19 @@ def build(
     if world.gather(is_finished(output, plan))[0]:
         world.print(f"{output} is finished: {summary(read_json(output / DATASET))}")
         return
+    faults = [fault for unit in units for fault in unit.faults]
+    if faults and on_error == "stop":
+        more = f" (and {len(faults) - 1} more like this)" if len(faults) > 1 else ""
+        raise InputError(f"{faults[0]}{more}{SKIP}")
     world.check_shared(output, "OUTPUT")
     lock = claim(output, plan) if world.is_main else None
     world.barrier()
-    made, attempt = world.gather((_made_before(output), len([*_logs(output)])))[0]
+    # What was skipped is tried again.
+    made = {unit for unit, one in _read_records(output).items() if not one.skipped}
+    made, attempt = world.gather((made, len([*_logs(output)])))[0]
     todo = [unit for unit in units if (unit.key, unit.stamp) not in made]
     if made:
-        world.print(f"going on: {len(units) - len(todo)} of {len(units)} are done")
+        world.print(f"resuming: {len(units) - len(todo)} of {len(units)} are done")
     with _one_thread():
         _make_all(
             _Units(recipe, output, world.share(todo), on_error),
@@ -137,7 +149,7 @@ def build(
 
 
 class _Units(Dataset):
-    """Units to be made, by number; what comes of one is itself or the error that stops the work."""
+    """Units to be made, by number; one gives itself, or the error that stops the work."""
 
     def __init__(self, recipe: Recipe, output: Path, units: Sequence[Unit], on_error: str) -> None:
         self.recipe = recipe
@@ -153,12 +165,12 @@ class _Units(Dataset):
         start = perf_counter()
         try:
             made = self.recipe.make(unit, self.output)
-        except SettingsError as error:
+        except (SettingsError, WriteError) as error:
             return error
         except InputError as error:
-            if self.on_error == "stop":
-                return InputError(f"{error} (or go on without such pictures: --on-error skip)")
-            made = Made(skipped=str(error))
+            made = Made(skipped={unit.key: str(error)})
+        if made.skipped and self.on_error == "stop":
+            return InputError(f"{next(iter(made.skipped.values()))}{SKIP}")
         values = vars(made) | {"elapsed_s": perf_counter() - start}
         return unit, Made(**values)
 
@@ -172,7 +184,7 @@ class _Units(Dataset):
 def _make_all(
     units: _Units, log: Path, *, total: int, world: World, workers: int, context: str | None
 ) -> None:
-    """Make this rank's units and write down what is done, one line each."""
+    """Make this rank's units and record what is done, one line each."""
     places = [[place] for place in range(len(units))]
     results = micro_batches(units, places, workers=workers, context=context)
     with (
@@ -218,11 +230,6 @@ def _logs(output: Path) -> Iterator[Path]:
     return (output / WORK).glob("made_*.jsonl")
 
 
-def _made_before(output: Path) -> set[tuple[str, str]]:
-    """Units that need not be made again; what was skipped is tried again."""
-    return {unit for unit, made in _read_records(output).items() if not made.skipped}
-
-
 def _read_records(output: Path) -> dict[tuple[str, str], Made]:
     """What is done, by key and stamp of its unit, as far as its files are there."""
     done = {}
@@ -245,7 +252,7 @@ def _finish(
     shares: Sequence[float],
 ) -> None:
     entries = [entry for one in made.values() for entry in one.entries]
-    skipped = {key: one.skipped for key, one in made.items() if one.skipped}
+    skipped = {name: why for one in made.values() for name, why in one.skipped.items()}
     if not entries:
         reason = next(iter(skipped.values()), "there is no input")
         raise InputError(f"{output}: no pair could be made: {reason}")

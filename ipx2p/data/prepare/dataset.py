@@ -10,7 +10,7 @@ import json
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -71,8 +71,8 @@ def write_dataset(
         about: what else dataset.json says.
     """
     entries, repeated = _drop_repeated(entries)
-    groups = {entry.group: entry.split for entry in entries}
-    split_of = assign_splits(groups, fingerprints, shares=shares, seed=seed)
+    num_found, entries = len(entries), _split(entries, fingerprints, shares=shares, seed=seed)
+    left_out = num_found - len(entries)
     digests = {
         name: digest
         for entry in entries
@@ -82,12 +82,13 @@ def write_dataset(
     for task in sorted({entry.task for entry in entries}):
         _save_sheet(folder, task, [entry for entry in entries if entry.task == task])
     written = write_manifests(folder, {
-        split: [e for e in entries if split_of[e.group] == split] for split in SPLITS
+        split: [e for e in entries if e.split == split] for split in SPLITS
     })  # fmt: skip
     pictures = json.dumps(sorted(digests.items())).encode()
     found = {
         "pictures": {"count": len(digests), "digest": digest_bytes(pictures)},
         "repeated": repeated,
+        **({"left_out": left_out} if left_out else {}),
         "versions": _versions(),
     }
     write_json({**about, **written, **found}, folder / DATASET)
@@ -105,7 +106,7 @@ def is_finished(folder: Path, plan: dict[str, Any]) -> bool:
 def claim(folder: Path, plan: dict[str, Any]) -> BinaryIO:
     """Make the folder ours: it must be new, empty, or begun with the same plan.
 
-    Returns: a file to keep open: no other process can claim the folder as long as it is.
+    Returns: a file to keep open, during which no other process can claim the folder.
     """
     begun = folder / WORK / "plan.json"
     is_ours = begun.exists()
@@ -114,7 +115,7 @@ def claim(folder: Path, plan: dict[str, Any]) -> BinaryIO:
     check_writable(folder / WORK)
     lock = hold_lock(folder / WORK / "lock")
     if lock is None:
-        raise InputError(f"another process is making {folder}: wait for it")
+        raise InputError(f"another process is making {folder}: wait until it ends")
     for place in (folder, folder / "sheets"):
         remove_stale_temporaries(place)
     if is_ours and any(path.stat().st_size for path in (folder / WORK).glob("made_*")):
@@ -129,17 +130,27 @@ def _check_empty(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, expected a new folder")
     if folder.exists() and any(not path.name.startswith(ours) for path in folder.iterdir()):
-        raise InputError(f"{folder} is there and holds something else: choose a new folder")
+        raise InputError(f"{folder} holds something else: choose a new folder")
 
 
 def _check_plan(found: dict[str, Any], plan: dict[str, Any], folder: Path) -> None:
-    for key in plan:
-        if found.get(key) != plan[key]:
-            before, now = (json.dumps(x.get(key))[:150] for x in (found, plan))
-            raise InputError(
-                f"{folder} holds a data set of other {key}: {before} before, {now} now; choose "
-                "another folder, or remove it"
-            )
+    changed = [*_changes({key: found.get(key) for key in plan}, plan)]
+    if changed:
+        raise InputError(
+            f"{folder} holds a data set of other settings: {', '.join(changed)}; choose another "
+            "folder, or remove it"
+        )
+
+
+def _changes(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    """The dotted keys in which two JSON values differ, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in before | now:
+            where = f"{key}.{name}" if key else name
+            yield from _changes(before.get(name), now.get(name), where)
+    elif before != now:
+        was, is_now = (f"{json.dumps(value):.60}" for value in (before, now))
+        yield f"{key} was {was}, is {is_now}"
 
 
 def summary(dataset: dict[str, Any]) -> str:
@@ -152,19 +163,40 @@ def summary(dataset: dict[str, Any]) -> str:
         parts.append(f"{len(dataset['skipped'])} inputs skipped, see {DATASET}")
     if dataset.get("repeated"):
         parts.append(f"{dataset['repeated']} repeated pairs left out")
+    if dataset.get("left_out"):
+        parts.append(f"{dataset['left_out']} pairs left out whose pictures are in another split")
     return ", ".join(parts)
 
 
+def _split(
+    entries: Sequence[Record],
+    fingerprints: Mapping[str, str],
+    *,
+    shares: Sequence[float],
+    seed: int,
+) -> list[Record]:
+    """The pairs with their splits. Published val and test stay as they are; other pairs that share
+    a picture or a group with them are left out.
+    """
+    held_out = SPLITS[1:]
+    seen = {x for e in entries if e.split in held_out for x in (e.group, *e.digests)}
+    kept = [e for e in entries if e.split in held_out or seen.isdisjoint((e.group, *e.digests))]
+    # Of a group whose pairs are partly published, the others go where these are.
+    groups = {e.group: e.split for e in sorted(kept, key=lambda e: e.split or "")}
+    split_of = assign_splits(groups, fingerprints, shares=shares, seed=seed)
+    return [e if e.split in held_out else e._replace(split=split_of[e.group]) for e in kept]
+
+
 def _drop_repeated(entries: Sequence[Record]) -> tuple[list[Record], int]:
-    """Each pair once: the same photograph may lie in a folder under two names."""
+    """Each pair of a split once: the same photograph may lie in a folder under two names."""
     kept: dict[tuple, Record] = {}
     for entry in entries:
-        kept.setdefault((*entry.digests, entry.task, *entry.instructions), entry)
+        kept.setdefault((*entry.digests, entry.task, *entry.instructions, entry.split), entry)
     return [*kept.values()], len(entries) - len(kept)
 
 
 def _remove_others(folder: Path, wanted: set[Path]) -> None:
-    """Remove what repeated pairs, changed inputs and killed processes have left."""
+    """Remove what repeated pairs, changed inputs and killed processes left behind."""
     for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
         if path not in wanted and not path.is_dir():
             path.unlink()

@@ -1,4 +1,4 @@
-"""Fingerprints of pictures: which of many show the same thing (layer 2).
+"""Fingerprints that find near copies among many pictures (layer 2).
 
 A difference hash says which of two neighbouring patches is brighter, so it outlives resizing,
 compression and mild changes of brightness; a thumbnail keeps flat pictures of different colours
@@ -30,9 +30,9 @@ def fingerprint(image: Image.Image) -> str:
 
 
 def near_copies(fingerprints: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Pairs of places (earlier, later) whose pictures show the same.
+    """Pairs of places (earlier, later) of near copies.
 
-    Every picture is named with at least one earlier one of its kind, not with all of them.
+    Every copy is paired with at least one earlier one, not with all of them.
     """
     if not fingerprints:
         return

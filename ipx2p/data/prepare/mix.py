@@ -111,8 +111,6 @@ def mix(
         write_json(dataset, output / DATASET)
         is_finished(output, plan)  # which removes what was there to begin with
     print(f"{output}: {summary(dataset)}")
-    if left_out := dataset["left_out"]:
-        print(f"{left_out} pairs left out, whose pictures are in another split")
     for task, n in dataset.get("where", {}).items():
         print(f"--where kept {n['kept']} and left out {n['left_out']} pairs of {task}")
 

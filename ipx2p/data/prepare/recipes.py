@@ -22,7 +22,7 @@ from ipx2p.data.manifest import Record
 from ipx2p.data.prepare.builder import Made, Recipe, SettingsError, Unit
 from ipx2p.data.prepare.fingerprints import fingerprint
 from ipx2p.data.prepare.splits import hash_share
-from ipx2p.data.published.source import Example, Source, load_example
+from ipx2p.data.published.source import Example, Fault, Source, load_example
 from ipx2p.errors import InputError
 from ipx2p.files import atomic_write, digest_bytes
 from ipx2p.images import (
@@ -260,17 +260,28 @@ class Import(Recipe):
         self.link = link
 
     def units(self) -> list[Unit]:
-        """See `Recipe.units`."""
-        return [Unit(chunk.key, chunk) for chunk in self.source.chunks()]
+        units = []
+        for chunk in self.source.chunks():
+            faults = (item.reason for item in chunk.items if isinstance(item, Fault))
+            units.append(Unit(chunk.key, chunk, faults=(*faults,)))
+        return units
 
     def make(self, unit: Unit, output: Path) -> Made:
-        """See `Recipe.make`."""
-        entries, prints, megapixels = [], {}, 0.0
+        entries, prints, skipped, megapixels = [], {}, {}, 0.0
         for example in self.source.read(unit.item):
-            pictures = load_example(example)  # whole and of one size, or an error
+            if isinstance(example, Fault):
+                skipped[example.name] = example.reason
+                continue
+            try:
+                pictures = load_example(example)  # whole and of one size, or an error
+                size = pictures[0].size
+                sides = _reduced(size, self.size) if self.size else size
+            except InputError as error:
+                skipped[example.name] = str(error)
+                continue
             contents = (example.source, example.target)
             files = [
-                self._store(picture, content, output, f"{example.name}_{role}", example.task)
+                self._store(picture, content, sides, output, f"{example.name}_{role}", example.task)
                 for role, picture, content in zip(("source", "target"), pictures, contents,
                                                   strict=True)
             ]  # fmt: skip
@@ -279,14 +290,19 @@ class Import(Recipe):
             megapixels += pictures[0].width * pictures[0].height / 1e6
             if example.split is None:
                 prints[entry.group] = fingerprint(pictures[1])
-        return Made(entries, prints, megapixels=megapixels)
+        return Made(entries, prints, skipped, megapixels)
 
     def _store(
-        self, picture: Image.Image, content: Path | bytes, output: Path, name: str, task: str
+        self,
+        picture: Image.Image,
+        content: Path | bytes,
+        sides: tuple[int, int],
+        output: Path,
+        name: str,
+        task: str,
     ) -> tuple[str, str]:
         """Write one picture of a pair; its name below the output folder and its digest."""
         stem = f"pictures/{task}/{name}"
-        sides = _reduced(picture.size, self.size) if self.size else picture.size
         if sides != picture.size:
             file = f"{stem}.{self.suffix}"
             save_image(resize(picture, sides), output / file)

@@ -1,4 +1,4 @@
-"""Which pictures are trained on, and which only validation and tests see (layer 2)."""
+"""Splits: which pictures are trained on, validated on and tested on (layer 2)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,14 +26,14 @@ def assign_splits(
 ) -> dict[str, str]:
     """The split of each group of pairs (a source picture, a scene).
 
-    A group goes where a hash of its name and the seed falls, whatever the other groups are: so data
-    sets made from the same photographs split them alike, and can be mixed. Groups whose pictures
-    show the same (see `near_copies`) go together. Of three or more, each split that has a share
-    gets one at least.
+    The split depends on a hash of the group's name and the seed, not on other groups: so data sets
+    made from the same photographs split them alike, and can be mixed. Groups with near copies of
+    one picture (see `near_copies`) go together. Of three or more groups, each split that has a
+    share gets at least one.
 
     Args:
-        groups: name -> the split that was published, None if that is open. If there is none to
-            validate on, a share of the published training groups is taken for it.
+        groups: name -> its published split, None if it has none. Without a published validation
+            split, a share of the published training groups becomes it.
         fingerprints: name -> the fingerprint of its picture, for those that have one.
         shares: of train, val and test, relative to one another.
     """
@@ -65,7 +65,7 @@ def hash_share(*parts: object) -> float:
 
 
 def _places(names: Sequence[str], fingerprints: Mapping[str, str], seed: int) -> dict[str, float]:
-    """Where in [0, 1) each group falls; those that show the same fall onto the same place."""
+    """The place of each group in [0, 1); groups with near copies share one."""
     leader = {name: name for name in names}
 
     def find(name: str) -> str:

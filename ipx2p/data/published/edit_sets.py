@@ -6,6 +6,7 @@ those of the publication: what one scene, sequence or source picture gave stays 
 
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from ipx2p.data.published.source import (
     SPLITS,
     Chunk,
     Example,
+    Fault,
     Source,
+    attempt,
     caption,
     chunk_key,
     chunked,
@@ -36,51 +39,55 @@ class InstructPix2Pix(Source):
     name = "instructpix2pix"
 
     def fits(self, folder: Path) -> bool:
-        """See `Source.fits`."""
         return (folder / "seeds.json").is_file()
 
     def chunks(self) -> list[Chunk]:
-        """See `Source.chunks`. Finds missing prompts; `read` finds the missing files of a prompt,
-        since looking into some 300,000 folders takes long where each look goes over a network.
+        """Missing prompts become faults here, missing files of a prompt in `read`: looking into
+        some 300,000 folders takes long on a network.
         """
         self.check_root()
         path = self.folder / "seeds.json"
         entries = [
             _seeds(entry, f"{path} entry {i}") for i, entry in enumerate(read_json(path, list))
         ]
+        self.check_any(path, entries)
         prompts = [prompt for prompt, _ in entries]
         if twice := [prompt for prompt, count in Counter(prompts).items() if count > 1]:
             raise InputError(f"{path} lists {few(twice)} more than once")
-        self.check_listed(path, prompts, self.folder)
         train, val = (len(entries) * share // 100 for share in (90, 95))
-        splits = [
-            "train" if i < train else "val" if i < val else "test" for i in range(len(entries))
-        ]
-        items = [(*entry, split) for entry, split in zip(entries, splits, strict=True)]
+        splits = ["train"] * train + ["val"] * (val - train) + ["test"] * (len(entries) - val)
+        lines = [(*entry, split) for entry, split in zip(entries, splits, strict=True)]
+        there = {*subfolders(self.folder)}
+
+        def item(prompt: str, seed: str, split: str) -> tuple[str, ...] | Fault:
+            if prompt in there:
+                return prompt, seed, split
+            return Fault(f"{prompt}/{seed}", f"{self.folder}/{prompt} is missing, {path} lists it")
+
         return [
             Chunk(
-                tuple(some),
-                sum(len(seeds) for _, seeds, _ in some),
+                tuple(item(prompt, seed, split) for prompt, seeds, split in some for seed in seeds),
                 chunk_key([f"{split} {prompt} {seeds}" for prompt, seeds, split in some]),
             )
-            for some in (items[i : i + PAIRS // 2] for i in range(0, len(items), PAIRS // 2))
+            for some in (lines[i : i + PAIRS // 2] for i in range(0, len(lines), PAIRS // 2))
         ]
 
-    def read(self, chunk: Chunk) -> Iterator[Example]:
-        """See `Source.read`."""
-        for prompt, seeds, split in chunk.items:
-            folder = self.folder / prompt
-            path = folder / "prompt.json"
-            text = read_json(path)
-            edit = sentence(text.get("edit"), f"{path}: 'edit'")
-            captions = [caption(text.get(key), f"{path}: {key!r}") for key in ("input", "output")]
-            present = scan(folder)
-            for seed in seeds:
-                files = [f"{seed}_0.jpg", f"{seed}_1.jpg"]
-                _check_present(folder, files, present, "seeds.json")
-                pictures = [folder / name for name in files]
-                name = f"{prompt}/{seed}"
-                yield Example(name, *pictures, (edit,), "edit", split, prompt, *captions, str(path))
+    def read(self, chunk: Chunk) -> Iterator[Example | Fault]:
+        for item in chunk.items:
+            if isinstance(item, Fault):
+                yield item
+            else:
+                yield attempt("/".join(item[:2]), partial(self._example, *item))
+
+    def _example(self, prompt: str, seed: str, split: str) -> Example:
+        folder = self.folder / prompt
+        path = folder / "prompt.json"
+        text = read_json(path)
+        edit = sentence(text.get("edit"), f"{path}: 'edit'")
+        captions = [caption(text.get(key), f"{path}: {key!r}") for key in ("input", "output")]
+        pictures = _pictures(folder, [f"{seed}_0.jpg", f"{seed}_1.jpg"], scan(folder), "seeds.json")
+        name = f"{prompt}/{seed}"
+        return Example(name, *pictures, (edit,), "edit", split, prompt, *captions, str(path))
 
 
 def _seeds(entry: Any, where: str) -> tuple[str, tuple[str, ...]]:
@@ -101,42 +108,47 @@ class MagicBrush(Source):
     licence = "CC BY 4.0; its authors ask that the test split is never trained on or spread"
 
     def fits(self, folder: Path) -> bool:
-        """See `Source.fits`."""
         return any((folder / split / "edit_sessions.json").is_file() for split in SPLITS)
 
     def chunks(self) -> list[Chunk]:
-        """See `Source.chunks`."""
         self.check_root()
         found = [split for split in subfolders(self.folder) if split in SPLITS]
         return chunked([x for split in found for x in self._examples(split)])
 
-    def read(self, chunk: Chunk) -> Iterator[Example]:
-        """See `Source.read`."""
-        yield from chunk.items
-
-    def _examples(self, split: str) -> Iterator[Example]:
+    def _examples(self, split: str) -> Iterator[Example | Fault]:
         root = self.folder / split
         path = root / "edit_sessions.json"
         sessions = read_json(path)
+        self.check_any(path, sessions)
         captions = _captions(root / "global_descriptions.json")
-        self.check_listed(path, sessions, root / "images")
+        there = {*subfolders(root / "images")}
         for image, turns in sorted(sessions.items()):
             if not isinstance(turns, list) or not turns:
                 raise InputError(f"{path}: {image!r} is {turns!a:.80}, expected a list of turns")
             folder = root / "images" / image
-            present = scan(folder)
+            present = scan(folder) if image in there else ()
             for number, turn in enumerate(turns, 1):
-                where = f"{path}: {image!r} turn {number}"
-                if not isinstance(turn, dict):
-                    raise InputError(f"{where} is {turn!a:.80}, expected an object")
-                files = [sentence(turn.get(key), f"{where} {key!r}") for key in ("input", "output")]
-                instruction = sentence(turn.get("instruction"), f"{where} 'instruction'")
-                _check_present(folder, files, present, path)
-                name, pictures = f"{split}/{image}-{number}", [folder / file for file in files]
-                said = [captions.get((image, file)) for file in files]
-                yield Example(
-                    name, *pictures, (instruction,), "edit", SPLITS[split], image, *said, where
-                )
+                name, where = f"{split}/{image}-{number}", f"{path}: {image!r} turn {number}"
+                read = partial(self._turn, name, where, turn, folder, present, captions)
+                yield attempt(name, read)
+
+    def _turn(
+        self,
+        name: str,
+        where: str,
+        turn: Any,
+        folder: Path,
+        present: Collection[str],
+        captions: dict[tuple[str, str], str | None],
+    ) -> Example:
+        if not isinstance(turn, dict):
+            raise InputError(f"{where} is {turn!a:.80}, expected an object")
+        files = [sentence(turn.get(key), f"{where} {key!r}") for key in ("input", "output")]
+        instruction = sentence(turn.get("instruction"), f"{where} 'instruction'")
+        pictures = _pictures(folder, files, present, where)
+        said = [captions.get((folder.name, file)) for file in files]
+        split, image = SPLITS[name.partition("/")[0]], folder.name
+        return Example(name, *pictures, (instruction,), "edit", split, image, *said, where)
 
 
 def _captions(path: Path) -> dict[tuple[str, str], str | None]:
@@ -150,9 +162,11 @@ def _captions(path: Path) -> dict[tuple[str, str], str | None]:
     return captions
 
 
-def _check_present(
+def _pictures(
     folder: Path, files: list[str], present: Collection[str], lister: object
-) -> None:
+) -> list[Path]:
+    """The paths of some files of a folder. InputError names one that is not among those present."""
     for file in files:
         if file not in present:
             raise InputError(f"{folder / file} is missing, {lister} lists it")
+    return [folder / file for file in files]

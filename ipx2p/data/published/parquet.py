@@ -5,9 +5,10 @@ when it is used.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +18,9 @@ from ipx2p.data.published.source import (
     SPLITS,
     Chunk,
     Example,
-    Options,
+    Fault,
     Source,
+    attempt,
     caption,
     chunk_key,
     sentence,
@@ -44,7 +46,7 @@ _BUFFER = 1 << 20  # bytes of a file
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a known set; `task` None: each row's sentence tells."""
+    """The columns of a known set; `task` None: each row's sentence says which."""
 
     source: str
     instruction: str
@@ -73,6 +75,7 @@ KNOWN = (
         captions=("original_prompt", "edited_prompt"),  # InstructPix2Pix
     ),
     Columns("source_img", "instruction", "target_img", "edit", group="img_id"),  # MagicBrush
+    Columns("source_image", "edit_prompt", "edited_image", "edit"),  # UltraEdit
 )
 
 
@@ -81,65 +84,72 @@ class RowGroup:
     """Where a chunk of rows lies."""
 
     path: Path
+    name: str  # of the file, in the set
     number: int
     first_row: int  # in the file
+    num_rows: int
     columns: Columns
 
 
 class Parquet(Source):
     """*.parquet files in the folder and its subfolders, or one such file, with the columns
     original_image, edit_prompt, cartoonized_image, or input_image, instruction,
-    ground_truth_image, or input_image (or original_image), edit_prompt, edited_image, or
-    source_img, instruction, target_img, or those named by --columns SOURCE INSTRUCTION TARGET
+    ground_truth_image, or input_image (or original_image, source_image), edit_prompt, edited_image,
+    or source_img, instruction, target_img, or those named by --columns SOURCE INSTRUCTION TARGET
     together with --task NAME; splits by file names such as train-00000-of-00002.parquet.
     """
 
     name = "parquet"
     options = ("columns", "task")
 
-    def __init__(self, folder: Path, options: Options) -> None:
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
         super().__init__(folder, options)
-        if options.columns and (len(options.columns) != 3 or not options.task):
+        columns, self.task = self.asked.get("columns"), self.asked.get("task")
+        if columns and (len(columns) != 3 or not self.task):
             raise InputError(
-                f"--columns {' '.join(options.columns)} --task {options.task}: expected three "
-                "columns, --columns SOURCE INSTRUCTION TARGET, together with --task NAME"
+                f"--columns {' '.join(columns)} --task {self.task}: expected three columns, "
+                "--columns SOURCE INSTRUCTION TARGET, together with --task NAME"
             )
 
     def fits(self, folder: Path) -> bool:
-        """See `Source.fits`."""
         places = (
             [folder, *(folder / name for name in subfolders(folder))] if folder.is_dir() else []
         )
         return any(name.endswith(SUFFIX) for place in places for name in scan(place))
 
     def chunks(self) -> list[Chunk]:
-        """See `Source.chunks`. A chunk is a row group."""
+        """A chunk is a row group."""
         chunks = []
         for path in self._paths():
+            name = path.name if path == self.folder else path.relative_to(self.folder).as_posix()
             with _opened(path) as file:
                 columns = self._columns(path, file.schema_arrow)
                 first_row = 0
                 for number in range(file.num_row_groups):
                     num_rows = file.metadata.row_group(number).num_rows
-                    group = RowGroup(path, number, first_row, columns)
+                    group = RowGroup(path, name, number, first_row, num_rows, columns)
                     key = chunk_key([*path.relative_to(self.folder).parts, f"{number} {num_rows}"])
-                    chunks.append(Chunk((group,), num_rows, key))
+                    chunks.append(Chunk((group,), key))
                     first_row += num_rows
-        if not any(chunk.num_pairs for chunk in chunks):
+        if not any(group.num_rows for chunk in chunks for group in chunk.items):
             raise InputError(f"{self.folder} holds no rows")
         return chunks
 
-    def read(self, chunk: Chunk) -> Iterator[Example]:
-        """See `Source.read`."""
-        for group in chunk.items:
-            columns, row = group.columns, 0
+    def read(self, chunk: Chunk) -> Iterator[Example | Fault]:
+        """The rows of a row group. Where the file is damaged, the rest of it are faults."""
+        [group] = chunk.items
+        first, file_name = group.first_row, stem(group.name)
+        rows = ((row, f"{file_name}/{first + row:07d}") for row in range(group.num_rows))
+        options = {"row_groups": [group.number], "columns": group.columns.needed}
+        try:
             with _opened(group.path) as file:
-                for batch in file.iter_batches(
-                    _ROWS, row_groups=[group.number], columns=columns.needed, use_threads=False
-                ):
-                    for cells in batch.to_pylist():
-                        yield self._example(group, row, cells)
-                        row += 1
+                for batch in file.iter_batches(_ROWS, **options, use_threads=False):
+                    for place in range(batch.num_rows):
+                        row, name = next(rows)
+                        cells = batch.slice(place, 1)
+                        yield attempt(name, partial(self._example, group, name, row, cells))
+        except InputError as error:
+            yield from (Fault(name, str(error)) for _, name in rows)
 
     def _paths(self) -> list[Path]:
         if self.folder.is_file():
@@ -164,8 +174,8 @@ class Parquet(Source):
 
     def _columns(self, path: Path, schema: Any) -> Columns:
         found = schema.names
-        asked = self.asked.columns
-        known = [Columns(*asked, self.asked.task)] if asked else KNOWN
+        asked = self.asked.get("columns")
+        known = [Columns(*asked, self.task)] if asked else KNOWN
         fitting = [columns for columns in known if {*columns.pair} <= {*found}]
         if len(fitting) != 1:
             expected = " or ".join(", ".join(columns.pair) for columns in known)
@@ -183,13 +193,17 @@ class Parquet(Source):
         extras = tuple(column for column in columns.captions if column in found)
         return replace(
             columns,
-            task=self.asked.task or columns.task,
+            task=self.task or columns.task,
             group=columns.group if columns.group in found else None,
             captions=extras if len(extras) == 2 else (),
         )
 
-    def _example(self, group: RowGroup, row: int, cells: dict[str, Any]) -> Example:
+    def _example(self, group: RowGroup, name: str, row: int, batch: Any) -> Example:
         columns, where = group.columns, f"{group.path} row group {group.number}, row {row}"
+        try:
+            [cells] = batch.to_pylist()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where} holds text that is not UTF-8: {error}") from error
         source, target = (
             _picture(cells[column], f"{where}: {column!r}")
             for column in (columns.source, columns.target)
@@ -201,12 +215,9 @@ class Parquet(Source):
         together = cells[columns.group] if columns.group else None
         if together is None:
             together = digest_bytes(source, 8)
-        path = group.path
-        name = path.name if path == self.folder else path.relative_to(self.folder).as_posix()
         captions = [cells[column] for column in columns.captions] or [None, None]
         return Example(
-            f"{stem(name)}/{group.first_row + row:07d}",
-            *(source, target, (said,), task, _split(name), str(together)),
+            *(name, source, target, (said,), task, _split(group.name), str(together)),
             *(caption(text, f"{where}: caption") for text in captions),
             origin=where,
         )

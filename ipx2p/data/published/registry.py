@@ -1,36 +1,24 @@
 """All published sets that can be read (layer 2)."""
 
 from pathlib import Path
+from typing import Any
 
 from ipx2p.data.published.edit_sets import InstructPix2Pix, MagicBrush
-from ipx2p.data.published.folders import Folders, GoPro, Lol, Rain13K, Reds, Sidd
+from ipx2p.data.published.folders import SETS
 from ipx2p.data.published.parquet import Parquet
-from ipx2p.data.published.source import Options, Source
+from ipx2p.data.published.source import Source
 from ipx2p.errors import InputError, suggestion
 
 SOURCES: dict[str, type[Source]] = {
-    kind.name: kind
-    for kind in (Reds, GoPro, Rain13K, Sidd, Lol, Folders, InstructPix2Pix, MagicBrush, Parquet)
+    kind.name: kind for kind in (*SETS, InstructPix2Pix, MagicBrush, Parquet)
 }
 
 
-def open_source(
-    kind: str,
-    folder: str | Path,
-    *,
-    task: str | None = None,
-    source: str | None = None,
-    target: str | None = None,
-    columns: tuple[str, str, str] | None = None,
-) -> Source:
-    """The reader of a published set.
+def open_source(kind: str, folder: str | Path, **options: Any) -> Source:
+    """The reader of a published set: a key of `SOURCES`, its root, and options of `Source`.
 
-    Args:
-        kind: a key of `SOURCES`.
-        folder: the root of the set; for `parquet` also one file.
-        task, source, target, columns: see `Options`; each kind takes only its own `options`.
     Raises: InputError for an unknown kind, or an option that it does not take or lacks.
     """
     if kind not in SOURCES:
         raise InputError(f"no data set {kind!r}; {suggestion(kind, [*SOURCES])}")
-    return SOURCES[kind](Path(folder), Options(task, source, target, columns))
+    return SOURCES[kind](Path(folder), options)

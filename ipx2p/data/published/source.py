@@ -1,13 +1,15 @@
 """Published pairs as they are found: examples, and what all readers of data sets share (layer 2).
 
 A source lists a published set in chunks, small units of work that can be sent to other processes,
-and reads each chunk into examples. Their pictures are still files, or encoded bytes.
+and reads each chunk into examples and faults. A fault is an example that cannot be used: who reads
+decides whether to stop there or to leave it out. Pictures are still files, or encoded bytes.
 """
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +26,8 @@ SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(
     ("val", "valid", "validation", "dev"), "val"
 )
 PAIRS = 64  # in a chunk, about
-_FEW = 20  # names that an error looks at, whatever the size of the folder
+_TASK = re.compile(r"\w[\w .+-]{,99}")
+_FEW = 20  # names that an error looks at in a large folder
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,11 @@ class Example:
     Args:
         name: unique in the set and stable, usable as a relative file name without a suffix.
         source, target: the picture's file, or the encoded picture.
-        instructions: what may be said; none if the set has no sentences.
+        instructions: all that fit; empty if the set has no sentences.
         task: what the edit is.
         split: "train", "val" or "test" as published, None if the set is not split.
         group: equal for the pairs of the set that must stay in one split, such as those of a scene;
-            "" for a pair whose target stands in no other.
+            "" if only pairs with the same target must.
         source_caption, target_caption: what the pictures show.
         origin: the file, and the row in it, for errors.
     """
@@ -56,31 +59,30 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Pairs that are read together; only the source that listed them knows what `items` are.
+class Fault:
+    """An example that cannot be used. reason: what is wrong, one line that names the file."""
 
-    key: tells them from any other pairs of the set, wherever it lies.
-    """
+    name: str
+    reason: str
 
-    items: tuple[Any, ...]
-    num_pairs: int
-    key: str
+
+def attempt(name: str, read: Callable[[], Example]) -> Example | Fault:
+    """What `read` returns, or its InputError as a fault."""
+    try:
+        return read()
+    except InputError as error:
+        return Fault(name, str(error))
 
 
 @dataclass(frozen=True)
-class Options:
-    """What is asked of a source beside its folder; each source takes only what it names.
+class Chunk:
+    """Pairs that are read together: faults, and items that only the source that listed them knows.
 
-    Args:
-        task: what the edit is, where the set does not say.
-        source, target: two parallel folders, relative to the set's folder.
-        columns: of source, instruction and target.
+    key: distinguishes them from any other pairs of the set, wherever it lies.
     """
 
-    task: str | None = None
-    source: str | None = None
-    target: str | None = None
-    columns: tuple[str, str, str] | None = None
+    items: tuple[Any, ...]
+    key: str
 
 
 class Source(ABC):
@@ -88,7 +90,10 @@ class Source(ABC):
 
     Args:
         folder: the root of the set.
-        options: only those in the class's `options` may be given.
+        options: what is asked of the set, by name; only those in the class's `options` may be
+            given, the others are None. `task`: what the edit is, where the set does not say.
+            `source`, `target`: two folders, relative to `folder`. `pairs`: how names correspond.
+            `columns`: of source, instruction and target.
     """
 
     name: ClassVar[str]
@@ -99,13 +104,19 @@ class Source(ABC):
     def __init_subclass__(cls) -> None:
         cls.layout = " ".join((cls.__doc__ or cls.__name__).split()).rstrip(".")
 
-    def __init__(self, folder: Path, options: Options) -> None:
-        for option, value in vars(options).items():
-            if value is not None and option not in self.options:
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        self.asked = {name: value for name, value in options.items() if value is not None}
+        for option, value in self.asked.items():
+            if option not in self.options:
                 takes = ", ".join(f"--{name}" for name in self.options) or "no options"
                 raise InputError(f"{self.name} does not take --{option} {value}: it takes {takes}")
+        task = self.asked.get("task", "none")
+        if not _TASK.fullmatch(task):  # it becomes the name of a folder
+            raise InputError(
+                f"--task is {task!a:.80}, expected a name such as derain: letters, digits, spaces "
+                "and . + _ -, the first a letter or a digit"
+            )
         self.folder = folder
-        self.asked = options
 
     @abstractmethod
     def fits(self, folder: Path) -> bool:
@@ -113,14 +124,15 @@ class Source(ABC):
 
     @abstractmethod
     def chunks(self) -> list[Chunk]:
-        """List the set, in a stable order, and check that every source has its target.
+        """List the set, in a stable order. A source without a target, or what a list of the set
+        names and the disk lacks, is a fault.
 
-        Raises: InputError that names the missing file, or says what was found instead of the set.
+        Raises: InputError that says what was found instead of the set.
         """
 
-    @abstractmethod
-    def read(self, chunk: Chunk) -> Iterator[Example]:
-        """The pairs of a chunk. InputError names the file of whatever is wrong."""
+    def read(self, chunk: Chunk) -> Iterator[Example | Fault]:
+        """The pairs of a chunk, by default as they were listed."""
+        yield from chunk.items
 
     def check_root(self) -> None:
         """Raise InputError unless the folder looks right: what it holds, and where to look."""
@@ -137,15 +149,10 @@ class Source(ABC):
             f"found {few(sorted(scan(self.folder)))}{hint}"
         )
 
-    def check_listed(self, path: Path, listed: Collection[str], folder: Path) -> None:
-        """Raise InputError unless `folder` holds a folder for each name that `path` lists."""
+    def check_any(self, path: Path, listed: Sized) -> None:
+        """Raise InputError if a list of the set is empty."""
         if not listed:
             raise InputError(f"{path} lists nothing, expected {self.layout}")
-        if missing := sorted({*listed}.difference(subfolders(folder))):
-            raise InputError(
-                f"{path} lists folders that are not in {folder}: {few(missing)} "
-                f"({len(missing)} of {len(listed)})"
-            )
 
 
 def load_example(example: Example) -> tuple[Image.Image, Image.Image]:
@@ -177,7 +184,7 @@ def _where(example: Example, side: str) -> str:
 
 
 def sentence(value: object, where: str) -> str:
-    """A sentence as it stands in a file. InputError if it is no text, blank or broken."""
+    """A sentence from a file. InputError if it is not text, blank or not Unicode."""
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where} is {value!a:.80}, expected a sentence")
     if not is_unicode(value):
@@ -210,10 +217,10 @@ def subfolders(folder: Path) -> list[str]:
     return sorted(name for name, is_folder in scan(folder).items() if is_folder)
 
 
-def chunked(examples: list[Example]) -> list[Chunk]:
+def chunked(examples: list[Example | Fault]) -> list[Chunk]:
     """Chunks of examples that are complete as they were listed."""
     parts = [tuple(examples[i : i + PAIRS]) for i in range(0, len(examples), PAIRS)]
-    return [Chunk(part, len(part), chunk_key([e.name for e in part])) for part in parts]
+    return [Chunk(part, chunk_key([e.name for e in part])) for part in parts]
 
 
 def chunk_key(names: Sequence[str]) -> str:

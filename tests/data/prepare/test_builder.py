@@ -143,7 +143,10 @@ def test_a_finished_set_is_left_alone(tmp_path, capsys):
 @pytest.mark.parametrize("begun", ["finished", "stopped"])
 @pytest.mark.parametrize(
     ("other", "key"),
-    [(Numbers([*range(5)]), "inputs"), (Numbers([*range(4)], bad=(9,)), "settings")],
+    [
+        (Numbers([*range(5)]), r"inputs\.count was 4, is 5, inputs\.digest was"),
+        (Numbers([*range(4)], bad=(9,)), r"settings\.bad was \[\], is \[9\]; choose"),
+    ],
 )
 def test_another_recipe_does_not_go_into_the_same_folder(tmp_path, begun, other, key):
     if begun == "finished":
@@ -152,7 +155,7 @@ def test_another_recipe_does_not_go_into_the_same_folder(tmp_path, begun, other,
         with pytest.raises(KeyboardInterrupt):
             make(Numbers([*range(4)], kill_at=2), tmp_path / "set")
     before = contents(tmp_path / "set")
-    with pytest.raises(InputError, match=f"holds a data set of other {key}"):
+    with pytest.raises(InputError, match=f"holds a data set of other settings: {key}"):
         make(other, tmp_path / "set")
     assert contents(tmp_path / "set") == before
 

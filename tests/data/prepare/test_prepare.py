@@ -449,7 +449,7 @@ def test_check_names_the_line_that_is_no_text_and_goes_on(copy, capsys):
         (("--tasks", "derain+denoise"), "'derain\\+denoise' is for the recipe combine"),
         (("--degrade", "noise.shoot=[1,2]"), "unknown key noise.shoot; did you mean noise.shot"),
         (("--degrade", "noise.shot=[2,1]"), "--degrade.noise.shot is"),
-        (("--size", "0"), "--size is 0, expected 8 or more"),
+        (("--size", "0"), "--short-side is 0, expected 8 or more"),
         (("--workers", "-1"), "--workers is -1, expected 0 or more"),
         (("--count", "7"), "holds 6 pictures, 7 were asked for"),
         (("--split", "0", "50", "50"), "the shares of train, val and test are"),

@@ -12,6 +12,7 @@ from ipx2p.data.published.parquet import KNOWN
 from ipx2p.data.published.registry import open_source
 from ipx2p.data.published.source import load_example
 from ipx2p.errors import InputError
+from tests.data.published.test_registry import usable
 
 CARTOON = ("original_image", "edit_prompt", "cartoonized_image")
 LOW_LEVEL = ("input_image", "instruction", "ground_truth_image")
@@ -50,8 +51,7 @@ def rows(count, sentence="Cartoonize it"):
 
 
 def examples(folder, **options):
-    source = open_source("parquet", folder, **options)
-    return [example for chunk in source.chunks() for example in source.read(chunk)]
+    return usable(open_source("parquet", folder, **options))
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
@@ -65,7 +65,7 @@ def test_rows_are_read_by_row_groups_that_can_be_sent(save):
     path = save(rows(5))
     source = open_source("parquet", path.parent)
     chunks = source.chunks()
-    assert [chunk.num_pairs for chunk in chunks] == [2, 2, 1]
+    assert [chunk.items[0].num_rows for chunk in chunks] == [2, 2, 1]
     source, chunks = pickle.loads(pickle.dumps((source, chunks)))
     found = [example for chunk in reversed(chunks) for example in source.read(chunk)]
     names = [f"train-00000-of-00001/{row:07d}" for row in (4, 2, 3, 0, 1)]

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import zlib
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ipx2p.data.published.registry import SOURCES, open_source
-from ipx2p.data.published.source import load_example
+from ipx2p.data.published.source import Fault, load_example
 from ipx2p.errors import InputError
 
 
@@ -127,11 +128,48 @@ def magicbrush(root):
     write(root / "test" / "global_descriptions.json", {"139": captions})
 
 
+TURN = {"input": "139-input.png", "output": "139-output1.png", "instruction": "edit"}
+
+
+def rain100(root):
+    for number in ("001", "002"):
+        write(root / "Rain100H" / "rainy" / f"rain-{number}.png")
+        write(root / "Rain100H" / f"norain-{number}.png")
+
+
+def rain1400(root):
+    for place, numbers in (("training", (1, 2)), ("testing", (3, 4))):
+        for number in numbers:
+            write(root / place / "ground_truth" / f"{number}.jpg")
+            write(root / place / "rainy_image" / f"{number}_1.jpg")
+
+
 OPTIONS = {"folders": {"source": "wet", "target": "dry", "task": "derain"}}
 TREES = {
     tree.__name__: tree
-    for tree in (reds, gopro, rain13k, sidd, lol, folders, instructpix2pix, magicbrush)
+    for tree in (
+        reds,
+        gopro,
+        rain13k,
+        rain100,
+        rain1400,
+        sidd,
+        lol,
+        folders,
+        instructpix2pix,
+        magicbrush,
+    )
 }
+
+
+WHOLE_PARTS = (
+    "gopro",
+    "rain13k",
+    "rain100",
+    "rain1400",
+    "sidd",
+    "lol",
+)  # in the folders below the root
 
 
 def opened(kind, root):
@@ -139,8 +177,16 @@ def opened(kind, root):
 
 
 def examples(kind, root):
-    source = opened(kind, root)
-    return [example for chunk in source.chunks() for example in source.read(chunk)]
+    return usable(opened(kind, root))
+
+
+def usable(source):
+    """The examples of a source; the first fault is raised."""
+    found = [example for chunk in source.chunks() for example in source.read(chunk)]
+    for example in found:
+        if isinstance(example, Fault):
+            raise InputError(example.reason)
+    return found
 
 
 @pytest.fixture(params=TREES)
@@ -162,7 +208,6 @@ def test_chunks_are_counted_and_pickled_and_read_to_pairs_that_load(kind, root):
     chunks = source.chunks()
     copied, sent = pickle.loads(pickle.dumps((source, chunks)))
     found = [[*copied.read(chunk)] for chunk in sent]
-    assert [len(some) for some in found] == [chunk.num_pairs for chunk in chunks]
     flat = [example for some in found for example in some]
     assert len({example.name for example in flat}) == len(flat) > 1
     for example in flat:
@@ -237,14 +282,23 @@ def test_wrong_roots_are_refused_with_what_they_hold(kind, root):
     )
     assert f"did you mean {root}?" in str(error.value)
     child = min(path for path in root.iterdir() if path.is_dir())
-    with pytest.raises(InputError) as error:
-        examples(kind, child)
-    assert layout in str(error.value) and str(error.value).endswith(f"did you mean {root}?")
+    if kind not in WHOLE_PARTS:
+        with pytest.raises(InputError) as error:
+            examples(kind, child)
+        assert layout in str(error.value) and str(error.value).endswith(f"did you mean {root}?")
     (root / "empty").mkdir()
     with pytest.raises(InputError, match="; found nothing; did you mean"):
         examples(kind, root / "empty")
     with pytest.raises(InputError, match="nowhere is nothing, expected a folder: "):
         examples(kind, root / "nowhere")
+
+
+@pytest.mark.parametrize("kind", WHOLE_PARTS)
+def test_a_folder_of_whole_parts_is_read_as_in_its_set(kind, root):
+    found = {x.name: (x.split, x.group) for x in examples(kind, root)}
+    for child in (path for path in root.iterdir() if path.is_dir()):
+        part = {x.name: (x.split, x.group) for x in examples(kind, child)}
+        assert part and part.items() <= found.items()
 
 
 def test_docstrings_are_the_layouts_of_errors():
@@ -280,7 +334,9 @@ def test_reds_is_split_as_published_and_grouped_by_sequence(tmp_path, place):
 def test_reds_without_one_side_or_sequences_is_refused(tmp_path):
     reds(tmp_path)
     write(tmp_path / "val_blur" / "00000000.png")
-    with pytest.raises(InputError, match=r"val_blur/00000000\.png lies at another depth, expected"):
+    with pytest.raises(
+        InputError, match=r"val_blur/00000000\.png does not fit \{group\}/\{\}, expected"
+    ):
         examples("reds", tmp_path)
     shutil.rmtree(tmp_path / "val_blur")
     with pytest.raises(InputError, match=r"folder .*val_blur is missing, expected"):
@@ -337,7 +393,7 @@ def test_sidd_refuses_what_is_not_of_it(tmp_path):
     data = tmp_path / "Data"
     instance = data / "0001_001_S6_00100_00060_3200_L"
     (instance / "GT_SRGB_010.PNG").rename(instance / "GT_010.PNG")
-    with pytest.raises(InputError, match=r"GT_010\.PNG is not of this set, expected Data/"):
+    with pytest.raises(InputError, match=r"NOISY_SRGB_010\.PNG has no target in "):
         examples("sidd", tmp_path)
     shutil.rmtree(instance)
     instance.mkdir()
@@ -359,6 +415,149 @@ def test_lol_is_split_as_published(tmp_path):
     assert found[0].source.parent.name == "low" and found[0].target.parent.name == "high"
 
 
+def pictures(root, *names):
+    for name in names:
+        write(root / name)
+
+
+def paired(kind, root, **options):
+    """Split, source and target of every pair, relative to the root."""
+    return [
+        (x.split, *(path.relative_to(root).as_posix() for path in (x.source, x.target)))
+        for x in usable(open_source(kind, root, **options))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "split", "source", "target"),
+    [
+        ("rain100", None, "rainy/rain-001.png", "norain-001.png"),
+        ("rain100", None, "rain/rain-001.png", "norain/norain-001.png"),
+        ("rain100", "test", "Rain100L/rainy/rain-001.png", "Rain100L/norain-001.png"),
+        ("rain100", "test", "Rain100H/rainy/rain-001.png", "Rain100H/rainy/norain-001.png"),
+        ("rain100", "train", "RainTrainH/rain-1.png", "RainTrainH/norain-1.png"),
+        ("lol", "train", "Train/Low/low00001.png", "Train/Normal/normal00001.png"),
+        *(
+            ("lol", split, f"{kind}/{part}/Low/{low}1.png", f"{kind}/{part}/Normal/{normal}1.png")
+            for kind, low, normal in (("Real_captured", "low", "normal"), ("Synthetic", "r", "r"))
+            for part, split in (("Train", "train"), ("Test", "test"))
+        ),
+        ("rain1400", None, "rainy_image/1_14.jpg", "ground_truth/1.jpg"),
+        ("rain1400", "test", "Rain1400/rainy_image/1_1.jpg", "Rain1400/ground_truth/1.jpg"),
+        ("rain13k", "train", "train/input/1.jpg", "train/target/1.png"),
+        ("rain13k", "train", "Rain13K/input/1.jpg", "Rain13K/target/1.jpg"),
+        ("reds", "train", "train_blur_jpeg/000/1.jpg", "train_sharp/000/1.png"),
+        ("reds", "train", "train/train_blur_jpeg/000/1.jpg", "train/train_sharp/000/1.png"),
+        ("gopro", "test", "test/input/GOPR0384_11_00-1.png", "test/target/GOPR0384_11_00-1.png"),
+        ("gopro", "train", "train/input/1.png", "train/target/1.png"),
+    ],
+)
+def test_layouts_as_they_are_published(tmp_path, kind, split, source, target):
+    pictures(tmp_path, source, target)
+    assert paired(kind, tmp_path) == [(split, source, target)]
+
+
+@pytest.mark.parametrize("place", ["", "Rain13K"])
+def test_the_train_folder_of_rain13k_alone_is_read(tmp_path, place):
+    pictures(tmp_path, "train/Rain13K/input/1.jpg", "train/Rain13K/target/1.jpg")
+    [example] = examples("rain13k", tmp_path / "train" / place)
+    assert (example.name, example.split) == ("train/Rain13K/1", "train")
+
+
+def test_gopro_without_folders_of_sequences_is_grouped_by_them(tmp_path):
+    for side in ("input", "target"):
+        pictures(
+            tmp_path, *(f"train/{side}/{name}.png" for name in ("GOPR1-1", "GOPR1-2", "GO2-1"))
+        )
+    groups = [example.group for example in examples("gopro", tmp_path)]
+    assert groups == ["train/GO2", "train/GOPR1", "train/GOPR1"]
+
+
+def test_rain1400_gives_one_clean_picture_to_several_rainy_ones(tmp_path):
+    rain1400(tmp_path)
+    for number, place in ((1, "training"), (2, "training"), (3, "testing"), (4, "testing")):
+        pictures(tmp_path, *(f"{place}/rainy_image/{number}_{rain}.jpg" for rain in (2, 14)))
+    found = paired("rain1400", tmp_path)
+    assert len(found) == 12 and len({target for *_, target in found}) == 4
+
+
+@pytest.mark.parametrize(
+    ("pairs", "source", "target"),
+    [
+        ("rain-{}.png=norain-{}.png", "wet/rain-1.png", "dry/norain-1.png"),
+        ("rain-{}=norain-{}", "wet/deep/RAIN-a.b.jpg", "dry/deep/norain-a.b.PNG"),
+        ("{id}_{}.jpg={id}.jpg", "wet/a_b_3.jpg", "dry/a_b.jpg"),
+        ("{scene}/blur/{}={scene}/sharp/{}", "wet/s1/blur/7.png", "dry/s1/sharp/7.png"),
+        ("{}-{}={}/{}", "wet/s1-7.png", "dry/s1/7.png"),
+        ("{x}_{x}={x}", "wet/2_2.png", "dry/2.png"),
+        ("{}", "wet/deep/1.png", "dry/deep/1.jpg"),
+    ],
+)
+def test_a_pattern_says_how_names_correspond(tmp_path, pairs, source, target):
+    pictures(tmp_path, source, target)
+    options = {"source": "wet", "target": "dry", "task": "derain", "pairs": pairs}
+    assert paired("folders", tmp_path, **options) == [(None, source, target)]
+
+
+@pytest.mark.parametrize("clean", [".", "clean"])
+def test_a_pattern_separates_pictures_of_one_folder(tmp_path, clean):
+    names = [f"{role}-{n}.png" for n in (1, 2) for role in ("rain", f"{clean}/norain")]
+    pictures(tmp_path, *names)
+    options = {"source": ".", "target": clean, "task": "derain", "pairs": "rain-{}=norain-{}"}
+    assert len(paired("folders", tmp_path, **options)) == 2
+    pictures(tmp_path, "snow-1.png")
+    with pytest.raises(InputError, match=r"snow-1\.png does not fit rain-\{\}=norain-\{\}, expect"):
+        paired("folders", tmp_path, **options)
+    with pytest.raises(InputError, match=r"1\.png would be its own target: see --pairs"):
+        paired("folders", tmp_path, source=".", target=".", task="derain")
+
+
+def test_a_pattern_can_say_what_stays_together(tmp_path):
+    pictures(
+        tmp_path, *(f"{side}/{n}.png" for side in ("wet", "dry") for n in ("a-1", "a-2", "b-1"))
+    )
+    options = {"source": "wet", "target": "dry", "task": "derain", "pairs": "{group}-{}"}
+    groups = [x.group for x in usable(open_source("folders", tmp_path, **options))]
+    assert groups == ["a", "a", "b"]
+
+
+@pytest.mark.parametrize("pairs", ["", "a=b", "{}=b", "{}={}={}", "{a=b}", "{a b}={a b}", "}{}"])
+def test_patterns_that_pair_nothing_are_refused(tmp_path, pairs):
+    folders(tmp_path)
+    with pytest.raises(InputError, match="--pairs .*: expected SOURCE=TARGET"):
+        open_source("folders", tmp_path, **OPTIONS["folders"], pairs=pairs)
+
+
+def test_a_pattern_whose_target_knows_more_than_its_source_is_refused(tmp_path):
+    folders(tmp_path)
+    with pytest.raises(InputError, match="all fields of the target in the source too"):
+        open_source("folders", tmp_path, **OPTIONS["folders"], pairs="{id}={id}_{}")
+
+
+def test_pictures_that_a_list_names_and_the_disk_lacks_are_faults(tmp_path):
+    instructpix2pix(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a" / "0000003")
+    (tmp_path / "a" / "0000005" / "11_1.jpg").unlink()
+    (tmp_path / "a" / "0000006" / "prompt.json").write_text("{")
+    magicbrush(tmp_path / "b")
+    (tmp_path / "b" / "test" / "images" / "139" / "139-output2.png").unlink()
+    shutil.rmtree(tmp_path / "b" / "dev" / "images" / "139")
+    for kind, lost in (
+        (("instructpix2pix", "a"), ["0000003/11", "0000003/12", "0000005/11", "0000006/11"]),
+        (("magicbrush", "b"), ["dev/139-1", "dev/139-2", "test/139-2"]),
+    ):
+        source = opened(kind[0], tmp_path / kind[1])
+        found = [x for chunk in source.chunks() for x in source.read(chunk)]
+        assert [x.name for x in found if isinstance(x, Fault)] == lost
+        assert len(found) == {"instructpix2pix": 21, "magicbrush": 6}[kind[0]]
+
+
+@pytest.mark.parametrize("task", ["../../../esc", "a/b", ".hidden", "", "..", "a\nb", "a\0", "-x"])
+def test_tasks_that_could_leave_the_folder_are_refused(tmp_path, task):
+    with pytest.raises(InputError, match="--task is '.*', expected a name such as derain"):
+        open_source("parquet", tmp_path, task=task)
+
+
 def test_own_folders_pair_by_relative_name_and_ask_for_all_they_need(tmp_path):
     folders(tmp_path)
     found = examples("folders", tmp_path)
@@ -371,14 +570,23 @@ def test_own_folders_pair_by_relative_name_and_ask_for_all_they_need(tmp_path):
         open_source("folders", tmp_path, source="wet", target="dry")
 
 
-def test_several_lonely_pictures_are_counted(tmp_path):
+def test_every_lonely_picture_is_a_fault(tmp_path):
     lol(tmp_path)
     for number in (5, 10):
         (tmp_path / "our485" / "high" / f"{number}.png").unlink()
-    with pytest.raises(
-        InputError, match=r"low/10\.png has no target in .*our485/high \(so 2 of 3\): fetch"
-    ):
-        examples("lol", tmp_path)
+    write(tmp_path / "our485" / "high" / "11.png")
+    source = opened("lol", tmp_path)
+    [chunk] = source.chunks()
+    assert [x.name for x in chunk.items if isinstance(x, Fault)] == [
+        "our485/10",
+        "our485/5",
+        "our485/11",
+    ]
+    low, _, high = (x.reason for x in chunk.items if isinstance(x, Fault))
+    assert re.search(r"low/10\.png has no target in .*our485/high: fetch", low)
+    assert re.search(r"high/11\.png has no source in .*our485/low: fetch", high)
+    found = [x.name for x in source.read(chunk) if not isinstance(x, Fault)]
+    assert found == ["our485/2", "eval15/1", "eval15/22"]
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):
@@ -431,7 +639,7 @@ def test_instructpix2pix_is_split_by_the_order_of_its_seeds(tmp_path):
         ([["0000000", ["11"]]] * 2, r"seeds\.json lists 0000000 more than once"),
         (
             [["0000000", ["11"]], ["../x", ["11"]]],
-            r"lists folders that are not in .*: \.\./x \(1 of 2",
+            r"\.\./x is missing, .*seeds\.json lists it",
         ),
         ([["0000000", ["../0000001/11"]]], r"11_0\.jpg is missing, seeds\.json lists it"),
     ],
@@ -482,7 +690,7 @@ def test_magicbrush_keeps_turns_sessions_and_captions(tmp_path):
         ({"139": []}, r"'139' is \[\], expected a list of turns"),
         ({"139": ["x"]}, r"'139' turn 1 is 'x', expected an object"),
         ({"139": [{"input": "139-input.png"}]}, r"'139' turn 1 'output' is None"),
-        ({"../139": []}, r"lists folders that are not in .*images: \.\./139"),
+        ({"../139": [TURN]}, r"images/\.\./139/139-input\.png is missing, .*json: .* lists it"),
     ],
 )
 def test_bad_sessions_are_refused(tmp_path, sessions, message):
