@@ -14,7 +14,7 @@ from typing import Any
 from ipx2p.errors import InputError
 
 Fields = dict[str, Any]
-MAX_ENTRIES = 10  # of a list in a config: levels of a network
+MAX_ENTRIES = 8  # of a list in a config: levels of a network
 
 Bounds = Mapping[str, tuple[float, float]]
 
@@ -79,8 +79,8 @@ LAYOUTS = {
             "out_channels": (4, 4),
             "block_out_channels": (1, 16_384),
             "num_attention_heads": (1, 1024),
-            "layers_per_block": (1, 8),
-            "transformer_layers_per_block": (1, 24),
+            "layers_per_block": (1, 6),
+            "transformer_layers_per_block": (1, 12),
             "cross_attention_dim": (1, 65_536),
             "norm_num_groups": (1, 16_384),
             "norm_eps": (0, 1),
@@ -110,7 +110,7 @@ LAYOUTS = {
     "AutoencoderKL": Layout(
         bounds={
             "block_out_channels": (1, 16_384),
-            "layers_per_block": (1, 8),
+            "layers_per_block": (1, 6),
             "latent_channels": (4, 4),
             "norm_num_groups": (1, 16_384),
             "scaling_factor": (1e-6, 1e6),
