@@ -33,8 +33,7 @@ def ddim(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Te
     """Deterministic implicit sampling, eta 0 (arXiv:2010.02502, eq. 12)."""
     for step in plan:
         denoised = denoiser(x, step.sigma, step)
-        eps = (x - denoised) / step.sigma
-        x = denoised + step.sigma_next * eps
+        x = _moved(x, denoised, step.sigma, step.sigma_next)
     return x
 
 
@@ -42,8 +41,7 @@ def euler(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> T
     """Euler's method on the probability flow (arXiv:2206.00364, alg. 1 without 2nd order)."""
     for step in plan:
         denoised = denoiser(x, step.sigma, step)
-        slope = (x - denoised) / step.sigma
-        x = x + (step.sigma_next - step.sigma) * slope
+        x = _moved(x, denoised, step.sigma, step.sigma_next)
     return x
 
 
@@ -51,8 +49,7 @@ def euler_ancestral(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepN
     """Euler to `sigma_down`, then fresh noise up to the next level (k-diffusion, eta 1)."""
     for step in plan:
         denoised = denoiser(x, step.sigma, step)
-        slope = (x - denoised) / step.sigma
-        x = x + (step.sigma_down - step.sigma) * slope
+        x = _moved(x, denoised, step.sigma, step.sigma_down)
         if step.sigma_next > 0:
             # Rounding can make the difference of two equal levels negative.
             sigma_up = math.sqrt(max(step.sigma_next**2 - step.sigma_down**2, 0.0))
@@ -65,13 +62,12 @@ def heun(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Te
     one in the step to sigma 0."""
     for step in plan:
         denoised = denoiser(x, step.sigma, step)
-        slope = (x - denoised) / step.sigma
-        ahead = x + (step.sigma_next - step.sigma) * slope
+        x = _moved(x, denoised, step.sigma, step.sigma_next)
         if step.sigma_next > 0:
-            denoised = denoiser(ahead, step.sigma_next, step)
-            slope_ahead = (ahead - denoised) / step.sigma_next
-            ahead = x + (step.sigma_next - step.sigma) * (slope + slope_ahead) / 2
-        x = ahead
+            # The mean of both slopes (x - D) / sigma, less the first: they share most of their
+            # digits, so their difference is written as that of the estimates.
+            change = denoiser(x, step.sigma_next, step) - denoised
+            x = x + (step.sigma / step.sigma_next - 1) / 2 * change
     return x
 
 
@@ -90,6 +86,11 @@ def dpmpp_2m(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -
         x = ratio * x + (1 - ratio) * guess
         previous, h_previous = denoised, h
     return x
+
+
+def _moved(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """x + (sigma_next - sigma) (x - denoised) / sigma, without the cancellation at large sigma."""
+    return denoised + sigma_next / sigma * (x - denoised)
 
 
 SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Plan, StepNoise], Tensor]] = {

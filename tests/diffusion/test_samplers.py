@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ipx2p.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, euler, euler_ancestral, heun
-from ipx2p.diffusion.schedule import SAMPLER_TRAITS, SPACINGS, Schedule
+from ipx2p.diffusion.schedule import SAMPLER_TRAITS, SPACINGS, Schedule, ScheduleConfig
 
 C = 0.5
 SCHEDULE = Schedule()
@@ -111,6 +111,20 @@ def test_evaluations_carry_their_step(name, evaluations):
     assert sorted({step.index for _, step in calls}) == [*range(20)]
     for sigma, step in calls:  # Heun looks ahead within a step
         assert sigma in (step.sigma, step.sigma_next)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_keeps_its_digits_at_the_noise_of_zero_snr(name):
+    schedule = Schedule(ScheduleConfig(rescale_betas_zero_snr=True))
+    plan = schedule.plan(name, "trailing", 4)
+    assert plan.sigmas[0] > 4000
+    exact, got = (
+        SAMPLERS[name](
+            gaussian_denoiser, start(plan).to(dtype), plan, lambda i: noise_of(i).to(dtype)
+        )
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert (got - exact).abs().max() < 1e-6 * exact.std()
 
 
 def test_every_sampler_has_traits():

@@ -100,6 +100,18 @@ def test_an_edit_does_not_depend_on_its_batch_and_costs_what_is_declared(
     assert alone.evaluations[0] <= 4 * NUM_STEPS + 2
 
 
+@pytest.mark.parametrize("spec", ["joint", "apg", "power_law", ACTING["skip_layer"]])
+def test_heun_from_the_noise_of_zero_snr_does_not_depend_on_the_batch(
+    editor_v2, weak_v2, pictures, spec
+):
+    together = edit(editor_v2, pictures[:2], spec, weak_v2, sampler="heun")
+    alone = edit(
+        editor_v2, pictures[1:2], spec, weak_v2, sampler="heun", seeds=[1],
+        instructions=["make it snow"],
+    )  # fmt: skip
+    assert_latents_close(alone.latents[0], together.latents[1])
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_v_prediction_is_guided_too(editor_v2, weak_v2, plain_v2, pictures, spec):
     latents = edit(editor_v2, pictures[:1], spec, weak_v2).latents[0]
