@@ -21,7 +21,7 @@ FAULTS = {
         f"{EDIT}[euler-linspace-True]",
     ),
     "sigma_0 where sqrt(1 + sigma_0^2) belongs": (
-        "ipx2p/diffusion/schedule.py",
+        "ipx2p/diffusion/samplers.py",
         "start_factor=math.sqrt(1 + sigmas[0] ** 2) if full_variance else sigmas[0]",
         "start_factor=sigmas[0]",
         f"{EDIT}[ddim-leading-True]",

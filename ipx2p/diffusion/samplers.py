@@ -3,20 +3,61 @@
 Each takes the denoiser D(x, sigma, step), x at the first noise level, the plan and `step_noise`, a
 function from the index of a step to fresh unit noise of x's shape (called only by samplers that
 draw some), and returns x at the last noise level. They hold no state. x is float32, (B, 4, h, w),
-in units of the clean latents: x = x0 + sigma n.
+in units of the clean latents: x = x0 + sigma n. A sampler is one function under `@sampler(...)`,
+which states what its plan depends on.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ipx2p.diffusion.denoiser import Denoiser
-from ipx2p.diffusion.schedule import Plan
+from ipx2p.diffusion.schedule import Plan, Schedule
+from ipx2p.errors import InputError, suggestion
+
+SPACINGS = ("linspace", "leading", "trailing", "karras")
+KARRAS_RHO = 7.0
 
 StepNoise = Callable[[int], Tensor]
+Sampler = Callable[[Denoiser, Tensor, Plan, StepNoise], Tensor]
+
+SAMPLERS: dict[str, Sampler] = {}
 
 
+@dataclass(frozen=True)
+class SamplerTraits:
+    """What the plan of a sampler depends on; as in the published scheduler of the same name.
+
+    full_variance: starts at noise of variance sigma^2 + 1, not sigma^2.
+    whole_timesteps: visits whole timesteps with the linspace spacing.
+    ends_at_first_sigma: ends at the noise of timestep 0, not at sigma 0.
+    ancestral: each step ends in fresh noise.
+    drop_last_point: spacings that are laid out with one more point, which is not visited: the
+        sampler ends there. (For DDIM with linspace and karras this is our own choice: a last step
+        from timestep 0 to timestep 0 would do nothing.)
+    """
+
+    full_variance: bool = False
+    whole_timesteps: bool = False
+    ends_at_first_sigma: bool = False
+    ancestral: bool = False
+    drop_last_point: tuple[str, ...] = ()
+
+
+def sampler(**traits: bool | tuple[str, ...]) -> Callable[[Sampler], Sampler]:
+    """Add a sampler to `SAMPLERS`, under the name of its function, with its traits."""
+
+    def declare(walk: Sampler) -> Sampler:
+        walk.traits = SamplerTraits(**traits)
+        SAMPLERS[walk.__name__] = walk
+        return walk
+
+    return declare
+
+
+@sampler(full_variance=True, whole_timesteps=True, ancestral=True)
 def ddpm(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Tensor:
     """Ancestral sampling with the small posterior variance (arXiv:2006.11239, eq. 6 and 7)."""
     for step in plan:
@@ -29,6 +70,12 @@ def ddpm(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Te
     return x
 
 
+@sampler(
+    full_variance=True,
+    whole_timesteps=True,
+    ends_at_first_sigma=True,
+    drop_last_point=("linspace", "karras"),
+)
 def ddim(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Tensor:
     """Deterministic implicit sampling, eta 0 (arXiv:2010.02502, eq. 12)."""
     for step in plan:
@@ -37,6 +84,7 @@ def ddim(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Te
     return x
 
 
+@sampler()
 def euler(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Tensor:
     """Euler's method on the probability flow (arXiv:2206.00364, alg. 1 without 2nd order)."""
     for step in plan:
@@ -45,6 +93,7 @@ def euler(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> T
     return x
 
 
+@sampler(ancestral=True)
 def euler_ancestral(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Tensor:
     """Euler to `sigma_down`, then fresh noise up to the next level (k-diffusion, eta 1)."""
     for step in plan:
@@ -57,6 +106,7 @@ def euler_ancestral(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepN
     return x
 
 
+@sampler()
 def heun(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Tensor:
     """Euler, corrected by the slope at its end (arXiv:2206.00364, alg. 1); two evaluations a step,
     one in the step to sigma 0."""
@@ -71,6 +121,7 @@ def heun(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Te
     return x
 
 
+@sampler(full_variance=True, whole_timesteps=True, drop_last_point=("linspace", "leading"))
 def dpmpp_2m(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Tensor:
     """DPM-Solver++ (2M), multistep of second order (arXiv:2211.01095, alg. 2)."""
     previous, h_previous = None, 0.0
@@ -93,6 +144,57 @@ def _moved(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tens
     return denoised + sigma_next / sigma * (x - denoised)
 
 
-SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Plan, StepNoise], Tensor]] = {
-    sampler.__name__: sampler for sampler in (ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m)
-}
+def make_plan(schedule: Schedule, name: str, spacing: str, num_steps: int) -> Plan:
+    """The noise levels that a sampler visits; its traits decide where it starts and ends.
+
+    The leading spacing starts at the full variance with any sampler, as published. Karras sigmas
+    keep their fractional timesteps, also where published code rounds them.
+
+    Raises: InputError for an unknown sampler or spacing, or steps outside 1..1000.
+    """
+    check_names(name, spacing)
+    total = schedule.config.num_train_timesteps
+    if not 1 <= num_steps <= total:
+        raise InputError(f"{num_steps} steps asked for, expected 1 to {total}")
+    traits = SAMPLERS[name].traits
+    timesteps = _timesteps(schedule, traits, spacing, num_steps)
+    sigmas = [schedule.sigma(timestep) for timestep in timesteps]
+    full_variance = spacing == "leading" or traits.full_variance
+    return Plan(
+        sigmas=(*sigmas, schedule.sigma(0) if traits.ends_at_first_sigma else 0.0),
+        timesteps=tuple(timesteps),
+        start_factor=math.sqrt(1 + sigmas[0] ** 2) if full_variance else sigmas[0],
+        ancestral=traits.ancestral,
+    )
+
+
+def check_names(name: str, spacing: str) -> None:
+    """Raise InputError for an unknown sampler or spacing."""
+    for kind, given, known in (("sampler", name, [*SAMPLERS]), ("spacing", spacing, SPACINGS)):
+        if given not in known:
+            raise InputError(f"unknown {kind} {given!r}; {suggestion(given, known)}")
+
+
+def _timesteps(
+    schedule: Schedule, traits: SamplerTraits, spacing: str, num_steps: int
+) -> list[float]:
+    total, last = schedule.config.num_train_timesteps, schedule.last_timestep
+    if num_steps == 1:
+        return [float(last)]
+    points = num_steps + (spacing in traits.drop_last_point)
+    falling = range(points - 1, -1, -1)
+    if spacing == "leading":
+        stride = max(total // points, 1)
+        timesteps = [stride * i + schedule.config.steps_offset for i in falling]
+    elif spacing == "trailing":
+        timesteps = [round(total * (i + 1) / points) - 1 for i in falling]
+    elif spacing == "karras":
+        # arXiv:2206.00364, eq. 5
+        high, low = (schedule.sigma(t) ** (1 / KARRAS_RHO) for t in (last, 0))
+        roots = [low + (high - low) * i / (points - 1) for i in falling]
+        timesteps = [schedule.timestep(root**KARRAS_RHO) for root in roots]
+    else:
+        timesteps = [last * i / (points - 1) for i in falling]
+        if traits.whole_timesteps:
+            timesteps = [round(timestep) for timestep in timesteps]
+    return [float(min(max(timestep, 0), last)) for timestep in timesteps[:num_steps]]

@@ -20,10 +20,8 @@ from ipx2p.files import read_json, write_json
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")  # eps, v, x0 in the published words
 BETA_SCHEDULES = ("scaled_linear", "linear")
-SPACINGS = ("linspace", "leading", "trailing", "karras")
 
 TERMINAL_ALPHA_BAR = 2.0**-24  # zero-terminal SNR, floored so that sigma stays finite (4096)
-KARRAS_RHO = 7.0
 
 # Fields of a published scheduler_config.json that would change the schedule itself; what a missing
 # field means there, where it is not what it means here.
@@ -42,43 +40,6 @@ HARMLESS = {
     "solver_type", "thresholding", "time_shift_type", "timestep_spacing", "timestep_type",
     "use_karras_sigmas", "variance_type",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SamplerTraits:
-    """What the plan of a sampler has to know about it; as in the published scheduler of its name.
-
-    full_variance: starts at noise of variance sigma^2 + 1, not sigma^2.
-    whole_timesteps: visits whole timesteps with the linspace spacing.
-    ends_at_first_sigma: ends at the noise of timestep 0, not at sigma 0.
-    ancestral: each step ends in fresh noise.
-    leaves_out_last: spacings laid out with one point more, the last of which is not visited: it is
-        where the sampler ends. (For DDIM with linspace and karras this is our own choice: a last
-        step from timestep 0 to timestep 0 would do nothing.)
-    """
-
-    full_variance: bool = False
-    whole_timesteps: bool = False
-    ends_at_first_sigma: bool = False
-    ancestral: bool = False
-    leaves_out_last: tuple[str, ...] = ()
-
-
-SAMPLER_TRAITS = {
-    "ddpm": SamplerTraits(full_variance=True, whole_timesteps=True, ancestral=True),
-    "ddim": SamplerTraits(
-        full_variance=True,
-        whole_timesteps=True,
-        ends_at_first_sigma=True,
-        leaves_out_last=("linspace", "karras"),
-    ),
-    "euler": SamplerTraits(),
-    "euler_ancestral": SamplerTraits(ancestral=True),
-    "heun": SamplerTraits(),
-    "dpmpp_2m": SamplerTraits(
-        full_variance=True, whole_timesteps=True, leaves_out_last=("linspace", "leading")
-    ),
-}
 
 
 @dataclass
@@ -204,56 +165,6 @@ class Schedule:
         low = min(max(low, 0), self.last_timestep - 1)
         below, above = self.log_sigmas[low].item(), self.log_sigmas[low + 1].item()
         return min(max(low + (log_sigma - below) / (above - below), 0.0), float(self.last_timestep))
-
-    def plan(self, sampler: str, spacing: str, num_steps: int) -> Plan:
-        """The noise levels that a sampler visits; its traits decide where it starts and ends.
-
-        The leading spacing starts at the full variance with any sampler, as published. Karras
-        sigmas keep their fractional timesteps, also where published code rounds them.
-
-        Raises: InputError for an unknown sampler or spacing, or steps outside 1..1000.
-        """
-        for kind, name, known in (
-            ("sampler", sampler, [*SAMPLER_TRAITS]),
-            ("spacing", spacing, SPACINGS),
-        ):
-            if name not in known:
-                raise InputError(f"unknown {kind} {name!r}; {suggestion(name, known)}")
-        total = self.config.num_train_timesteps
-        if not 1 <= num_steps <= total:
-            raise InputError(f"{num_steps} steps asked for, expected 1 to {total}")
-        traits = SAMPLER_TRAITS[sampler]
-        timesteps = self._timesteps(traits, spacing, num_steps)
-        sigmas = [self.sigma(timestep) for timestep in timesteps]
-        full_variance = spacing == "leading" or traits.full_variance
-        return Plan(
-            sigmas=(*sigmas, self.sigma(0) if traits.ends_at_first_sigma else 0.0),
-            timesteps=tuple(timesteps),
-            start_factor=math.sqrt(1 + sigmas[0] ** 2) if full_variance else sigmas[0],
-            ancestral=traits.ancestral,
-        )
-
-    def _timesteps(self, traits: SamplerTraits, spacing: str, num_steps: int) -> list[float]:
-        total, last = self.config.num_train_timesteps, self.last_timestep
-        if num_steps == 1:
-            return [float(last)]
-        points = num_steps + (spacing in traits.leaves_out_last)
-        falling = range(points - 1, -1, -1)
-        if spacing == "leading":
-            stride = max(total // points, 1)
-            timesteps = [stride * i + self.config.steps_offset for i in falling]
-        elif spacing == "trailing":
-            timesteps = [round(total * (i + 1) / points) - 1 for i in falling]
-        elif spacing == "karras":
-            # arXiv:2206.00364, eq. 5
-            high, low = (self.sigma(t) ** (1 / KARRAS_RHO) for t in (last, 0))
-            roots = [low + (high - low) * i / (points - 1) for i in falling]
-            timesteps = [self.timestep(root**KARRAS_RHO) for root in roots]
-        else:
-            timesteps = [last * i / (points - 1) for i in falling]
-            if traits.whole_timesteps:
-                timesteps = [round(timestep) for timestep in timesteps]
-        return [float(min(max(timestep, 0), last)) for timestep in timesteps[:num_steps]]
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t = alpha x0 + s n at whole timesteps (B,); float32, at unit variance."""

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ipx2p.devices import dtype_name, pick_device, pick_dtype
 from ipx2p.diffusion.guidance.branches import Conditions
 from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
-from ipx2p.diffusion.samplers import SAMPLERS
+from ipx2p.diffusion.samplers import SAMPLERS, make_plan
 from ipx2p.diffusion.schedule import Plan, Schedule, ScheduleConfig, Step
 from ipx2p.editing.settings import (
     Edited,
@@ -171,7 +171,7 @@ class Editor:
         check_needs(settings, negative_instructions, weak is not None)
         self._check_weak(weak)
         settings.make_guidance().check_layers(self.unet.attention_layers)
-        plan = self.schedule.plan(sampler, spacing, num_steps)
+        plan = make_plan(self.schedule, sampler, spacing, num_steps)
         settings.make_guidance().check_plan(plan)
         requests = make_requests(
             images,

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ipx2p.diffusion.guidance.registry import make_guidance
 from ipx2p.diffusion.guidance.stack import Guidance
-from ipx2p.diffusion.samplers import SAMPLERS
-from ipx2p.diffusion.schedule import SPACINGS
-from ipx2p.errors import InputError, suggestion
+from ipx2p.diffusion.samplers import check_names
+from ipx2p.errors import InputError
 from ipx2p.images import fit
 from ipx2p.models.unet import LATENT_CHANNELS
 from ipx2p.seeds import unit_noise
@@ -30,12 +29,7 @@ class EditSettings:
 
     def check(self) -> None:
         """Raise InputError for an unknown name, an impossible number, or what does not couple."""
-        for kind, name, known in (
-            ("sampler", self.sampler, [*SAMPLERS]),
-            ("spacing", self.spacing, SPACINGS),
-        ):
-            if name not in known:
-                raise InputError(f"unknown {kind} {name!r}; {suggestion(name, known)}")
+        check_names(self.sampler, self.spacing)
         if self.num_steps < 1:
             raise InputError(f"{self.num_steps} steps asked for, expected 1 or more")
         self.make_guidance().check_sampler(self.sampler)

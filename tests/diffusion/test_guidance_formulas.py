@@ -13,7 +13,7 @@ from ipx2p.diffusion.guidance.branches import FULL, IMAGE, NULL, Branch, Conditi
 from ipx2p.diffusion.guidance.conditions import ConditionAnnealing, RelevanceMask
 from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
 from ipx2p.diffusion.guidance.registry import make_guidance
-from ipx2p.diffusion.samplers import SAMPLERS
+from ipx2p.diffusion.samplers import SAMPLERS, make_plan
 from ipx2p.diffusion.schedule import Schedule, Step
 
 SIGMA = 1.7
@@ -328,7 +328,7 @@ def linear_network(x, source, text):
 def test_cfgpp_renoises_with_what_lacks_the_condition(sampler, on):
     """arXiv:2406.08070: x0 of the guided prediction, noise of the other."""
     lam, scale = 0.6, 1.0 if on == "both" else 1.5
-    plan = Schedule().plan(sampler, "trailing", 5)
+    plan = make_plan(Schedule(), sampler, "trailing", 5)
     noises = [random(50 + index) for index in range(5)]
     scheme = stack(f"cfgpp:lam={lam},on={on}", 7.0, scale)
 
@@ -400,7 +400,7 @@ def test_outside_the_mask_the_source_stays_at_the_noise_of_each_step(sampler):
         lambda x, *_: x.sin(), schedule, stack("mask"), shown, attention_layers=["mid"]
     )
     guided.mask = mask
-    plan = schedule.plan(sampler, "trailing", 6)
+    plan = make_plan(schedule, sampler, "trailing", 6)
     seen = []
 
     def recording(x, sigma, step):

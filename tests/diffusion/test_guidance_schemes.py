@@ -14,7 +14,7 @@ from ipx2p.diffusion.guidance.branches import FULL, NULL, Branch, Conditions
 from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
 from ipx2p.diffusion.guidance.registry import SCHEMES, make_guidance, spec_of
 from ipx2p.diffusion.guidance.scheme import PushModifier, ScaleModifier
-from ipx2p.diffusion.samplers import SAMPLERS
+from ipx2p.diffusion.samplers import SAMPLERS, make_plan
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig, Step
 from ipx2p.errors import InputError
 
@@ -224,7 +224,7 @@ def sampled(spec, count, places, sampler="euler", dtype=torch.float32):
     noise = shown.text_noise
     parts["text_noise"] = lambda index: noise(index)[places]
     guided = denoiser(spec, (3.0, 1.5), shown=Conditions(**parts))
-    plan = Schedule().plan(sampler, "trailing", 4)
+    plan = make_plan(Schedule(), sampler, "trailing", 4)
     x = random(count, *SHAPE[1:], seed=5)[places] * plan.start_factor
     return SAMPLERS[sampler](guided, x, plan, lambda i: random(count, *SHAPE[1:], seed=i)[places])
 
@@ -336,10 +336,10 @@ def test_a_picture_of_one_row_has_no_detail_to_push():
 
 
 def test_cfgpp_refuses_steps_between_equal_noise_levels():
-    plan = Schedule().plan("ddim", "trailing", 1000)
+    plan = make_plan(Schedule(), "ddim", "trailing", 1000)
     with pytest.raises(InputError, match=r"cfgpp: steps \d+ and \d+ of 1000 have the same noise"):
         guidance("cfgpp").check_plan(plan)
-    guidance("cfgpp").check_plan(Schedule().plan("ddim", "trailing", 100))
+    guidance("cfgpp").check_plan(make_plan(Schedule(), "ddim", "trailing", 100))
 
 
 def test_parts_of_a_stack_stand_in_any_order_around_the_linear_scheme():

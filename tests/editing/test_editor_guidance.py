@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ipx2p.diffusion.guidance.registry import SCHEMES
+from ipx2p.diffusion.samplers import make_plan
 from ipx2p.editing.editor import Editor
 from ipx2p.editing.settings import EditSettings
 from ipx2p.errors import InputError
@@ -140,7 +141,7 @@ def test_bfloat16_stays_near_float32(half, editor, weak, pictures):
 
 
 def test_an_interval_saves_evaluations(editor, pictures):
-    plan = editor.schedule.plan("heun", "linspace", 8)
+    plan = make_plan(editor.schedule, "heun", "linspace", 8)
     inside = sum(0.28 < sigma <= 5.42 for sigma in plan.sigmas[:-1])
     assert 2 <= inside <= 6
     result = edit(editor, pictures[:1], "interval", sampler="heun", spacing="linspace", num_steps=8)
