@@ -70,16 +70,15 @@ FAULTS = {
         "tests/diffusion/test_guidance_schemes.py",
     ),
     "an interval decided by the sigma of the evaluation": (
-        "ipx2p/diffusion/guidance/stack.py",
-        "scales = self.scales_at(step)\n        terms = self._terms(scales)\n        linear",
-        "scales = self.scales_at(Step(step.index, step.count, sigma, sigma, sigma))\n"
-        "        terms = self._terms(scales)\n        linear",
+        "ipx2p/diffusion/guidance/denoiser.py",
+        "self.spec.plan(step)",
+        "self.spec.plan(replace(step, sigma=sigma))",
         "tests/diffusion/test_guidance_schemes.py",
     ),
     "a branch that runs outside an interval": (
-        "ipx2p/diffusion/guidance/stack.py",
-        "return [m for m in self._extra if not any(other.acts_on(m.condition) for other in off)]",
-        "return self._extra",
+        "ipx2p/diffusion/guidance/spec.py",
+        "if not any(other.acts_on(modifier.condition) for other in off)",
+        "if True",
         "tests/diffusion/test_guidance_schemes.py",
     ),
     "a key of a sweep that forgets the seed": (

@@ -143,7 +143,7 @@ def _check_arguments(
     with torch.device("meta"):  # the network without its weights
         layers = UNet(UNetConfig.read(folder / "unet" / "config.json")).attention_layers
     for one in settings:
-        guidance = one.make_guidance()
+        guidance = one.spec
         guidance.check_plan(make_plan(schedule, one.sampler, one.spacing, one.num_steps))
         guidance.check_layers(layers)
     output = config.output.resolve()

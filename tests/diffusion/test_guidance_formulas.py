@@ -12,9 +12,9 @@ import torch
 from ipx2p.diffusion.guidance.branches import FULL, IMAGE, NULL, Branch, Conditions
 from ipx2p.diffusion.guidance.conditions import ConditionAnnealing, RelevanceMask
 from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
-from ipx2p.diffusion.guidance.registry import make_guidance
 from ipx2p.diffusion.samplers import SAMPLERS, make_plan
 from ipx2p.diffusion.schedule import Schedule, Step
+from tests.diffusion.started import Started
 
 SIGMA = 1.7
 ALPHA = 1 / math.sqrt(1 + SIGMA**2)
@@ -38,9 +38,7 @@ D_U = D_C + 0.3 * random(2)
 
 
 def stack(spec, guidance_scale=W, image_guidance_scale=1.5):
-    return make_guidance(
-        spec, guidance_scale=guidance_scale, image_guidance_scale=image_guidance_scale
-    )
+    return Started(spec, guidance_scale, image_guidance_scale)
 
 
 def guided(spec, scale=W):
@@ -276,7 +274,7 @@ def test_autoguidance_and_perturbed_branches_push_away_from_the_worse():
         ("skip_layer:scale=3,low=0", 3),
     ):
         scheme = stack(spec)
-        *_, worse = scheme.branches(SIGMA, step())
+        *_, worse = scheme.branches(step())
         predictions = {FULL: eIT, IMAGE: eI0, NULL: e00, worse: bad}
         close(scheme.blend(predictions, X, SIGMA, step()), plain + strength * (eIT - bad))
 

@@ -221,8 +221,8 @@ def test_noise_on_the_instruction_belongs_to_the_seed(editor, pictures):
         ({"weak": "weak"}, "a weak network is given, but guidance ip2p does not use one"),
         ({"guidance": "perp_neg"}, "perp_neg needs a negative instruction"),
         ({"guidance": "perp_neg", "negative_instructions": [" "]}, "needs a negative instruction"),
-        ({"guidance": "cfgpp", "sampler": "heun"}, "cfgpp cannot couple with the sampler heun"),
-        ({"guidance": "cfgpp", "sampler": "dpmpp_2m"}, "cannot couple with the sampler dpmpp_2m"),
+        ({"guidance": "cfgpp", "sampler": "heun"}, "cfgpp does not work with the sampler heun"),
+        ({"guidance": "cfgpp", "sampler": "dpmpp_2m"}, "does not work with the sampler dpmpp_2m"),
         ({"guidance": "pag:layers=middle"}, "no attention layer 'middle'; it has down.0.0, "),
     ],
 )
@@ -236,7 +236,7 @@ def test_what_does_not_go_together_is_refused(editor, weak, pictures, arguments,
 
 def test_settings_take_a_stack_as_text():
     EditSettings(guidance="apg:eta=0,norm=7.5+interval:low=0.28,high=5.4+rescale:phi=0.7").check()
-    with pytest.raises(InputError, match=re.escape("cfgpp cannot couple with the sampler heun")):
+    with pytest.raises(InputError, match=re.escape("cfgpp does not work with the sampler heun")):
         EditSettings(guidance="cfgpp", sampler="heun").check()
     with pytest.raises(InputError, match="eta is '2', out of range: expected 0 to 1"):
         EditSettings(guidance="apg:eta=2").check()

@@ -27,7 +27,7 @@ LDM = GOLDEN / "ldm.safetensors"
         (["--guidance", "apg:nrm=3"], r"apg has no parameter 'nrm'; did you mean norm\?"),
         (["--guidance", "apg:eta=3"], "apg:eta is '3', out of range: expected 0 to 1"),
         (["--sampler", "eulr"], r"unknown sampler 'eulr'; did you mean euler\?"),
-        (["--sampler", "heun", "--guidance", "cfgpp"], "cfgpp cannot couple with the sampler heun"),
+        (["--sampler", "heun", "--guidance", "cfgpp"], "cfgpp does not work with the sampler heun"),
         (["--guidance", "ip2p", "autoguidance"], "autoguidance needs a second, weaker network"),
         (["--guidance", "perp_neg"], "perp_neg needs a negative instruction"),
         (["--weak-weights", WEIGHTS], "no --guidance uses one: add autoguidance"),

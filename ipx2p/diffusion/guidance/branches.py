@@ -6,7 +6,7 @@ branches that see a negative instruction, run a weaker network, or change its at
 Shapes: B edits, 4 x h x w latents, text states 77 x D.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,12 @@ IMAGE = Branch("image", text="null")
 TEXT = Branch("text", source=False)
 NULL = Branch("null", text="null", source=False)
 BRANCHES = {branch.name: branch for branch in (FULL, IMAGE, TEXT, NULL)}
+
+
+def in_order(branches: Iterable[Branch]) -> list[Branch]:
+    """The four branches first, so that equal sums are added up in the same order."""
+    order = [*BRANCHES.values()]
+    return sorted(branches, key=lambda b: order.index(b) if b in order else len(order))
 
 
 @dataclass(frozen=True)

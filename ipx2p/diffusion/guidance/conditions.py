@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,12 +17,9 @@ from ipx2p.errors import InputError
     formula="y' = sqrt(g) y + scale sqrt(1 - g) n, g(t) = 1 up to tau1, 0 from tau2 on (t: the "
     "share of steps left); back to the mean and spread of y, mixed by psi",
     paper="arXiv:2310.17347",
-    space="any",
     scales="as in the linear scheme; the null text and the source stay clean",
-    evaluations=0,
-    plain="cads:tau1=1,tau2=1",
+    idle={"tau1": 1.0, "tau2": 1.0},
 )
-@dataclass
 class ConditionAnnealing(TextModifier):
     """Condition-annealed sampling: noise on the instruction's states at first, for variety.
 
@@ -36,12 +32,10 @@ class ConditionAnnealing(TextModifier):
     psi: float = parameter(1.0, 0.0, 1.0)
 
     def check(self) -> None:
-        """Raise InputError for times in the wrong order."""
         if self.tau1 > self.tau2:
             raise InputError(f"guidance cads: tau1 {self.tau1} must not be above tau2 {self.tau2}")
 
     def change(self, text: Tensor, noise: Callable[[int], Tensor], step: Step) -> Tensor:
-        """Computed in float32, per sample; untouched where no noise is due."""
         time = 1 - step.index / step.count
         if time <= self.tau1:
             return text
@@ -62,14 +56,11 @@ def _mean_and_std(y: Tensor) -> tuple[Tensor, Tensor]:
     formula="m = |full - image| summed over channels, at `level` of the schedule, clipped above "
     "Q3 + fence (Q3 - Q1), brought to 0 ... 1, > threshold; m e + (1 - m) source",
     paper="arXiv:2308.08947",
-    space="any",
     scales="as in the linear scheme, inside the mask; outside, the source stays",
-    evaluations=0,
     evaluations_once=2,
     full_at=None,
     keeps_equal=False,
 )
-@dataclass
 class RelevanceMask(MaskModifier):
     """Watch your steps: edit only where the instruction matters, found on the noised source.
 
@@ -85,12 +76,7 @@ class RelevanceMask(MaskModifier):
     level: float = parameter(0.8, 0.01, 1.0)
     fence: float = parameter(1.5, 0.0, 100.0)
 
-    def timestep(self, last: int) -> float:
-        """A share of the training schedule."""
-        return self.level * last
-
     def mask(self, difference: Tensor) -> Tensor:
-        """Per sample; all spaces give the same."""
         relevance = difference.abs().sum(dim=1).flatten(1)
         quartiles = torch.tensor([0.25, 0.75], device=relevance.device)
         first, third = relevance.quantile(quartiles, dim=1, keepdim=True)

@@ -1,7 +1,6 @@
 """What is done to the final estimate: rescaled, thresholded (layer 1)."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,10 +15,8 @@ from ipx2p.diffusion.guidance.space import TINY, Moment, ratio, std
     paper="arXiv:2305.08891, sec. 3.4",
     space="v",
     scales="as in the linear scheme; the full branch is the measure for both conditions",
-    evaluations=0,
-    plain="rescale:phi=0",
+    idle={"phi": 0.0},
 )
-@dataclass
 class Rescale(EstimateModifier):
     """CFG rescale: bring the spread of the estimate back to that of the full branch."""
 
@@ -29,7 +26,6 @@ class Rescale(EstimateModifier):
     def change(
         self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
     ) -> Tensor:
-        """In v; equal spreads change nothing."""
         guided = moment.prediction(estimate, "v")
         factor = ratio(std(moment.prediction(full, "v")), std(guided))
         change = self.phi * (factor - 1) * guided
@@ -42,12 +38,10 @@ class Rescale(EstimateModifier):
     paper="arXiv:2205.11487, sec. 2.3",
     space="x0",
     scales="as in the linear scheme",
-    evaluations=0,
     plain="dynamic_threshold:bound=1e6",
     full_at=None,
     keeps_equal=False,
 )
-@dataclass
 class DynamicThreshold(EstimateModifier):
     """Dynamic thresholding: press estimates that leave the range of pictures back into it.
 
@@ -60,7 +54,6 @@ class DynamicThreshold(EstimateModifier):
     def change(
         self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
     ) -> Tensor:
-        """In x0, per sample."""
         reach = estimate.abs().flatten(1).quantile(self.quantile, dim=1).view(-1, 1, 1, 1)
         reach = reach.clamp(min=self.bound)
         return torch.minimum(torch.maximum(estimate, -reach), reach) * (self.bound / reach)
@@ -74,10 +67,8 @@ class DynamicThreshold(EstimateModifier):
     space="x0",
     scales="as in the linear scheme; scale and image_scale are what the range is taken from, at "
     "most the edit's own; scale is also that of joint_scale",
-    evaluations=0,
     plain="mimic:scale=1e6",
 )
-@dataclass
 class MimicScale(EstimateModifier):
     """Mimic scale: the push of a high scale in the range of values of a lower one.
 
@@ -89,7 +80,6 @@ class MimicScale(EstimateModifier):
     quantile: float = parameter(1.0, 0.0, 1.0)
 
     def mimicked(self, scales: dict[str, float]) -> dict[str, float]:
-        """The lower scales."""
         image = scales["image"] if self.image_scale is None else self.image_scale
         most = {"text": self.scale, "image": image, "both": self.scale}
         return {condition: min(most[condition], scale) for condition, scale in scales.items()}
@@ -97,7 +87,6 @@ class MimicScale(EstimateModifier):
     def change(
         self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
     ) -> Tensor:
-        """In x0, per sample and channel."""
         mean = estimate.mean(dim=(2, 3), keepdim=True)
         centred = estimate - mean
         target = (mimicked - mimicked.mean(dim=(2, 3), keepdim=True)).abs().amax((2, 3), True)

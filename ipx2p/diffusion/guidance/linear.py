@@ -9,14 +9,13 @@ Branches without the source are trained only by samples whose source was dropped
 fewer still.
 """
 
-from ipx2p.diffusion.guidance.branches import FULL, IMAGE, NULL, TEXT, Branch
+from ipx2p.diffusion.guidance.branches import FULL, IMAGE, NULL, TEXT, Branch, in_order
 from ipx2p.diffusion.guidance.scheme import Term, scheme
 
 
 @scheme(
     formula="null + s_I (image - null) + s_T (full - image)",
     paper="arXiv:2211.09800, eq. 3",
-    space="any",
     scales="(1, 1) is the full branch; equal scales are plain guidance of both conditions at once",
     evaluations=3,
     plain="ip2p",
@@ -32,7 +31,6 @@ def ip2p(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
 @scheme(
     formula="null + s_T (text - null) + s_I (full - text)",
     paper="arXiv:2211.09800, the other order of its factorisation",
-    space="any",
     scales="(1, 1) is the full branch; equal scales are plain guidance of both conditions at once",
     evaluations=3,
     plain="text_first",
@@ -49,7 +47,6 @@ def text_first(guidance_scale: float, image_guidance_scale: float) -> list[Term]
 @scheme(
     formula="null + s_T (full - null)",
     paper="arXiv:2207.12598",
-    space="any",
     scales="guidance_scale pushes along both conditions; image_guidance_scale is not used",
     evaluations=2,
     plain="joint",
@@ -63,7 +60,6 @@ def joint(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
 @scheme(
     formula="image + s_T (full - image)",
     paper="arXiv:2211.09800, at s_I 1",
-    space="any",
     scales="guidance_scale as in ip2p; image_guidance_scale is not used",
     evaluations=2,
     plain="text_only",
@@ -77,7 +73,6 @@ def text_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
 @scheme(
     formula="text + s_I (full - text)",
     paper="arXiv:2211.09800, text first, at s_T 1",
-    space="any",
     scales="image_guidance_scale as in text_first; guidance_scale is not used",
     evaluations=2,
     plain="image_only",
@@ -91,7 +86,6 @@ def image_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]
 @scheme(
     formula="(image + text) / 2 + s_T (full - image) + s_I (full - text)",
     paper="arXiv:2309.03895",
-    space="any",
     scales="(0.5, 0.5) is the full branch, so they do not compare with those of ip2p",
     evaluations=3,
     full_at=(0.5, 0.5),
@@ -107,7 +101,6 @@ def symmetric(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
 @scheme(
     formula="null + s_I (image - null) + s_T (text - null)",
     paper="arXiv:2206.01714",
-    space="any",
     scales="each pushes along one condition as if the other were not there; never the full branch",
     evaluations=3,
     full_at=None,
@@ -126,7 +119,6 @@ def composable(guidance_scale: float, image_guidance_scale: float) -> list[Term]
 @scheme(
     formula="null + s_I (image - null) + s_T (text - null) + s_J (full - image - text + null)",
     paper="arXiv:2206.01714, with the interaction of both conditions",
-    space="any",
     scales="as in composable, and joint_scale; with joint_scale 1, (1, 1) is the full branch",
     evaluations=4,
     plain="full:joint_scale=s_T",
@@ -148,7 +140,6 @@ def full(
 @scheme(
     formula="null + s_I (image + s_T (full - image) - null)",
     paper="ComfyUI's nested dual guidance",
-    space="any",
     scales="image_guidance_scale pushes the whole of the edit: ip2p at s_T' = s_T s_I",
     evaluations=3,
     plain="nested",
@@ -162,7 +153,6 @@ def nested(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
 @scheme(
     formula="c_null null + c_image image + c_text text + (1 - c_null - c_image - c_text) full",
     paper="none: any linear scheme",
-    space="any",
     scales="not used: the coefficients are the parameters, the full branch takes the rest to 1",
     evaluations=1,
     full_at=None,
@@ -184,8 +174,8 @@ def free(
 def coefficients(anchor: Branch, terms: list[Term]) -> dict[Branch, float]:
     """The anchor and terms as one weighted sum of branches, those with weight 0 left out."""
     weights = {anchor: 1.0}
-    for _, factor, plus, minus in terms:
-        weights[plus] = weights.get(plus, 0.0) + factor
-        weights[minus] = weights.get(minus, 0.0) - factor
+    for term in terms:
+        weights[term.plus] = weights.get(term.plus, 0.0) + term.factor
+        weights[term.minus] = weights.get(term.minus, 0.0) - term.factor
     # Rounding leaves 1e-16 where scales cancel; such a branch must not cost an evaluation.
-    return {branch: weight for branch, weight in weights.items() if abs(weight) > 1e-9}
+    return {branch: weights[branch] for branch in in_order(weights) if abs(weights[branch]) > 1e-9}

@@ -5,7 +5,6 @@ branch costs nothing in that step.
 """
 
 import math
-from dataclasses import dataclass
 
 from ipx2p.diffusion.guidance.scheme import ScaleModifier, Scheme, Term, on, parameter, scheme
 from ipx2p.diffusion.schedule import Step
@@ -30,12 +29,9 @@ LAMBDA_PER_SCALE = 1 / 12.5  # lambda in [0, 1] acts like a scale in [1, 12.5], 
     name="interval",
     formula="s(sigma) = s where low < sigma <= high, else the scale of the full branch",
     paper="arXiv:2404.07724, eq. 5-6",
-    space="any",
     scales="as in the linear scheme, inside the interval",
-    evaluations=0,
-    plain="interval:low=0,high=inf",
+    idle={"low": 0.0, "high": math.inf},
 )
-@dataclass
 class Interval(ScaleModifier):
     """Guidance in the middle of the run alone; outside, one branch runs.
 
@@ -51,7 +47,6 @@ class Interval(ScaleModifier):
     last = True
 
     def check(self) -> None:
-        """Raise InputError for an interval that holds nothing."""
         if self.low >= self.high:
             raise InputError(
                 f"guidance interval: low {self.low} must be below high {self.high}, in sigma "
@@ -59,11 +54,9 @@ class Interval(ScaleModifier):
             )
 
     def holds(self, step: Step) -> bool:
-        """Inside the interval."""
         return self.low < step.sigma <= self.high
 
     def scale(self, scale: float, neutral: float, step: Step) -> float:
-        """As it is inside the interval."""
         return scale if self.holds(step) else neutral
 
 
@@ -72,12 +65,9 @@ class Interval(ScaleModifier):
     formula="s(u) = 1 + (s - 1) f(u), u from 0 at noise to 1 at the picture; f has mean 1: "
     "linear 2u, cosine 1 - cos(pi u), ...; powered_cosine (1 - cos(pi u^power)) / 2",
     paper="arXiv:2404.13040",
-    space="any",
     scales="the mean over many steps (powered_cosine: the last); the push s - 1 is what is shaped",
-    evaluations=0,
-    plain="schedule:curve=constant",
+    idle={"curve": "constant"},
 )
-@dataclass
 class ScheduleOverTime(ScaleModifier):
     """Guidance that rises or falls over the steps.
 
@@ -93,7 +83,6 @@ class ScheduleOverTime(ScaleModifier):
     on: str = on("both")
 
     def scale(self, scale: float, neutral: float, step: Step) -> float:
-        """The scale at the step's share of the run."""
         progress = step.index / (step.count - 1) if step.count > 1 else 0.5
         shaped = neutral + (scale - neutral) * CURVES[self.curve](progress, self.power)
         return shaped if self.floor is None else max(shaped, min(self.floor, scale))
@@ -104,13 +93,10 @@ class ScheduleOverTime(ScaleModifier):
     formula="s_i = lambda sigma_i / (sigma_i - sigma_down): a step of guidance lambda that is "
     "renoised with the branch without the condition",
     paper="arXiv:2406.08070",
-    space="any",
     scales="lambda = guidance_scale / 12.5, unless `lam` is given; image_guidance_scale stays",
-    evaluations=0,
     full_at=None,
     samplers=("ddim", "euler", "euler_ancestral"),
 )
-@dataclass
 class CfgPlusPlus(ScaleModifier):
     """CFG++ as a schedule, which is exact for samplers of first order.
 
@@ -126,7 +112,6 @@ class CfgPlusPlus(ScaleModifier):
         return self.lam is not None
 
     def check_base(self, base: Scheme, terms: list[Term]) -> None:
-        """With both scales its step is renoised with null, which takes a sum of both pushes."""
         super().check_base(base, terms)
         if base.name == "nested" and self.on == "both":
             raise InputError(

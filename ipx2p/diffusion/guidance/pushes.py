@@ -6,7 +6,6 @@ own space; with equal predictions there is none. In a stack each works on what t
 """
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +27,8 @@ from ipx2p.diffusion.guidance.space import (
     paper="arXiv:2410.02416, alg. 1",
     space="x0",
     scales="as in the linear scheme; much higher ones stay usable",
-    evaluations=0,
     plain="apg:eta=1,norm=inf,momentum=0",
 )
-@dataclass
 class AdaptiveProjection(PushModifier):
     """Adaptive projected guidance: less over-saturation at high scales.
 
@@ -50,14 +47,16 @@ class AdaptiveProjection(PushModifier):
     joint: bool = parameter(False)
     on: str = on("both")
     needs_full = True
-    # By name of the push: the step last seen, the push it started from and the one it leaves.
-    _memory: dict[str, tuple[int, Tensor | None, Tensor]] = field(default_factory=dict, init=False)
+
+    @property
+    def as_factor(self) -> float | None:
+        linear = self.eta == 1 and self.norm == math.inf and not self.momentum
+        return self.gain if linear and (self.gain == 1 or self.after == 0) else None
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """Momentum, then the clip, then the projection."""
         difference = push.difference
         if self.momentum:
-            difference = self._with_momentum(push, moment.step.index)
+            difference = self._with_momentum(push, moment)
         if moment.step.index < self.after:
             return push
         if math.isfinite(self.norm):
@@ -65,13 +64,15 @@ class AdaptiveProjection(PushModifier):
         projected = project_off(difference, push.full, self.eta)
         return push.changed(projected, self.gain * push.factor)
 
-    def _with_momentum(self, push: Push, index: int) -> Tensor:
-        seen, before, after = self._memory.get(push.name, (None, None, None))
+    def _with_momentum(self, push: Push, moment: Moment) -> Tensor:
+        # The step last seen, the push it started from and the one it leaves.
+        key, index = (self, push.name), moment.step.index
+        seen, before, after = moment.memory.get(key, (None, None, None))
         if seen != index:
             before = after
         difference = push.difference if before is None else push.difference + self.momentum * before
         # A second evaluation in a step (Heun) starts from the same push and leaves no trace.
-        self._memory[push.name] = (index, before, difference if seen != index else after)
+        moment.memory[key] = (index, before, difference if seen != index else after)
         return difference
 
 
@@ -81,16 +82,13 @@ class AdaptiveProjection(PushModifier):
     paper="arXiv:2503.18886; without its zero output at the start, which is for flow models",
     space="v",
     scales="as in the linear scheme",
-    evaluations=0,
 )
-@dataclass
 class ZeroStar(PushModifier):
     """CFG-Zero*'s optimised scale: the push loses its part along the prediction without it."""
 
     on: str = on("both")
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """As the projection that it is, so that it stacks."""
         return push.changed(project_off(push.difference, moment.prediction(push.minus, "v")))
 
 
@@ -101,10 +99,8 @@ class ZeroStar(PushModifier):
     paper="arXiv:2503.18137",
     space="eps",
     scales="acts like about 1 + (s - 1) / 2, exactly where both predictions have equal norms",
-    evaluations=0,
-    share=0.5,
+    relative_strength=0.5,
 )
-@dataclass
 class TangentialDamping(PushModifier):
     """TCFG: the prediction without the condition, along what both have in common alone.
 
@@ -134,13 +130,10 @@ class TangentialDamping(PushModifier):
     name="fdg",
     formula="a Laplacian pyramid of the push; its levels times low ... high",
     paper="arXiv:2506.19713",
-    space="any",
     scales="as in the linear scheme; low and high multiply the push s - 1, so that at 7.5 the "
     "defaults are about the authors' 5 and 10",
-    evaluations=0,
     plain="fdg:low=1,high=1",
 )
-@dataclass
 class FrequencyDecoupled(PushModifier):
     """Frequency-decoupled guidance: coarse structure and fine detail pushed by different amounts.
 
@@ -152,8 +145,11 @@ class FrequencyDecoupled(PushModifier):
     levels: int = parameter(2, 2, 8)
     on: str = on("both")
 
+    @property
+    def as_factor(self) -> float | None:
+        return self.low if self.low == self.high else None
+
     def push(self, push: Push, moment: Moment) -> Push:
-        """The levels weighed, from `low` at the coarsest to `high` at the finest, and rebuilt."""
         bands = pyramid(push.difference, self.levels)
         last = max(len(bands) - 1, 1)
         weights = [self.low + (self.high - self.low) * i / last for i in range(len(bands))][::-1]
@@ -184,10 +180,8 @@ def enlarged(x: Tensor, like: Tensor) -> Tensor:
     paper="arXiv:2508.03442",
     space="v",
     scales="the most that is reached; each condition is damped by its own ratio",
-    evaluations=0,
-    plain="mambo_g:damping=0",
+    idle={"damping": 0.0},
 )
-@dataclass
 class MagnitudeAware(PushModifier):
     """Magnitude-aware guidance: hold back where the push is large beside the prediction."""
 
@@ -195,7 +189,6 @@ class MagnitudeAware(PushModifier):
     on: str = on("both")
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """The push, damped per sample."""
         size = norm(push.difference) * abs(moment.per_denoised("v"))
         share = ratio(size, norm(moment.prediction(push.minus, "v")))
         return push.changed(push.difference * torch.exp(-self.damping * share))
@@ -207,10 +200,8 @@ class MagnitudeAware(PushModifier):
     paper="arXiv:2502.07849",
     space="eps",
     scales="s - 1 is the paper's omega times (unit sqrt(4 h w))^power: it does not hang on size",
-    evaluations=0,
-    plain="power_law:power=0",
+    idle={"power": 0.0},
 )
-@dataclass
 class PowerLaw(PushModifier):
     """Power-law guidance: a push that fades as the predictions come together.
 
@@ -225,9 +216,6 @@ class PowerLaw(PushModifier):
     on: str = on("both")
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """The push times a power of its size."""
-        if self.power == 0:
-            return push
         s = moment.sigma / math.sqrt(1 + moment.sigma**2)
         rms = norm(push.difference) / math.sqrt(push.difference[0].numel())
         score = rms * abs(moment.per_denoised("eps")) / s
@@ -242,9 +230,7 @@ class PowerLaw(PushModifier):
     space="x0",
     scales="guidance_scale - 1 multiplies the angle, scales below 1 act as 1; "
     "image_guidance_scale stays linear",
-    evaluations=0,
 )
-@dataclass
 class AngleDomain(PushModifier):
     """Angle-domain guidance: turn the prediction instead of lengthening it.
 
@@ -256,7 +242,6 @@ class AngleDomain(PushModifier):
     on: str = on("text")
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """What turning adds to `plus`, as a push of factor 1."""
         factor = max(push.factor, 0.0)
         lengths = norm(push.plus) * norm(push.minus)
         cosine = ratio(dot(push.plus, push.minus), lengths)

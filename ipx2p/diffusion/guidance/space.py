@@ -11,7 +11,7 @@ All tensors are (B, ...) in float32; norms run over all but the first dimension.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -22,11 +22,15 @@ TINY = 1e-12  # keeps 0 / 0 from happening; sums of squares of latents are near 
 
 @dataclass(frozen=True)
 class Moment:
-    """One evaluation: noisy latents x at noise level sigma, in this step of the sampler."""
+    """One evaluation: noisy latents x at noise level sigma, in this step of the sampler.
+
+    memory: what schemes remember during an edit, under keys of their own.
+    """
 
     x: Tensor
     sigma: float
     step: Step
+    memory: dict = field(default_factory=dict)
 
     def per_denoised(self, space: str) -> float:
         """A difference of predictions in a space, per difference of denoised latents."""
