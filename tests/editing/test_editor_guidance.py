@@ -80,10 +80,10 @@ def declared(spec):
     """Evaluations of an edit that a stack on ip2p declares; None where the scales decide."""
     scheme = SCHEMES[spec.partition(":")[0]]
     if scheme.is_linear:
-        return scheme.evaluations * NUM_STEPS
+        return scheme.about.evaluations * NUM_STEPS
     if scheme.name in ("interval", "schedule"):
         return None
-    return (3 + scheme.evaluations) * NUM_STEPS + scheme.evaluations_once
+    return (3 + scheme.about.evaluations) * NUM_STEPS + scheme.about.evaluations_once
 
 
 @pytest.mark.parametrize("spec", SPECS)
