@@ -1,10 +1,10 @@
 """Samplers: functions that walk a plan from noise to denoised latents (layer 1).
 
-Each takes the denoiser D(x, sigma, step), x at the first noise level, the plan and `step_noise`, a
-function from the index of a step to fresh unit noise of x's shape (called only by samplers that
-draw some), and returns x at the last noise level. They hold no state. x is float32, (B, 4, h, w),
-in units of the clean latents: x = x0 + sigma n. A sampler is one function under `@sampler(...)`,
-which states what its plan depends on.
+A sampler is a function without state, under `@sampler(...)`, which states its traits. It takes the
+denoiser D(x, sigma, step), x at the first noise level, the plan, and `step_noise`, which gives
+fresh unit noise of x's shape for the index of a step (used only by samplers that add noise). It
+returns x at the last noise level. x is float32, (B, 4, h, w), in units of the clean latents:
+x = x0 + sigma n.
 """
 
 import math
@@ -28,15 +28,15 @@ SAMPLERS: dict[str, Sampler] = {}
 
 @dataclass(frozen=True)
 class SamplerTraits:
-    """What the plan of a sampler depends on; as in the published scheduler of the same name.
+    """What the plan depends on; as in the published scheduler of the same name.
 
     full_variance: starts at noise of variance sigma^2 + 1, not sigma^2.
     whole_timesteps: visits whole timesteps with the linspace spacing.
     ends_at_first_sigma: ends at the noise of timestep 0, not at sigma 0.
     ancestral: each step ends in fresh noise.
-    drop_last_point: spacings that are laid out with one more point, which is not visited: the
-        sampler ends there. (For DDIM with linspace and karras this is our own choice: a last step
-        from timestep 0 to timestep 0 would do nothing.)
+    drop_last_point: spacings that are laid out with one more point, where the sampler ends. (For
+        DDIM with linspace and karras this is our own choice: otherwise its last step would go from
+        timestep 0 to timestep 0 and do nothing.)
     """
 
     full_variance: bool = False
@@ -62,7 +62,7 @@ def ddpm(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Te
     """Ancestral sampling with the small posterior variance (arXiv:2006.11239, eq. 6 and 7)."""
     for step in plan:
         denoised = denoiser(x, step.sigma, step)
-        # The posterior q(x' | x, x0) in sigma units; the weight of x is sigma'^2 / sigma^2.
+        # The posterior q(x' | x, x0) in units of sigma; the weight of x is sigma'^2 / sigma^2.
         weight = (step.sigma_next / step.sigma) ** 2
         x = denoised + weight * (x - denoised)
         if step.sigma_next > 0:
@@ -108,14 +108,16 @@ def euler_ancestral(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepN
 
 @sampler()
 def heun(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Tensor:
-    """Euler, corrected by the slope at its end (arXiv:2206.00364, alg. 1); two evaluations a step,
-    one in the step to sigma 0."""
+    """Euler, corrected by the slope at its end (arXiv:2206.00364, alg. 1).
+
+    Two evaluations per step, but one in the step to sigma 0.
+    """
     for step in plan:
         denoised = denoiser(x, step.sigma, step)
         x = _moved(x, denoised, step.sigma, step.sigma_next)
         if step.sigma_next > 0:
-            # The mean of both slopes (x - D) / sigma, less the first: they share most of their
-            # digits, so their difference is written as that of the estimates.
+            # Half the change of the slope (x - D) / sigma. Both slopes share most of their digits,
+            # so their difference is written in terms of the estimates.
             change = denoiser(x, step.sigma_next, step) - denoised
             x = x + (step.sigma / step.sigma_next - 1) / 2 * change
     return x
@@ -130,8 +132,7 @@ def dpmpp_2m(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -
         ratio = step.sigma_next / step.sigma
         h = -math.log(ratio) if ratio > 0 else math.inf
         guess = denoised
-        # The first step has no history; the one to sigma 0 is first order, as is one after two
-        # equal noise levels (1000 steps).
+        # First order without a history, to sigma 0, and after two equal noise levels (1000 steps).
         if previous is not None and h_previous > 0 and ratio > 0:
             guess = denoised + (h / h_previous) / 2 * (denoised - previous)
         x = ratio * x + (1 - ratio) * guess
@@ -140,15 +141,15 @@ def dpmpp_2m(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -
 
 
 def _moved(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """x + (sigma_next - sigma) (x - denoised) / sigma, without the cancellation at large sigma."""
+    """x + (sigma_next - sigma) (x - denoised) / sigma, without cancellation at large sigma."""
     return denoised + sigma_next / sigma * (x - denoised)
 
 
 def make_plan(schedule: Schedule, name: str, spacing: str, num_steps: int) -> Plan:
     """The noise levels that a sampler visits; its traits decide where it starts and ends.
 
-    The leading spacing starts at the full variance with any sampler, as published. Karras sigmas
-    keep their fractional timesteps, also where published code rounds them.
+    With the leading spacing every sampler starts at the full variance, as published. Karras sigmas
+    keep their fractional timesteps, even where published code rounds them.
 
     Raises: InputError for an unknown sampler or spacing, or steps outside 1..1000.
     """

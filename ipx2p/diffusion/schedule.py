@@ -2,7 +2,7 @@
 
 The training schedule is variance preserving, x_t = alpha x0 + s n with alpha^2 + s^2 = 1 (DDPM,
 arXiv:2006.11239). Sampling works in units of the clean latents, x = x0 + sigma n with
-sigma = s / alpha (arXiv:2206.00364). Everything here is float64; tensors are converted on use.
+sigma = s / alpha (arXiv:2206.00364). Everything is computed in float64 and converted on use.
 """
 
 import math
@@ -18,21 +18,21 @@ from ipx2p.config import read_published
 from ipx2p.errors import InputError, suggestion
 from ipx2p.files import read_json, write_json
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")  # eps, v, x0 in the published words
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")  # published names of eps, v, x0
 BETA_SCHEDULES = ("scaled_linear", "linear")
 
 TERMINAL_ALPHA_BAR = 2.0**-24  # zero-terminal SNR, floored so that sigma stays finite (4096)
 
-# Fields of a published scheduler_config.json that would change the schedule itself; what a missing
-# field means there, where it is not what it means here.
+# What a missing field of a published scheduler_config.json means, if it differs from our default.
 PUBLISHED_DEFAULTS = {
     "beta_schedule": "linear",
     "beta_start": 0.0001,
     "beta_end": 0.02,
     "steps_offset": 0,
 }
+# Fields that would change the schedule itself, with the only value that is supported.
 SUPPORTED = {"trained_betas": None, "predict_epsilon": True}
-# Fields that choose a sampler or its options; here these are arguments of an edit.
+# Fields that choose a sampler or its options, which are arguments of an edit here.
 HARMLESS = {
     "algorithm_type", "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio",
     "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped",
@@ -44,7 +44,7 @@ HARMLESS = {
 
 @dataclass
 class ScheduleConfig:
-    """The training schedule. Defaults: Stable Diffusion's. Fields as in scheduler_config.json."""
+    """The training schedule, with the fields of scheduler_config.json and SD's defaults."""
 
     num_train_timesteps: int = 1000
     beta_schedule: str = "scaled_linear"
@@ -56,7 +56,7 @@ class ScheduleConfig:
 
     @classmethod
     def read(cls, path: Path) -> "ScheduleConfig":
-        """Read a published scheduler_config.json; InputError names what cannot be honoured."""
+        """Read a published scheduler_config.json; InputError names what is not supported."""
         raw = PUBLISHED_DEFAULTS | read_json(path)
         config = read_published(cls, raw, str(path), supported=SUPPORTED, harmless=HARMLESS)
         config.check(str(path))
@@ -65,12 +65,12 @@ class ScheduleConfig:
     def write(self, path: Path) -> None:
         """Write a scheduler_config.json that diffusers reads."""
         published = {"_class_name": "EulerDiscreteScheduler", **asdict(self)}
-        # The last timestep, which the rescaling needs, is not visited by the leading spacing.
+        # Rescaling needs the last timestep to be visited.
         published["timestep_spacing"] = "trailing" if self.rescale_betas_zero_snr else "linspace"
         write_json(published, path)
 
     def check(self, where: str) -> None:
-        """Raise InputError for a schedule that cannot be, naming the field."""
+        """Raise InputError for an impossible schedule, naming the field."""
         for name, known in (
             ("prediction_type", PREDICTION_TYPES),
             ("beta_schedule", BETA_SCHEDULES),
@@ -93,8 +93,9 @@ class ScheduleConfig:
 class Step:
     """One step of a sampler.
 
-    index, count: position in the run. sigma: noise level at its start; sigma_next: where it goes;
-    sigma_down: where the deterministic part goes when a sampler adds fresh noise (else sigma_next).
+    index, count: position in the run. sigma, sigma_next: noise levels at its start and end.
+    sigma_down: where its deterministic part ends, if the sampler adds fresh noise (else
+        sigma_next).
     """
 
     index: int
@@ -106,14 +107,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sampler walks: `sigmas` (count + 1, falling; the last is where it ends).
+    """The noise levels of a run: `sigmas` (count + 1, falling; the last is where it ends).
 
-    `timesteps` are for people to look at; the network is told `Schedule.timestep(sigma)`.
+    `timesteps` are for display; the network gets `Schedule.timestep(sigma)`.
     """
 
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]  # of the first `count` sigmas
-    start_factor: float  # unit noise times this is where x starts
+    start_factor: float  # x starts at unit noise times this
     ancestral: bool  # steps end in fresh noise
 
     def __len__(self) -> int:
@@ -129,12 +130,12 @@ class Plan:
 
     @property
     def end_factor(self) -> float:
-        """x times this is the latents: 1 unless the plan ends before sigma 0."""
+        """x times this gives the latents: 1 unless the plan ends before sigma 0."""
         return 1 / math.sqrt(1 + self.sigmas[-1] ** 2)
 
 
 class Schedule:
-    """The training schedule: sigma of a timestep and back, adding noise, changing predictions."""
+    """The training schedule: timesteps and sigmas, adding noise, converting predictions."""
 
     def __init__(self, config: ScheduleConfig | None = None) -> None:
         self.config = config or ScheduleConfig()
@@ -152,14 +153,14 @@ class Schedule:
         return self.config.num_train_timesteps - 1
 
     def sigma(self, timestep: float) -> float:
-        """Noise level at a timestep, 0..999; between two of them log-linear, as in k-diffusion."""
+        """Noise level at a timestep, 0..999; log-linear between timesteps, as in k-diffusion."""
         low = min(int(timestep), self.last_timestep - 1)
         weight = timestep - low
         between = (1 - weight) * self.log_sigmas[low] + weight * self.log_sigmas[low + 1]
         return between.exp().item()
 
     def timestep(self, sigma: float) -> float:
-        """Timestep of a noise level: the inverse of `sigma`, clamped to 0..999, fractional."""
+        """Timestep of a noise level, fractional: the inverse of `sigma`, clamped to 0..999."""
         log_sigma = math.log(sigma)
         low = int(torch.searchsorted(self.log_sigmas, log_sigma, right=True)) - 1
         low = min(max(low, 0), self.last_timestep - 1)
@@ -167,12 +168,12 @@ class Schedule:
         return min(max(low + (log_sigma - below) / (above - below), 0.0), float(self.last_timestep))
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = alpha x0 + s n at whole timesteps (B,); float32, at unit variance."""
+        """x_t = alpha x0 + s n at whole timesteps (B,); float32, unit variance."""
         alpha, s = self._alpha_and_s(timesteps, latents.device)
         return alpha * latents.float() + s * noise.float()
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network is trained to predict: eps, v = alpha n - s x0, or x0; float32."""
+        """What the network learns to predict: eps, v = alpha n - s x0, or x0; float32."""
         if self.config.prediction_type == "epsilon":
             return noise.float()
         if self.config.prediction_type == "sample":
@@ -196,7 +197,7 @@ class Schedule:
         return x / (1 + sigma**2) - prediction * (sigma / math.sqrt(1 + sigma**2))
 
     def _alpha_and_s(self, timesteps: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._tables:  # once per device: a training step must not wait for copies
+        if device not in self._tables:  # once per device, so that training does not wait for copies
             alpha, s = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
             self._tables[device] = alpha.float().to(device), s.float().to(device)
         return tuple(table[timesteps].view(-1, 1, 1, 1) for table in self._tables[device])
@@ -211,8 +212,8 @@ def _alphas_cumprod(config: ScheduleConfig) -> Tensor:
         betas = torch.linspace(start, end, count, dtype=torch.float64)
     alphas_cumprod = (1 - betas).cumprod(0)
     if config.rescale_betas_zero_snr:
-        # Shift and stretch alpha so that the last one is 0, the first as it was
-        # (arXiv:2305.08891, alg. 1); alpha-bar 0 would be an infinite sigma.
+        # Shift and scale alpha so that the last one is 0 and the first is kept
+        # (arXiv:2305.08891, alg. 1); the floor keeps sigma finite.
         alpha = alphas_cumprod.sqrt()
         alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
         alphas_cumprod = alpha.square()

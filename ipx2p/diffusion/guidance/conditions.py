@@ -1,4 +1,4 @@
-"""Noise on the instruction (CADS), and where the edit may act (the relevance mask) (layer 1)."""
+"""Changes of the conditions: noise on the instruction (CADS), a relevance mask (layer 1)."""
 
 import math
 from collections.abc import Callable
@@ -15,15 +15,16 @@ from ipx2p.errors import InputError
 @scheme(
     name="cads",
     formula="y' = sqrt(g) y + scale sqrt(1 - g) n, g(t) = 1 up to tau1, 0 from tau2 on (t: the "
-    "share of steps left); back to the mean and spread of y, mixed by psi",
+    "share of steps left); restored to the mean and spread of y, mixed by psi",
     paper="arXiv:2310.17347",
     scales="as in the linear scheme; the null text and the source stay clean",
     idle={"tau1": 1.0, "tau2": 1.0},
 )
 class ConditionAnnealing(TextModifier):
-    """Condition-annealed sampling: noise on the instruction's states at first, for variety.
+    """Condition-annealed sampling: noise on the text states in early steps, for variety.
 
-    Noise belongs to the edit's seed and the step. Defaults: a published port's for SD 1.5.
+    The noise belongs to the edit's seed and the step. Defaults: those of a published port for
+    SD 1.5.
     """
 
     tau1: float = parameter(0.6, 0.0, 1.0)
@@ -64,12 +65,12 @@ def _mean_and_std(y: Tensor) -> tuple[Tensor, Tensor]:
 class RelevanceMask(MaskModifier):
     """Watch your steps: edit only where the instruction matters, found on the noised source.
 
-    The authors put the noised source back outside the mask after each step. Putting the source into
-    the estimate there does the same for every sampler, where the mask is 0 or 1: x = source +
-    sigma n goes to source + sigma' n, with n = (x - source) / sigma of the first step; so the
-    background always has the new noise level, which the authors' is one step behind. An edit with a
-    mask starts from the noised source, as theirs, not from noise alone. Equal predictions have no
-    relevance anywhere, so the source comes out. `threshold` 0 leaves the mask soft.
+    The authors put the noised source back outside the mask after each step. For a mask of 0 and 1,
+    putting the source into the estimate there does the same with every sampler: x = source +
+    sigma n goes to source + sigma' n, with n = (x - source) / sigma of the first step. So the
+    background has the new noise level; the authors' is one step behind. Like theirs, an edit with a
+    mask starts from the noised source, not from pure noise. If predictions are equal nothing is
+    relevant, and the result is the source. `threshold` 0 leaves the mask soft.
     """
 
     threshold: float = parameter(0.5, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""What is done to the final estimate: rescaled, thresholded (layer 1)."""
+"""Changes of the final estimate: rescaling, thresholds (layer 1)."""
 
 import math
 
@@ -14,11 +14,11 @@ from ipx2p.diffusion.guidance.space import TINY, Moment, ratio, std
     formula="phi e std(full) / std(e) + (1 - phi) e, per sample",
     paper="arXiv:2305.08891, sec. 3.4",
     space="v",
-    scales="as in the linear scheme; the full branch is the measure for both conditions",
+    scales="as in the linear scheme; the full branch is the reference for both conditions",
     idle={"phi": 0.0},
 )
 class Rescale(EstimateModifier):
-    """CFG rescale: bring the spread of the estimate back to that of the full branch."""
+    """CFG rescale: give the estimate the standard deviation of the full branch."""
 
     phi: float = parameter(0.7, 0.0, 1.0)
     needs_full = True
@@ -43,9 +43,9 @@ class Rescale(EstimateModifier):
     keeps_equal=False,
 )
 class DynamicThreshold(EstimateModifier):
-    """Dynamic thresholding: press estimates that leave the range of pictures back into it.
+    """Dynamic thresholding: squeeze estimates that leave the range of pictures back into it.
 
-    Pixels have the bound 1; latents have none, 4 standard deviations are our own choice.
+    Pixels have the bound 1; latents have none, so 4 standard deviations are our own choice.
     """
 
     quantile: float = parameter(0.995, 0.0, 1.0)
@@ -65,14 +65,14 @@ class DynamicThreshold(EstimateModifier):
     "R = max(max |M|, quantile of |e|); e clipped to +-R, times max |M| / R",
     paper="sd-dynamic-thresholding; no paper",
     space="x0",
-    scales="as in the linear scheme; scale and image_scale are what the range is taken from, at "
-    "most the edit's own; scale is also that of joint_scale",
+    scales="as in the linear scheme; the range is that at scale and image_scale, but at most the "
+    "edit's own; joint_scale is limited by scale",
     plain="mimic:scale=1e6",
 )
 class MimicScale(EstimateModifier):
-    """Mimic scale: the push of a high scale in the range of values of a lower one.
+    """Mimic scale: the push of a high scale, in the range of values of a lower one.
 
-    The authors mimic 7 for scales of 15 to 30 of a text-to-image model.
+    The authors mimic 7 at scales of 15 to 30 of a text-to-image model.
     """
 
     scale: float = parameter(4.0, 1.0, 1e6)

@@ -1,7 +1,7 @@
-"""Schemes that run further branches: a weaker network, perturbed attention, a negative (layer 1).
+"""Schemes with branches of their own: a weak network, perturbed attention, a negative (layer 1).
 
-Each adds `scale * (full - worse)`, where the worse branch sees both conditions too, so that only
-the quality of the prediction is pushed; the negative instruction takes away instead.
+The first two add `scale * (full - worse)`. The worse branch also sees both conditions, so that only
+the quality of the prediction is pushed. The negative instruction is subtracted instead.
 """
 
 import math
@@ -13,7 +13,7 @@ from ipx2p.diffusion.guidance.scheme import BranchModifier, Scheme, Term, parame
 from ipx2p.diffusion.schedule import Step
 from ipx2p.errors import InputError
 
-WORSE_SCALES = "as in the linear scheme; its own scale is on top, and acts at scales of 1 too"
+WORSE_SCALES = "as in the linear scheme; its own scale is added, and acts at scales of 1 too"
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class WorseBranch(BranchModifier):
     needs=("weak",),
 )
 class Autoguidance(WorseBranch):
-    """Guide by a bad version of the network itself: a smaller or an earlier one.
+    """Guide by a bad version of the network: a smaller or an earlier one.
 
-    Default: near the authors' best for EDM2-S, 2.1, with a weak network of 1/16 of the training.
+    Default: near the authors' best for EDM2-S, 2.1, with a weak network after 1/16 of the training.
     """
 
     scale: float = parameter(2.0, 0.0, 100.0)
@@ -73,9 +73,9 @@ class Autoguidance(WorseBranch):
 
 @dataclass(frozen=True)
 class PerturbedBranch(WorseBranch):
-    """A worse branch by a change of attention layers, named "mid", "down.1", "up.2.0", ...
+    """A branch made worse in attention layers named "mid", "down.1", "up.2.0", ...
 
-    Several are joined by "/". A beginning of names stands for all layers that have it.
+    Several are joined by "/". The beginning of names stands for all layers that have it.
     """
 
     layers: str = parameter("mid")
@@ -104,7 +104,7 @@ class PerturbedBranch(WorseBranch):
 class PerturbedAttention(PerturbedBranch):
     """Perturbed-attention guidance. Defaults: the authors' for Stable Diffusion 1.5 with guidance.
 
-    They use 5 without any other guidance.
+    Without other guidance they use 5.
     """
 
     kind = "identity"
@@ -122,7 +122,7 @@ class PerturbedAttention(PerturbedBranch):
 class SmoothedEnergy(PerturbedBranch):
     """Smoothed energy guidance: a Gaussian blur of the queries; sigma in tokens, inf is the mean.
 
-    The middle of a 512 pixel picture has 8 x 8 tokens, where 4 and more are nearly the mean.
+    A 512 pixel picture has 8 x 8 tokens in the middle, where a sigma of 4 is nearly the mean.
     """
 
     sigma: float = parameter(math.inf, 0.01)
@@ -139,10 +139,10 @@ class SmoothedEnergy(PerturbedBranch):
     full_at=None,
 )
 class SkipLayer(PerturbedBranch):
-    """Skip-layer guidance: the worse branch leaves out transformer blocks.
+    """Skip-layer guidance: the worse branch skips transformer blocks.
 
-    Scale and window are those of the published model, the first fifth of the steps, here in sigma
-    (timestep 799 of Stable Diffusion's schedule); which blocks of a U-Net to skip is our choice.
+    Scale and window are those of the published model: the first fifth of the steps, here in sigma
+    (timestep 799 of Stable Diffusion's schedule). Which blocks of a U-Net to skip is our choice.
     """
 
     scale: float = parameter(2.8, 0.0, 100.0)
@@ -162,9 +162,9 @@ class SkipLayer(PerturbedBranch):
     needs=("negative",),
 )
 class PerpendicularNegative(BranchModifier):
-    """Perp-Neg: take away of a negative instruction what the instruction does not ask for.
+    """Perp-Neg: subtract what a negative instruction asks for and the instruction does not.
 
-    The null text stays empty; the negative branch is shown the source where the text term is.
+    The null text stays empty; the negative branch sees the source if the text term does.
     Default: the authors' 1.5.
     """
 

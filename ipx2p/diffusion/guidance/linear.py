@@ -1,12 +1,11 @@
-"""Linear schemes: how the branches are weighed (layer 1).
+"""Linear schemes: weighted sums of the branches (layer 1).
 
-Each is an anchor, the full branch unless declared otherwise, and terms that are added to it; so its
-coefficients sum to 1, and it is the same in any prediction space. s_T is `guidance_scale`, the push
-along the instruction, s_I is `image_guidance_scale`, the push towards the source.
+Each is an anchor, the full branch unless declared otherwise, plus terms, so that its coefficients
+sum to 1 and it is the same in any prediction space. s_T is `guidance_scale`, the push along the
+instruction, s_I is `image_guidance_scale`, the push towards the source.
 
-Branches without the source are trained only by samples whose source was dropped (5 % by default):
-`text_first`, `symmetric`, `composable` and `full`, which show the instruction without it, rest on
-fewer still.
+Branches without the source are trained only by samples whose source was dropped. Those with the
+instruction alone (`text_first`, `symmetric`, `composable`, `full`) see the fewest: 5 % by default.
 """
 
 from ipx2p.diffusion.guidance.branches import FULL, IMAGE, NULL, TEXT, Branch, in_order
@@ -21,7 +20,7 @@ from ipx2p.diffusion.guidance.scheme import Term, scheme
     plain="ip2p",
 )
 def ip2p(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
-    """Source first, then the instruction on top of it (InstructPix2Pix)."""
+    """Source first, then the instruction given the source (InstructPix2Pix)."""
     return [
         Term("image", image_guidance_scale - 1, IMAGE, NULL),
         Term("text", guidance_scale - 1, FULL, IMAGE),
@@ -37,7 +36,7 @@ def ip2p(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     plain_at="s_T == s_I",
 )
 def text_first(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
-    """Instruction first, then the source on top of it."""
+    """Instruction first, then the source given the instruction."""
     return [
         Term("text", guidance_scale - 1, TEXT, NULL),
         Term("image", image_guidance_scale - 1, FULL, TEXT),
@@ -66,7 +65,7 @@ def joint(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     plain_at="s_I == 1",
 )
 def text_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
-    """Guide along the instruction, take the source as it is."""
+    """Guide along the instruction only."""
     return [Term("text", guidance_scale - 1, FULL, IMAGE)]
 
 
@@ -79,7 +78,7 @@ def text_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     plain_at="s_T == s_I == 1",
 )
 def image_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
-    """Guide towards the source, take the instruction as it is."""
+    """Guide towards the source only."""
     return [Term("image", image_guidance_scale - 1, FULL, TEXT)]
 
 
@@ -101,7 +100,7 @@ def symmetric(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
 @scheme(
     formula="null + s_I (image - null) + s_T (text - null)",
     paper="arXiv:2206.01714",
-    scales="each pushes along one condition as if the other were not there; never the full branch",
+    scales="each pushes along one condition as if the other were absent; never the full branch",
     evaluations=3,
     full_at=None,
     anchor=NULL,
@@ -109,7 +108,7 @@ def symmetric(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     plain_at="s_T == 0",
 )
 def composable(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
-    """Each condition on its own, summed (composable diffusion)."""
+    """The pushes of each condition alone, summed (composable diffusion)."""
     return [
         Term("image", image_guidance_scale, IMAGE, NULL),
         Term("text", guidance_scale, TEXT, NULL),
@@ -128,7 +127,7 @@ def full(
 ) -> list[Term]:
     """`composable` plus what only both conditions together say, times `joint_scale` (s_J).
 
-    All three scales equal give `joint`.
+    With three equal scales it is `joint`.
     """
     return [
         Term("image", image_guidance_scale - joint_scale, IMAGE, NULL),
@@ -153,7 +152,7 @@ def nested(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
 @scheme(
     formula="c_null null + c_image image + c_text text + (1 - c_null - c_image - c_text) full",
     paper="none: any linear scheme",
-    scales="not used: the coefficients are the parameters, the full branch takes the rest to 1",
+    scales="not used: the coefficients are the parameters, the full branch gets the rest to 1",
     evaluations=1,
     full_at=None,
     plain="free:null=1-s_I,image=s_I-s_T",
@@ -166,16 +165,16 @@ def free(
     image: float = 0.0,
     text: float = 0.0,
 ) -> list[Term]:
-    """Coefficients of your own; one evaluation more for each that is not 0."""
+    """Coefficients of your own; each that is not 0 costs one more evaluation."""
     given = ((null, NULL), (image, IMAGE), (text, TEXT))
     return [Term("both", -coefficient, FULL, branch) for coefficient, branch in given]
 
 
 def coefficients(anchor: Branch, terms: list[Term]) -> dict[Branch, float]:
-    """The anchor and terms as one weighted sum of branches, those with weight 0 left out."""
+    """The anchor and terms as one weighted sum of branches, without those of weight 0."""
     weights = {anchor: 1.0}
     for term in terms:
         weights[term.plus] = weights.get(term.plus, 0.0) + term.factor
         weights[term.minus] = weights.get(term.minus, 0.0) - term.factor
-    # Rounding leaves 1e-16 where scales cancel; such a branch must not cost an evaluation.
+    # Where scales cancel, rounding leaves 1e-16, which must not cost an evaluation.
     return {branch: weights[branch] for branch in in_order(weights) if abs(weights[branch]) > 1e-9}

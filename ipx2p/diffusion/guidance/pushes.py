@@ -1,8 +1,9 @@
-"""What is done to the push of a condition: projections, norms, frequencies, angles (layer 1).
+"""Changes of the push of a condition: projections, norms, frequencies, angles (layer 1).
 
-The linear scheme is the anchor plus one push per condition, factor * (plus - minus), where ip2p has
-A = image - null with s_I - 1 and B = full - image with s_T - 1. Each scheme changes a push in its
-own space; with equal predictions there is none. In a stack each works on what the one before left.
+The linear scheme is the anchor plus one push per condition, factor * (plus - minus). In ip2p these
+are A = image - null with s_I - 1 and B = full - image with s_T - 1. Each scheme changes a push in
+its own space; equal predictions give no push. In a stack, each gets the push that the one before
+it leaves.
 """
 
 import math
@@ -12,13 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ipx2p.diffusion.guidance.scheme import Push, PushModifier, on, parameter, scheme
-from ipx2p.diffusion.guidance.space import (
-    Moment,
-    dot,
-    norm,
-    project_off,
-    ratio,
-)
+from ipx2p.diffusion.guidance.space import Moment, dot, norm, project_off, ratio
 
 
 @scheme(
@@ -26,17 +21,18 @@ from ipx2p.diffusion.guidance.space import (
     formula="g = d + momentum g_before; g min(1, norm / |g|); its part along D_full times eta",
     paper="arXiv:2410.02416, alg. 1",
     space="x0",
-    scales="as in the linear scheme; much higher ones stay usable",
+    scales="as in the linear scheme; much higher ones remain usable",
     plain="apg:eta=1,norm=inf,momentum=0",
 )
 class AdaptiveProjection(PushModifier):
     """Adaptive projected guidance: less over-saturation at high scales.
 
-    Over-saturation is gain along the final prediction, so the pushes of both conditions are cleaned
-    against D_full; each has its own momentum and norm. With `joint` the sum of the pushes, scales
-    included, is treated once. The mixed form of HunyuanImage 2.1 is plain guidance for `after`
-    steps, while the momentum is fed, and then pushes `gain` times as hard: its 3.5, then 10, is
-    after=5,gain=3.6,norm=10,momentum=-0.5. Defaults: the authors' for Stable Diffusion 2.1.
+    Over-saturation is gain along the final prediction, so the pushes of both conditions lose their
+    parts along D_full; each has its own momentum and norm. With `joint` the sum of the pushes,
+    scales included, is treated as one. The mixed form of HunyuanImage 2.1 is plain guidance for
+    `after` steps, which only feed the momentum, and then a push `gain` times as strong: its 3.5,
+    then 10, is after=5,gain=3.6,norm=10,momentum=-0.5. Defaults: the authors' for Stable Diffusion
+    2.1.
     """
 
     eta: float = parameter(0.0, 0.0, 1.0)
@@ -84,7 +80,7 @@ class AdaptiveProjection(PushModifier):
     scales="as in the linear scheme",
 )
 class ZeroStar(PushModifier):
-    """CFG-Zero*'s optimised scale: the push loses its part along the prediction without it."""
+    """CFG-Zero*'s optimised scale: the push loses its part along `minus`."""
 
     on: str = on("both")
 
@@ -102,18 +98,19 @@ class ZeroStar(PushModifier):
     relative_strength=0.5,
 )
 class TangentialDamping(PushModifier):
-    """TCFG: the prediction without the condition, along what both have in common alone.
+    """TCFG: the prediction without the condition keeps only what both have in common.
 
-    The first singular vector of the pair in closed form, from their 2 x 2 Gram matrix.
+    That is its part along the first singular vector of the pair, in closed form from their 2 x 2
+    Gram matrix.
     """
 
     on: str = on("both")
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """The push from the damped prediction.
+        """The push from the damped prediction, written so that no digits are lost.
 
         minus' - minus = ((cos 2p - 1) minus + sin 2p plus) / 2. The weights nearly cancel, and at
-        high noise both predictions are nearly x, so it is written with their difference d:
+        high noise both predictions are nearly x. With their difference d it is
         ((cos 2p + sin 2p - 1) minus + sin 2p d) / 2.
         """
         raw = push.plus - push.minus
@@ -137,7 +134,7 @@ class TangentialDamping(PushModifier):
 class FrequencyDecoupled(PushModifier):
     """Frequency-decoupled guidance: coarse structure and fine detail pushed by different amounts.
 
-    Own pyramid: a level is halved by averages of 2 x 2 and enlarged bilinearly, whatever its size.
+    Our own pyramid halves a level of any size by averages of 2 x 2 and enlarges it bilinearly.
     """
 
     low: float = parameter(0.6, -100.0, 100.0)
@@ -179,11 +176,11 @@ def enlarged(x: Tensor, like: Tensor) -> Tensor:
     formula="s' = 1 + (s - 1) exp(-damping |plus - minus| / |minus|)",
     paper="arXiv:2508.03442",
     space="v",
-    scales="the most that is reached; each condition is damped by its own ratio",
+    scales="an upper bound; each condition is damped by its own ratio",
     idle={"damping": 0.0},
 )
 class MagnitudeAware(PushModifier):
-    """Magnitude-aware guidance: hold back where the push is large beside the prediction."""
+    """Magnitude-aware guidance: hold back if the push is large compared with the prediction."""
 
     damping: float = parameter(8.0, 0.0, 1000.0)
     on: str = on("both")
@@ -199,15 +196,15 @@ class MagnitudeAware(PushModifier):
     formula="plus + (s - 1) (rms(d) / unit)^power d, d in units of the score, eps / s_t",
     paper="arXiv:2502.07849",
     space="eps",
-    scales="s - 1 is the paper's omega times (unit sqrt(4 h w))^power: it does not hang on size",
+    scales="s - 1 is the paper's omega times (unit sqrt(4 h w))^power: independent of the size",
     idle={"power": 0.0},
 )
 class PowerLaw(PushModifier):
-    """Power-law guidance: a push that fades as the predictions come together.
+    """Power-law guidance: a push that fades as the predictions approach each other.
 
-    The paper takes the norm of the score's difference and retunes omega for each resolution. Here
-    it is the root mean square, and `unit` is the one at which it equals plain guidance; its default
-    is our own choice.
+    The paper uses the norm of the score's difference and retunes omega for each resolution. We use
+    the root mean square; where it equals `unit`, the push is that of plain guidance. The default is
+    our own choice.
     """
 
     power: float = parameter(0.9, 0.0, 3.0)
@@ -234,8 +231,8 @@ class PowerLaw(PushModifier):
 class AngleDomain(PushModifier):
     """Angle-domain guidance: turn the prediction instead of lengthening it.
 
-    As the authors compute it, which is not an exact rotation: lengths grow by up to 1.3. Two turns
-    would not commute, so it acts on the text alone by default.
+    As the authors compute it, which is not an exact rotation: lengths grow by up to 1.3. Since two
+    turns do not commute, it acts on the text alone by default.
     """
 
     cap: float = parameter(60.0, 0.0, 180.0)  # degrees
@@ -245,7 +242,7 @@ class AngleDomain(PushModifier):
         factor = max(push.factor, 0.0)
         lengths = norm(push.plus) * norm(push.minus)
         cosine = ratio(dot(push.plus, push.minus), lengths)
-        # The sine from the part across: the arc cosine has no digits at small angles.
+        # The sine comes from the orthogonal part: the arc cosine loses its digits at small angles.
         sine = ratio(norm(project_off(push.plus, push.minus)), norm(push.plus))
         angle = torch.atan2(sine, cosine)
         turn = (factor * angle).clamp(max=math.radians(self.cap))

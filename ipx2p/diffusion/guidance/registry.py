@@ -28,10 +28,10 @@ SCHEMES: dict[str, Scheme] = {
     for name, scheme in declared_in(vars(module)).items()
 }
 DEFAULT = "ip2p"
-# How numbers are written; Python's own reading also takes 1_0 and the digits of other scripts.
+# Numbers as people write them; Python would also accept 1_0 and digits of other scripts.
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|\+?inf", re.ASCII)
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
-MAX_SHOWN = 60  # characters of what was typed, in a message
+MAX_SHOWN = 60  # characters of the user's text in a message
 
 
 def parse_guidance(
@@ -88,7 +88,7 @@ def _check_repeats(spec: str, modifiers: list[Modifier]) -> None:
 
 
 def _shown(text: str) -> str:
-    """What was typed, in one line."""
+    """The user's text, in one line."""
     return repr(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}...")
 
 
@@ -127,7 +127,7 @@ def _value(where: str, known: Parameter, text: str) -> float | int | bool | str:
         kind = "a whole number" if whole else "a number"
         raise InputError(f"{where} is {_shown(text)}, expected {kind}")
     value = int(text) if whole else float(text)
-    # Infinity has to be written as such, and to make sense: 1e400 is a slip.
+    # Infinity must be spelled out and make sense: 1e400 is a slip.
     too_large = math.isinf(value) and ("inf" not in text or math.isinf(known.low))
     if too_large or not known.low <= value <= known.high:
         within = f"{known.low:g} to {known.high:g}"
