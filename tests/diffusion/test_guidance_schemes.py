@@ -431,7 +431,7 @@ def test_a_run_of_one_step_is_in_the_middle_of_a_schedule():
     assert guidance("schedule:curve=linear").scales_at(once) == {"text": 7.0, "image": 1.5}
 
 
-def test_use_of_a_scale_does_not_hang_on_the_other_one():
+def test_use_of_a_scale_does_not_depend_on_the_other_one():
     assert guidance("nested+interval:on=image", (3.0, 0.0)).unused_scales == []
     assert guidance("cfgpp:lam=0.6").unused_scales == ["text"]
     assert guidance("cfgpp").unused_scales == []
