@@ -9,6 +9,7 @@ import torch
 
 from ipx2p.diffusion.guidance.registry import SCHEMES, parse_guidance
 from ipx2p.diffusion.schedule import Step
+from ipx2p.editing.settings import EditSettings
 from ipx2p.errors import InputError
 from tests.diffusion.started import Started
 
@@ -137,6 +138,8 @@ def test_a_specification_is_a_value():
         for text, scale in (("apg:eta=0.0", 7), ("ip2p+apg", 7.0), ("apg", 6.0))
     )
     assert one == same and hash(one) == hash(same) and one != other
+    settings = EditSettings(guidance="apg")
+    assert settings.spec is settings.spec  # parsed once, however often it is asked for
     assert (
         str(same) == "ip2p+apg:eta=0.0,norm=7.5,momentum=-0.75,after=0,gain=1.0,joint=False,on=both"
     )
