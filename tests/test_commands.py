@@ -23,8 +23,7 @@ import sample
 import train
 from ipx2p.cli import run_command
 from ipx2p.diffusion.guidance.registry import SCHEMES
-from ipx2p.diffusion.samplers import SAMPLERS
-from ipx2p.diffusion.schedule import SPACINGS
+from ipx2p.diffusion.samplers import SAMPLERS, SPACINGS
 from tests.conftest import GOLDEN, ROOT
 
 FOLDER, LDM = GOLDEN / "diffusers", GOLDEN / "ldm.safetensors"

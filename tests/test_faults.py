@@ -21,7 +21,7 @@ FAULTS = {
         f"{EDIT}[euler-linspace-True]",
     ),
     "sigma_0 where sqrt(1 + sigma_0^2) belongs": (
-        "ipx2p/diffusion/schedule.py",
+        "ipx2p/diffusion/samplers.py",
         "start_factor=math.sqrt(1 + sigmas[0] ** 2) if full_variance else sigmas[0]",
         "start_factor=sigmas[0]",
         f"{EDIT}[ddim-leading-True]",
@@ -70,16 +70,15 @@ FAULTS = {
         "tests/diffusion/test_guidance_schemes.py",
     ),
     "an interval decided by the sigma of the evaluation": (
-        "ipx2p/diffusion/guidance/stack.py",
-        "scales = self.scales_at(step)\n        terms = self._terms(scales)\n        linear",
-        "scales = self.scales_at(Step(step.index, step.count, sigma, sigma, sigma))\n"
-        "        terms = self._terms(scales)\n        linear",
+        "ipx2p/diffusion/guidance/denoiser.py",
+        "self.spec.plan(step)",
+        "self.spec.plan(replace(step, sigma=sigma))",
         "tests/diffusion/test_guidance_schemes.py",
     ),
     "a branch that runs outside an interval": (
-        "ipx2p/diffusion/guidance/stack.py",
-        "return [m for m in self._extra if not any(other.acts_on(m.condition) for other in off)]",
-        "return self._extra",
+        "ipx2p/diffusion/guidance/spec.py",
+        "if not any(other.acts_on(modifier.condition) for other in off)",
+        "if True",
         "tests/diffusion/test_guidance_schemes.py",
     ),
     "a key of a sweep that forgets the seed": (

@@ -1,7 +1,7 @@
-"""From a network to the one contract of sampling, D(x, sigma, step) -> denoised (layer 1).
+"""The contract of sampling, D(x, sigma, step) -> denoised, and a network that meets it (layer 1).
 
-`x` and the result are float32 in units of the clean latents, x = x0 + sigma n
-(arXiv:2206.00364, sec. 3): network, guidance and sampler change apart.
+`x` and the result are float32 in units of the clean latents, x = x0 + sigma n (arXiv:2206.00364,
+sec. 3). Network, guidance and sampler meet here only, so each can change without the others.
 """
 
 import math
@@ -26,17 +26,17 @@ def denoise(
     source_latents: Tensor,
     attention_overrides: Mapping[str, Sequence[Any]] | None = None,
 ) -> Tensor:
-    """One evaluation of the network, turned into an estimate of x0.
+    """Evaluate the network once and turn its prediction into an estimate of x0.
 
-    The scale 1 / sqrt(1 + sigma^2) brings x to the unit variance that the network was trained on;
-    the source latents are a condition, not noise, and are never scaled.
+    x is scaled by 1 / sqrt(1 + sigma^2) to the unit variance that the network was trained on. The
+    source latents are a condition without noise and are never scaled.
 
     Args:
         network: `UNet.forward` or the like.
         x: noisy latents at noise level sigma, (B, 4, h, w), float32.
-        text: states of the instruction, (B, 77, D), in the dtype the network computes in.
-        source_latents: unscaled, zeros for no picture, (B, 4, h, w).
-        attention_overrides: handed to the network where there are any.
+        text: states of the instruction, (B, 77, D), in the network's dtype.
+        source_latents: unscaled, (B, 4, h, w); zeros for no picture.
+        attention_overrides: passed to the network if there are any.
     Returns: denoised latents, (B, 4, h, w), float32.
     """
     timesteps = torch.full((len(x),), schedule.timestep(sigma), device=x.device)

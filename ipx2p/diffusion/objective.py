@@ -1,7 +1,7 @@
 """The training objective: random draws, conditioning dropout, loss and its weights (layer 1).
 
 Noise prediction in latent space with two conditions (InstructPix2Pix, arXiv:2211.09800, sec. 3.2).
-Every draw belongs to a training sample: keyed by the run's seed and the sample's global index.
+Every draw belongs to one training sample and is keyed by the run's seed and the sample's index.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from ipx2p.seeds import generator
 
 @dataclass
 class DropoutConfig:
-    """Shares of samples whose conditions are hidden, so that guidance has its branches."""
+    """Shares of samples whose conditions are dropped, to train the branches of guidance."""
 
     text: float = 0.05  # the instruction alone
     image: float = 0.05  # the source alone
     both: float = 0.05
 
     def check(self, where: str) -> None:
-        """Raise InputError for shares that cannot be."""
+        """Raise InputError for impossible shares."""
         shares = (self.text, self.image, self.both)
         if not all(share >= 0 for share in shares) or sum(shares) > 1:
             raise InputError(f"{where}: shares {shares} must be 0 or more and sum to at most 1")
@@ -35,12 +35,12 @@ class Draws:
     """The random draws of a batch of B samples."""
 
     timesteps: Tensor  # (B,), int64, 0..999
-    noise: Tensor  # (B, 4, h, w), what is added to the target
-    posterior_noise: Tensor  # (B, 4, h, w), picks the target's latents from their posterior
+    noise: Tensor  # (B, 4, h, w), added to the target
+    posterior_noise: Tensor  # (B, 4, h, w), samples the target's latents from their posterior
     dropout: Tensor  # (B,), uniform in [0, 1)
 
     def to(self, device: torch.device) -> "Draws":
-        """The same draws on a device; a copy to the GPU does not make it wait."""
+        """The same draws on a device, without waiting for the copy."""
         return Draws(*(copy_to(tensor, device) for tensor in vars(self).values()))
 
 
@@ -62,10 +62,10 @@ def draw(
 
 
 def hidden_conditions(uniform: Tensor, dropout: DropoutConfig) -> tuple[Tensor, Tensor]:
-    """From which samples to hide the instruction, and from which the source; two masks, (B,).
+    """Masks, (B,), of the samples without their instruction, and of those without their source.
 
     Args:
-        uniform: one number in [0, 1) per sample, (B,), which decides about both.
+        uniform: one number in [0, 1) per sample, (B,), which decides both.
     """
     until_text = dropout.text
     until_both = until_text + dropout.both
@@ -80,7 +80,7 @@ def drop_conditions(
     hide_text: Tensor,
     hide_source: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Put the null text and zeros where conditions are hidden.
+    """Replace hidden instructions by the null text and hidden sources by zeros.
 
     Args:
         text: (B, 77, D). null_text: (1, 77, D). source_latents: (B, 4, h, w).
@@ -98,8 +98,8 @@ def loss_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
 def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
     """Weight of a sample's loss at its signal-to-noise ratio (Min-SNR, arXiv:2303.09556, sec. 3.4).
 
-    In terms of x0 the weight is min(snr, gamma); the loss on eps already holds a factor snr, that
-    on v one of snr + 1.
+    In terms of x0 the weight is min(snr, gamma); a loss on eps already contains a factor snr, one
+    on v a factor snr + 1.
     """
     factor = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
     return snr.clamp(max=gamma) / factor[prediction_type]

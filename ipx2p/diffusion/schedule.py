@@ -2,7 +2,7 @@
 
 The training schedule is variance preserving, x_t = alpha x0 + s n with alpha^2 + s^2 = 1 (DDPM,
 arXiv:2006.11239). Sampling works in units of the clean latents, x = x0 + sigma n with
-sigma = s / alpha (arXiv:2206.00364). Everything here is float64; tensors are converted on use.
+sigma = s / alpha (arXiv:2206.00364). Everything is computed in float64 and converted on use.
 """
 
 import math
@@ -17,50 +17,11 @@ from torch import Tensor
 from ipx2p.errors import InputError, suggestion
 from ipx2p.published import PublishedConfig
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")  # eps, v, x0 in the published words
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")  # published names of eps, v, x0
 BETA_SCHEDULES = ("scaled_linear", "linear")
 FILE = Path("scheduler", "scheduler_config.json")  # in a weights folder
-SPACINGS = ("linspace", "leading", "trailing", "karras")
 
 TERMINAL_ALPHA_BAR = 2.0**-24  # zero-terminal SNR, floored so that sigma stays finite (4096)
-KARRAS_RHO = 7.0
-
-
-@dataclass(frozen=True)
-class SamplerTraits:
-    """What the plan of a sampler has to know about it; as in the published scheduler of its name.
-
-    full_variance: starts at noise of variance sigma^2 + 1, not sigma^2.
-    whole_timesteps: visits whole timesteps with the linspace spacing.
-    ends_at_first_sigma: ends at the noise of timestep 0, not at sigma 0.
-    ancestral: each step ends in fresh noise.
-    leaves_out_last: spacings laid out with one point more, the last of which is not visited: it is
-        where the sampler ends. (For DDIM with linspace and karras this is our own choice: a last
-        step from timestep 0 to timestep 0 would do nothing.)
-    """
-
-    full_variance: bool = False
-    whole_timesteps: bool = False
-    ends_at_first_sigma: bool = False
-    ancestral: bool = False
-    leaves_out_last: tuple[str, ...] = ()
-
-
-SAMPLER_TRAITS = {
-    "ddpm": SamplerTraits(full_variance=True, whole_timesteps=True, ancestral=True),
-    "ddim": SamplerTraits(
-        full_variance=True,
-        whole_timesteps=True,
-        ends_at_first_sigma=True,
-        leaves_out_last=("linspace", "karras"),
-    ),
-    "euler": SamplerTraits(),
-    "euler_ancestral": SamplerTraits(ancestral=True),
-    "heun": SamplerTraits(),
-    "dpmpp_2m": SamplerTraits(
-        full_variance=True, whole_timesteps=True, leaves_out_last=("linspace", "leading")
-    ),
-}
 
 
 @dataclass
@@ -112,8 +73,9 @@ class ScheduleConfig(PublishedConfig):
 class Step:
     """One step of a sampler.
 
-    index, count: position in the run. sigma: noise level at its start; sigma_next: where it goes;
-    sigma_down: where the deterministic part goes when a sampler adds fresh noise (else sigma_next).
+    index, count: position in the run. sigma, sigma_next: noise levels at its start and end.
+    sigma_down: where its deterministic part ends, if the sampler adds fresh noise (else
+        sigma_next).
     """
 
     index: int
@@ -125,14 +87,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sampler walks: `sigmas` (count + 1, falling; the last is where it ends).
+    """The noise levels of a run: `sigmas` (count + 1, falling; the last is where it ends).
 
-    `timesteps` are for people to look at; the network is told `Schedule.timestep(sigma)`.
+    `timesteps` are for display; the network gets `Schedule.timestep(sigma)`.
     """
 
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]  # of the first `count` sigmas
-    start_factor: float  # unit noise times this is where x starts
+    start_factor: float  # x starts at unit noise times this
     ancestral: bool  # steps end in fresh noise
 
     def __len__(self) -> int:
@@ -148,12 +110,12 @@ class Plan:
 
     @property
     def end_factor(self) -> float:
-        """x times this is the latents: 1 unless the plan ends before sigma 0."""
+        """x times this gives the latents: 1 unless the plan ends before sigma 0."""
         return 1 / math.sqrt(1 + self.sigmas[-1] ** 2)
 
 
 class Schedule:
-    """The training schedule: sigma of a timestep and back, adding noise, changing predictions."""
+    """The training schedule: timesteps and sigmas, adding noise, converting predictions."""
 
     def __init__(self, config: ScheduleConfig | None = None) -> None:
         self.config = config or ScheduleConfig()
@@ -171,77 +133,27 @@ class Schedule:
         return self.config.num_train_timesteps - 1
 
     def sigma(self, timestep: float) -> float:
-        """Noise level at a timestep, 0..999; between two of them log-linear, as in k-diffusion."""
+        """Noise level at a timestep, 0..999; log-linear between timesteps, as in k-diffusion."""
         low = min(int(timestep), self.last_timestep - 1)
         weight = timestep - low
         between = (1 - weight) * self.log_sigmas[low] + weight * self.log_sigmas[low + 1]
         return between.exp().item()
 
     def timestep(self, sigma: float) -> float:
-        """Timestep of a noise level: the inverse of `sigma`, clamped to 0..999, fractional."""
+        """Timestep of a noise level, fractional: the inverse of `sigma`, clamped to 0..999."""
         log_sigma = math.log(sigma)
         low = int(torch.searchsorted(self.log_sigmas, log_sigma, right=True)) - 1
         low = min(max(low, 0), self.last_timestep - 1)
         below, above = self.log_sigmas[low].item(), self.log_sigmas[low + 1].item()
         return min(max(low + (log_sigma - below) / (above - below), 0.0), float(self.last_timestep))
 
-    def plan(self, sampler: str, spacing: str, num_steps: int) -> Plan:
-        """The noise levels that a sampler visits; its traits decide where it starts and ends.
-
-        The leading spacing starts at the full variance with any sampler, as published. Karras
-        sigmas keep their fractional timesteps, also where published code rounds them.
-
-        Raises: InputError for an unknown sampler or spacing, or steps outside 1..1000.
-        """
-        for kind, name, known in (
-            ("sampler", sampler, [*SAMPLER_TRAITS]),
-            ("spacing", spacing, SPACINGS),
-        ):
-            if name not in known:
-                raise InputError(f"unknown {kind} {name!r}; {suggestion(name, known)}")
-        total = self.config.num_train_timesteps
-        if not 1 <= num_steps <= total:
-            raise InputError(f"{num_steps} steps asked for, expected 1 to {total}")
-        traits = SAMPLER_TRAITS[sampler]
-        timesteps = self._timesteps(traits, spacing, num_steps)
-        sigmas = [self.sigma(timestep) for timestep in timesteps]
-        full_variance = spacing == "leading" or traits.full_variance
-        return Plan(
-            sigmas=(*sigmas, self.sigma(0) if traits.ends_at_first_sigma else 0.0),
-            timesteps=tuple(timesteps),
-            start_factor=math.sqrt(1 + sigmas[0] ** 2) if full_variance else sigmas[0],
-            ancestral=traits.ancestral,
-        )
-
-    def _timesteps(self, traits: SamplerTraits, spacing: str, num_steps: int) -> list[float]:
-        total, last = self.config.num_train_timesteps, self.last_timestep
-        if num_steps == 1:
-            return [float(last)]
-        points = num_steps + (spacing in traits.leaves_out_last)
-        falling = range(points - 1, -1, -1)
-        if spacing == "leading":
-            stride = max(total // points, 1)
-            timesteps = [stride * i + self.config.steps_offset for i in falling]
-        elif spacing == "trailing":
-            timesteps = [round(total * (i + 1) / points) - 1 for i in falling]
-        elif spacing == "karras":
-            # arXiv:2206.00364, eq. 5
-            high, low = (self.sigma(t) ** (1 / KARRAS_RHO) for t in (last, 0))
-            roots = [low + (high - low) * i / (points - 1) for i in falling]
-            timesteps = [self.timestep(root**KARRAS_RHO) for root in roots]
-        else:
-            timesteps = [last * i / (points - 1) for i in falling]
-            if traits.whole_timesteps:
-                timesteps = [round(timestep) for timestep in timesteps]
-        return [float(min(max(timestep, 0), last)) for timestep in timesteps[:num_steps]]
-
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = alpha x0 + s n at whole timesteps (B,); float32, at unit variance."""
+        """x_t = alpha x0 + s n at whole timesteps (B,); float32, unit variance."""
         alpha, s = self._alpha_and_s(timesteps, latents.device)
         return alpha * latents.float() + s * noise.float()
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network is trained to predict: eps, v = alpha n - s x0, or x0; float32."""
+        """What the network learns to predict: eps, v = alpha n - s x0, or x0; float32."""
         if self.config.prediction_type == "epsilon":
             return noise.float()
         if self.config.prediction_type == "sample":
@@ -265,7 +177,7 @@ class Schedule:
         return x / (1 + sigma**2) - prediction * (sigma / math.sqrt(1 + sigma**2))
 
     def _alpha_and_s(self, timesteps: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._tables:  # once per device: a training step must not wait for copies
+        if device not in self._tables:  # once per device, so that training does not wait for copies
             alpha, s = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
             self._tables[device] = alpha.float().to(device), s.float().to(device)
         return tuple(table[timesteps].view(-1, 1, 1, 1) for table in self._tables[device])
@@ -280,8 +192,8 @@ def _alphas_cumprod(config: ScheduleConfig) -> Tensor:
         betas = torch.linspace(start, end, count, dtype=torch.float64)
     alphas_cumprod = (1 - betas).cumprod(0)
     if config.rescale_betas_zero_snr:
-        # Shift and stretch alpha so that the last one is 0, the first as it was
-        # (arXiv:2305.08891, alg. 1); alpha-bar 0 would be an infinite sigma.
+        # Shift and scale alpha so that the last one is 0 and the first is kept
+        # (arXiv:2305.08891, alg. 1); the floor keeps sigma finite.
         alpha = alphas_cumprod.sqrt()
         alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
         alphas_cumprod = alpha.square()

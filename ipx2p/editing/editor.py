@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ipx2p.devices import dtype_name, pick_device, pick_dtype
 from ipx2p.diffusion.guidance.branches import Conditions
 from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
-from ipx2p.diffusion.samplers import SAMPLERS
+from ipx2p.diffusion.samplers import SAMPLERS, make_plan
 from ipx2p.diffusion.schedule import Plan, Schedule, ScheduleConfig, Step
 from ipx2p.editing.settings import (
     Edited,
@@ -169,9 +169,9 @@ class Editor:
         settings.check()
         check_needs(settings, negative_instructions, weak is not None)
         self._check_weak(weak)
-        settings.make_guidance().check_layers(self.unet.attention_layers)
-        plan = self.schedule.plan(sampler, spacing, num_steps)
-        settings.make_guidance().check_plan(plan)
+        settings.spec.check_layers(self.unet.attention_layers)
+        plan = make_plan(self.schedule, sampler, spacing, num_steps)
+        settings.spec.check_plan(plan)
         requests = make_requests(
             images,
             instructions,
@@ -225,7 +225,7 @@ class Editor:
         pixels01 = [pixels01_from_image(request.image) for request in requests]
         pixels = stack([pixels_from_pixels01(p) for p in pixels01], self.vae.dtype)
         source_latents = self.vae.encode(pixels).mode()
-        guidance = settings.make_guidance()
+        guidance = settings.spec
         negative_text = stack([r.negative_text for r in requests], self.dtype)
         empty = self.text.encode([""]).to(negative_text).expand_as(negative_text)
         conditions = Conditions(

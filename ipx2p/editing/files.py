@@ -13,7 +13,6 @@ from PIL import Image
 
 from ipx2p import __version__
 from ipx2p.devices import device_name, dtype_name
-from ipx2p.diffusion.guidance.registry import spec_of
 from ipx2p.editing.editor import Editor
 from ipx2p.editing.settings import Edited, EditSettings, check_needs
 from ipx2p.errors import InputError
@@ -80,7 +79,7 @@ def edit_files(
         "weights": str(weights),
         "weights_folder": str(folder.resolve()),  # where links and hub ids led to
         **asdict(settings),
-        "guidance_in_full": spec_of(settings.make_guidance()),
+        "guidance_in_full": str(settings.spec),
         "negative_instruction": negative_instruction,
         "weak_weights": weak_weights and str(weak_weights),
         "resolution": resolution,

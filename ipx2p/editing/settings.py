@@ -7,11 +7,10 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from ipx2p.diffusion.guidance.registry import make_guidance
-from ipx2p.diffusion.guidance.stack import Guidance
-from ipx2p.diffusion.samplers import SAMPLERS
-from ipx2p.diffusion.schedule import SPACINGS
-from ipx2p.errors import InputError, suggestion
+from ipx2p.diffusion.guidance.registry import parse_guidance
+from ipx2p.diffusion.guidance.spec import GuidanceSpec
+from ipx2p.diffusion.samplers import check_names
+from ipx2p.errors import InputError
 from ipx2p.images import fit
 from ipx2p.models.unet import LATENT_CHANNELS
 from ipx2p.seeds import unit_noise
@@ -30,19 +29,15 @@ class EditSettings:
 
     def check(self) -> None:
         """Raise InputError for an unknown name, an impossible number, or what does not couple."""
-        for kind, name, known in (
-            ("sampler", self.sampler, [*SAMPLERS]),
-            ("spacing", self.spacing, SPACINGS),
-        ):
-            if name not in known:
-                raise InputError(f"unknown {kind} {name!r}; {suggestion(name, known)}")
+        check_names(self.sampler, self.spacing)
         if self.num_steps < 1:
             raise InputError(f"{self.num_steps} steps asked for, expected 1 or more")
-        self.make_guidance().check_sampler(self.sampler)
+        self.spec.check_sampler(self.sampler)
 
-    def make_guidance(self) -> Guidance:
-        """The guidance of one edit; it holds state, so every edit takes its own."""
-        return make_guidance(
+    @property
+    def spec(self) -> GuidanceSpec:
+        """The guidance, parsed and checked."""
+        return parse_guidance(
             self.guidance,
             guidance_scale=self.guidance_scale,
             image_guidance_scale=self.image_guidance_scale,
@@ -77,7 +72,7 @@ class EditResult:
 
 def check_needs(settings: EditSettings, negatives: Sequence[str] | None, has_weak: bool) -> None:
     """Raise InputError for guidance that lacks its second network or negative instruction."""
-    guidance = settings.make_guidance()
+    guidance = settings.spec
     for name in guidance.needs("weak"):
         if not has_weak:
             raise InputError(

@@ -15,6 +15,7 @@ import torch
 
 from ipx2p import __version__
 from ipx2p.devices import dtype_name, pick_device, pick_dtype
+from ipx2p.diffusion.samplers import make_plan
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
 from ipx2p.distributed import World, open_world
 from ipx2p.editing.editor import Editor
@@ -142,8 +143,8 @@ def _check_arguments(
     with torch.device("meta"):  # the network without its weights
         layers = UNet(UNetConfig.read(folder / "unet" / "config.json")).attention_layers
     for one in settings:
-        guidance = one.make_guidance()
-        guidance.check_plan(schedule.plan(one.sampler, one.spacing, one.num_steps))
+        guidance = one.spec
+        guidance.check_plan(make_plan(schedule, one.sampler, one.spacing, one.num_steps))
         guidance.check_layers(layers)
     output = config.output.resolve()
     for case in cases:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ipx2p.diffusion.guidance.registry import spec_of
 from ipx2p.diffusion.guidance.scheme import Scheme
 from ipx2p.distributed import World
 from ipx2p.editing.editor import Editor
@@ -30,7 +29,7 @@ from ipx2p.models.unet import UNet
 from ipx2p.seeds import generator
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-GUIDANCE_CORE = ("branches", "denoiser", "scheme", "space", "stack")
+GUIDANCE_CORE = ("branches", "denoiser", "plan", "scheme", "space", "spec")
 MAX_LOADED = 64  # pictures held in memory
 
 
@@ -57,12 +56,12 @@ class SweepConfig:
         for guidance, sampler, steps, image_scale, scale in product:
             settings = EditSettings(sampler, self.spacing, steps, guidance, scale, image_scale)
             settings.check()
-            needs_weak = bool(settings.make_guidance().needs("weak"))
+            needs_weak = bool(settings.spec.needs("weak"))
             check_needs(settings, [self.negative_instruction], has_weak and needs_weak)
             unlike.setdefault(key_of(described(settings)), settings)
         if not unlike:
             raise InputError("nothing to compare: every option needs at least one value")
-        if has_weak and not any(s.make_guidance().needs("weak") for s in unlike.values()):
+        if has_weak and not any(s.spec.needs("weak") for s in unlike.values()):
             raise InputError(
                 "a weak network is given, but no --guidance uses one: add autoguidance, or leave "
                 "out --weak-weights"
@@ -77,7 +76,7 @@ SCALES = {"guidance_scale": "text", "image_guidance_scale": "image"}
 
 def scales_of(settings: EditSettings) -> dict[str, float | None]:
     """Both scales by name; None for one that the guidance does not use."""
-    unused = settings.make_guidance().unused_scales
+    unused = settings.spec.unused_scales
     return {
         name: None if condition in unused else getattr(settings, name)
         for name, condition in SCALES.items()
@@ -86,7 +85,7 @@ def scales_of(settings: EditSettings) -> dict[str, float | None]:
 
 def described(settings: EditSettings) -> dict[str, Any]:
     """What settings mean, not how they were typed: guidance in full, no scale without effect."""
-    guidance = {"guidance": spec_of(settings.make_guidance())}
+    guidance = {"guidance": str(settings.spec)}
     return asdict(settings) | guidance | scales_of(settings)
 
 
@@ -121,7 +120,7 @@ def make_trials(
     """
     trials = []
     for one in settings:
-        guidance = one.make_guidance()
+        guidance = one.spec
         guided = described(one) | {"schemes": schemes_digest(guidance.schemes)}
         if guidance.needs("weak"):
             guided["weak_weights"] = weak
@@ -228,7 +227,7 @@ def _edit(
 ) -> None:
     """Edit trials of the same settings; those beside one that fails are done by themselves."""
     settings = batch[0].settings
-    needs_weak = bool(settings.make_guidance().needs("weak"))
+    needs_weak = bool(settings.spec.needs("weak"))
     done = set()
 
     def on_edit(index: int, edited: Edited) -> None:

@@ -63,9 +63,8 @@ class Line:
 
     @cached_property
     def effective(self) -> dict[str, float | None]:
-        """Likewise those at which plain guidance pushes about as much."""
-        acting = self.settings.make_guidance().effective_scales
-        return {n: None if s is None else acting[SCALES[n]] for n, s in self.scales.items()}
+        """Likewise those at which ip2p is exactly the same, where there are such."""
+        return dict(zip(SCALES, self.settings.spec.effective_scales or (None, None), strict=True))
 
     def cells(self) -> dict[str, Any]:
         """The line by column; what it does not have is None."""

@@ -24,6 +24,7 @@ from ipx2p.diffusion.objective import (
     loss_per_sample,
     min_snr_weight,
 )
+from ipx2p.diffusion.samplers import make_plan
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
 from ipx2p.distributed import World
 from ipx2p.editing.editor import Editor
@@ -144,7 +145,7 @@ class EditLearner:
         self.vae_config = vae.config
         _check_resolution(config, vae)
         edit = config.validation.edit
-        self.schedule.plan(edit.sampler, edit.spacing, edit.num_steps)
+        make_plan(self.schedule, edit.sampler, edit.spacing, edit.num_steps)
 
         self.module = self.network = self._unet(folder).to(device).train()
         self.precision = pick_dtype(config.train.precision, device)

@@ -7,9 +7,10 @@ import torch
 
 from ipx2p.diffusion.guidance.branches import BRANCHES, Conditions
 from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
-from ipx2p.diffusion.guidance.registry import SCHEMES, make_guidance
+from ipx2p.diffusion.guidance.registry import SCHEMES
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig, Step
 from ipx2p.errors import InputError
+from tests.diffusion.started import Started
 
 LINEAR = [name for name, scheme in SCHEMES.items() if scheme.is_linear]
 STEP = Step(0, 1, 1.0, 0.5, 0.5)
@@ -17,9 +18,7 @@ SCALES = [(7.0, 1.5), (1.0, 1.0), (0.0, 1.0), (3.0, 3.0), (-1.0, 0.9), (7.5, 0.0
 
 
 def guidance(spec, guidance_scale=7.0, image_guidance_scale=1.5):
-    return make_guidance(
-        spec, guidance_scale=guidance_scale, image_guidance_scale=image_guidance_scale
-    )
+    return Started(spec, guidance_scale, image_guidance_scale)
 
 
 def random_predictions(seed=0):
@@ -29,13 +28,13 @@ def random_predictions(seed=0):
 
 def blend(spec, scales, predictions):
     scheme = guidance(spec, *scales)
-    shown = {branch: predictions[branch.name] for branch in scheme.branches(1.0, STEP)}
+    shown = {branch: predictions[branch.name] for branch in scheme.branches(STEP)}
     return scheme.blend(shown, torch.zeros(1), 1.0, STEP)
 
 
 def names(scheme):
     """Names of the branches that run."""
-    return [branch.name for branch in scheme.branches(1.0, STEP)]
+    return [branch.name for branch in scheme.branches(STEP)]
 
 
 @pytest.mark.parametrize("scales", SCALES)
@@ -207,8 +206,7 @@ def test_blending_predictions_or_denoised_latents_is_the_same(conditions, name, 
     guided = GuidedDenoiser(network, schedule, scheme, conditions)(x, sigma, STEP)
     scaled = x / math.sqrt(1 + sigma**2)
     predictions = {
-        branch: network(scaled, None, *conditions.of(branch))
-        for branch in scheme.branches(sigma, STEP)
+        branch: network(scaled, None, *conditions.of(branch)) for branch in scheme.branches(STEP)
     }
     expected = schedule.denoised(scheme.blend(predictions, x, sigma, STEP), x, sigma)
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
@@ -267,7 +265,7 @@ def test_blending_predictions_or_denoised_latents_is_the_same(conditions, name, 
             "cfgpp:on=both does not go with nested.* set on=image",
         ),
         ("pag+pag:layers=up", (7.0, 1.5), "has pag twice: keep one of them$"),
-        ("composable+interval", (7.0, 1.5), "which composable never gives: take another"),
+        ("composable+interval", (7.0, 1.5), "which composable never gives: choose another"),
         ("image_only+perp_neg", (7.0, 1.5), "perp_neg needs a push along the instruction"),
     ],
 )

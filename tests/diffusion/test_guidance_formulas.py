@@ -12,9 +12,9 @@ import torch
 from ipx2p.diffusion.guidance.branches import FULL, IMAGE, NULL, Branch, Conditions
 from ipx2p.diffusion.guidance.conditions import ConditionAnnealing, RelevanceMask
 from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
-from ipx2p.diffusion.guidance.registry import make_guidance
-from ipx2p.diffusion.samplers import SAMPLERS
+from ipx2p.diffusion.samplers import SAMPLERS, make_plan
 from ipx2p.diffusion.schedule import Schedule, Step
+from tests.diffusion.started import Started
 
 SIGMA = 1.7
 ALPHA = 1 / math.sqrt(1 + SIGMA**2)
@@ -38,9 +38,7 @@ D_U = D_C + 0.3 * random(2)
 
 
 def stack(spec, guidance_scale=W, image_guidance_scale=1.5):
-    return make_guidance(
-        spec, guidance_scale=guidance_scale, image_guidance_scale=image_guidance_scale
-    )
+    return Started(spec, guidance_scale, image_guidance_scale)
 
 
 def guided(spec, scale=W):
@@ -276,7 +274,7 @@ def test_autoguidance_and_perturbed_branches_push_away_from_the_worse():
         ("skip_layer:scale=3,low=0", 3),
     ):
         scheme = stack(spec)
-        *_, worse = scheme.branches(SIGMA, step())
+        *_, worse = scheme.branches(step())
         predictions = {FULL: eIT, IMAGE: eI0, NULL: e00, worse: bad}
         close(scheme.blend(predictions, X, SIGMA, step()), plain + strength * (eIT - bad))
 
@@ -328,7 +326,7 @@ def linear_network(x, source, text):
 def test_cfgpp_renoises_with_what_lacks_the_condition(sampler, on):
     """arXiv:2406.08070: x0 of the guided prediction, noise of the other."""
     lam, scale = 0.6, 1.0 if on == "both" else 1.5
-    plan = Schedule().plan(sampler, "trailing", 5)
+    plan = make_plan(Schedule(), sampler, "trailing", 5)
     noises = [random(50 + index) for index in range(5)]
     scheme = stack(f"cfgpp:lam={lam},on={on}", 7.0, scale)
 
@@ -400,7 +398,7 @@ def test_outside_the_mask_the_source_stays_at_the_noise_of_each_step(sampler):
         lambda x, *_: x.sin(), schedule, stack("mask"), shown, attention_layers=["mid"]
     )
     guided.mask = mask
-    plan = schedule.plan(sampler, "trailing", 6)
+    plan = make_plan(schedule, sampler, "trailing", 6)
     seen = []
 
     def recording(x, sigma, step):

@@ -12,11 +12,12 @@ import torch
 
 from ipx2p.diffusion.guidance.branches import FULL, NULL, Branch, Conditions
 from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
-from ipx2p.diffusion.guidance.registry import SCHEMES, make_guidance, spec_of
+from ipx2p.diffusion.guidance.registry import SCHEMES
 from ipx2p.diffusion.guidance.scheme import PushModifier, ScaleModifier
-from ipx2p.diffusion.samplers import SAMPLERS
+from ipx2p.diffusion.samplers import SAMPLERS, make_plan
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig, Step
 from ipx2p.errors import InputError
+from tests.diffusion.started import Started
 
 LINEAR = [name for name, scheme in SCHEMES.items() if scheme.is_linear]
 MODIFIERS = [name for name in SCHEMES if name not in LINEAR]
@@ -28,7 +29,7 @@ PREDICTIONS = ["epsilon", "v_prediction"]
 
 
 def guidance(spec, scales=SCALES):
-    return make_guidance(spec, guidance_scale=scales[0], image_guidance_scale=scales[1])
+    return Started(spec, *scales)
 
 
 def different(name):
@@ -105,14 +106,21 @@ def close(got, expected):
 def test_a_scheme_declares_what_it_is(name):
     scheme = SCHEMES[name]
     assert scheme.name == name and re.fullmatch("[a-z_0-9]+", name)
-    assert scheme.formula and scheme.scales
-    for told in (scheme.formula, scheme.paper, f"Space: {scheme.space}", scheme.scales):
+    assert scheme.about.formula and scheme.about.scales
+    for told in (
+        scheme.about.formula,
+        scheme.about.paper,
+        f"Space: {scheme.about.space}",
+        scheme.about.scales,
+    ):
         assert told in scheme.make.__doc__
     for parameter in scheme.parameters.values():
         assert f"{parameter.name}={parameter.default}" in scheme.make.__doc__
-    assert re.search(rf"evaluations: {scheme.evaluations}( more)? per step", scheme.make.__doc__)
-    assert scheme.space in ("any", "x0", "eps", "v")
-    assert re.search(r"arXiv:\d{4}\.\d{5}|no paper|none|ComfyUI", scheme.paper)
+    assert re.search(
+        rf"evaluations: {scheme.about.evaluations}( more)? per step", scheme.make.__doc__
+    )
+    assert scheme.about.space in ("any", "x0", "eps", "v")
+    assert re.search(r"arXiv:\d{4}\.\d{5}|no paper|none|ComfyUI", scheme.about.paper)
     for parameter in scheme.parameters.values():
         if isinstance(parameter.default, int | float):
             assert parameter.low <= parameter.default <= parameter.high
@@ -120,8 +128,8 @@ def test_a_scheme_declares_what_it_is(name):
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_stack_written_out_in_full_is_the_same_stack(name):
-    written = spec_of(guidance(name))
-    assert spec_of(guidance(written)) == written
+    written = str(guidance(name).spec)
+    assert str(guidance(written).spec) == written
 
 
 GRID = [
@@ -135,9 +143,11 @@ def test_a_linear_scheme_is_plain_dual_guidance_where_it_says_so_and_nowhere_els
     scheme = SCHEMES[name]
     for s_T, s_I in GRID:
         known = {"s_T": s_T, "s_I": s_I}
-        declared = scheme.plain is not None and eval(scheme.plain_at or "True", known.copy())
+        declared = scheme.about.plain is not None and eval(
+            scheme.about.plain_at or "True", known.copy()
+        )
         spec = re.sub(
-            "=([^,]+)", lambda m, k=known: f"={eval(m[1], k.copy())}", scheme.plain or name
+            "=([^,]+)", lambda m, k=known: f"={eval(m[1], k.copy())}", scheme.about.plain or name
         )
         difference = run(spec, (s_T, s_I)) - run("ip2p", (s_T, s_I))
         assert (difference.abs().max() < 1e-4) == declared, (s_T, s_I)
@@ -146,7 +156,7 @@ def test_a_linear_scheme_is_plain_dual_guidance_where_it_says_so_and_nowhere_els
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", MODIFIERS)
 def test_a_modifier_equals_the_linear_scheme_where_it_says_so(name, prediction):
-    plain = SCHEMES[name].plain
+    plain = SCHEMES[name].about.plain
     for base in ("ip2p", "text_first", "joint", "full:joint_scale=3"):
         expected = run(base, prediction=prediction)
         if plain is not None:
@@ -183,7 +193,7 @@ def run_count(spec, scales=SCALES):
 @pytest.mark.parametrize("name", SCHEMES)
 def test_evaluations_are_those_declared(name):
     scheme = SCHEMES[name]
-    expected = scheme.evaluations + scheme.evaluations_once
+    expected = scheme.about.evaluations + scheme.about.evaluations_once
     for base in ("ip2p", "text_only", "full:joint_scale=3"):
         if name in LINEAR:
             assert run_count(name) == expected
@@ -198,7 +208,7 @@ def test_equal_predictions_come_out_finite_and_unchanged_unless_declared(name, p
     got = run(different(name) if name == "skip_layer" else name, prediction=prediction, alike=True)
     assert got.isfinite().all()
     expected = run("free", prediction=prediction, alike=True)
-    if SCHEMES[name].keeps_equal:
+    if SCHEMES[name].about.keeps_equal:
         close(got, expected)
     else:
         changed = run(different(name), prediction=prediction, alike=True)
@@ -209,7 +219,7 @@ def test_equal_predictions_come_out_finite_and_unchanged_unless_declared(name, p
 def test_predictions_of_zero_come_out_finite(name):
     moment = (torch.zeros(SHAPE), 2.0, STEP)
     stack = guidance(name)
-    predictions = {branch: torch.zeros(SHAPE) for branch in stack.branches(2.0, STEP)}
+    predictions = {branch: torch.zeros(SHAPE) for branch in stack.branches(STEP)}
     assert stack.blend(predictions, *moment).isfinite().all()
 
 
@@ -224,7 +234,7 @@ def sampled(spec, count, places, sampler="euler", dtype=torch.float32):
     noise = shown.text_noise
     parts["text_noise"] = lambda index: noise(index)[places]
     guided = denoiser(spec, (3.0, 1.5), shown=Conditions(**parts))
-    plan = Schedule().plan(sampler, "trailing", 4)
+    plan = make_plan(Schedule(), sampler, "trailing", 4)
     x = random(count, *SHAPE[1:], seed=5)[places] * plan.start_factor
     return SAMPLERS[sampler](guided, x, plan, lambda i: random(count, *SHAPE[1:], seed=i)[places])
 
@@ -286,7 +296,9 @@ def test_a_modifier_that_would_change_nothing_is_refused(spec):
 
 
 def test_a_lambda_has_to_come_before_the_scales_that_it_sets():
-    with pytest.raises(InputError, match="schedule has no effect before cfgpp, which sets scales"):
+    with pytest.raises(
+        InputError, match="schedule has no effect before cfgpp, which overrides its"
+    ):
         guidance("schedule+cfgpp:lam=0.6")
     guidance("cfgpp:lam=0.6+schedule")
     guidance("schedule+cfgpp")
@@ -304,10 +316,6 @@ def test_the_lower_scale_that_is_mimicked_is_the_joint_one_too():
         run("full:joint_scale=7+mimic:scale=2,image_scale=2", (7.0, 7.0)),
         run("joint+mimic:scale=2"),
     )
-
-
-def test_effective_scales_are_found_where_a_scale_does_nothing():
-    assert guidance("nested+tcfg", (7.0, -1.0)).effective_scales == {"text": 7.0, "image": 0.0}
 
 
 def test_tcfg_keeps_its_digits_at_the_noise_of_zero_snr():
@@ -336,10 +344,10 @@ def test_a_picture_of_one_row_has_no_detail_to_push():
 
 
 def test_cfgpp_refuses_steps_between_equal_noise_levels():
-    plan = Schedule().plan("ddim", "trailing", 1000)
+    plan = make_plan(Schedule(), "ddim", "trailing", 1000)
     with pytest.raises(InputError, match=r"cfgpp: steps \d+ and \d+ of 1000 have the same noise"):
         guidance("cfgpp").check_plan(plan)
-    guidance("cfgpp").check_plan(Schedule().plan("ddim", "trailing", 100))
+    guidance("cfgpp").check_plan(make_plan(Schedule(), "ddim", "trailing", 100))
 
 
 def test_parts_of_a_stack_stand_in_any_order_around_the_linear_scheme():
@@ -350,7 +358,7 @@ def test_parts_of_a_stack_stand_in_any_order_around_the_linear_scheme():
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "ddpm"])
 def test_samplers_that_cannot_couple_are_refused(sampler):
-    with pytest.raises(InputError, match=f"cfgpp cannot couple with the sampler {sampler}: take"):
+    with pytest.raises(InputError, match=f"cfgpp does not work with the sampler {sampler}: choose"):
         guidance("apg+cfgpp").check_sampler(sampler)
     guidance("apg").check_sampler(sampler)
 
@@ -363,13 +371,13 @@ def test_outside_an_interval_one_branch_runs():
     stack = guidance("apg+interval:low=1,high=3+rescale")
     for sigma, names in ((1.0, ["full"]), (1.1, ["full", "image", "null"]), (3.1, ["full"])):
         step = Step(0, 2, sigma, 0.5, 0.5)
-        assert [branch.name for branch in stack.branches(sigma, step)] == names
+        assert [branch.name for branch in stack.branches(step)] == names
 
 
 def test_outside_an_interval_a_scheme_has_its_own_scales_of_the_full_branch():
     for base in ("symmetric", "full:joint_scale=3", "nested", "text_first"):
         stack = guidance(f"{base}+interval:high=1,low=0")
-        assert [branch.name for branch in stack.branches(2.0, STEP)] == ["full"]
+        assert [branch.name for branch in stack.branches(STEP)] == ["full"]
 
 
 def test_a_mask_is_found_with_the_clean_instruction():
@@ -380,12 +388,14 @@ def test_a_mask_is_found_with_the_clean_instruction():
 
 
 def test_an_interval_is_decided_by_the_start_of_the_step():
-    assert len(guidance("interval:low=1,high=3").branches(0.5, STEP)) == 3
+    guided = denoiser("interval:low=1,high=3")
+    guided(noisy(), 0.5, STEP)
+    assert guided.evaluations == 3
 
 
 def test_conditions_have_intervals_of_their_own():
     stack = guidance("interval:low=1,high=15,on=image+interval:low=0,high=3,on=text")
-    counts = [len(stack.branches(s, Step(0, 2, s, 0.1, 0.1))) for s in (10.0, 2.0, 0.5)]
+    counts = [len(stack.branches(Step(0, 2, s, 0.1, 0.1))) for s in (10.0, 2.0, 0.5)]
     # source alone: full, image, null; both; instruction alone: full, image
     assert counts == [3, 3, 2]
     assert stack.scales_at(Step(0, 2, 10.0, 1, 1)) == {"text": 1.0, "image": 1.5}
@@ -395,51 +405,15 @@ def test_outside_an_interval_no_branch_of_another_scheme_runs():
     names = "autoguidance+pag+seg+skip_layer:low=0+perp_neg"
     outside, inside = (Step(0, 2, sigma, 0.5, 0.5) for sigma in (6.0, 2.0))
     both = guidance(f"{names}+interval")
-    assert [branch.name for branch in both.branches(6.0, outside)] == ["full"]
-    assert len(both.branches(2.0, inside)) == 3 + 5
+    assert [branch.name for branch in both.branches(outside)] == ["full"]
+    assert len(both.branches(inside)) == 3 + 5
     full = random(*SHAPE)
     assert torch.equal(both.blend({Branch("full"): full}, full, 6.0, outside), full)
     # A negative instruction belongs to the text, the others to both conditions.
     text = guidance(f"{names}+interval:on=text")
-    assert len(text.branches(6.0, outside)) == 3 + 4
+    assert len(text.branches(outside)) == 3 + 4
     apart = guidance("pag+interval:on=text+interval:on=image")
-    assert len(apart.branches(6.0, outside)) == 2
-
-
-@pytest.mark.parametrize(
-    ("base", "scales", "effective"),
-    [
-        ("ip2p", (7.0, 1.5), (4.0, 1.25)),
-        ("text_first", (7.0, 1.5), (4.0, 1.25)),
-        ("symmetric", (5.0, 1.5), (2.75, 1.0)),  # halfway to (0.5, 0.5)
-        ("nested", (7.0, 1.5), (4.6, 1.25)),  # 4.6 * 1.25 - 1 is half of 7 * 1.5 - 1
-        ("joint", (7.0, 1.5), (4.0, 1.5)),
-        ("image_only", (7.0, 1.5), (7.0, 1.25)),
-        ("full:joint_scale=2", (7.0, 1.5), (4.0, 1.75)),
-    ],
-)
-def test_effective_scales_are_those_at_which_the_linear_scheme_pushes_half(base, scales, effective):
-    damped = guidance(f"{base}+tcfg", scales)
-    got = damped.effective_scales
-    assert (got["text"], got["image"]) == pytest.approx(effective)
-    plain = guidance(base, effective)
-    factors = {term.condition: term.factor for term in damped._terms(damped.scales)}
-    for term in plain._terms(plain.scales):
-        if term.condition != "both":
-            assert term.factor == pytest.approx(factors[term.condition] / 2)
-
-
-def test_predictions_of_equal_norms_make_effective_scales_exact():
-    x, common = random(2, *SHAPE, seed=3)
-    denoised = {}
-    for place, branch in enumerate(guidance("full:joint_scale=2").branches(2.0, STEP)):
-        eps = common + 0.3 * random(*SHAPE, seed=place)  # alike, as predictions of noise are
-        denoised[branch] = x - 2.0 * eps / eps.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    for base in ("ip2p", "symmetric", "nested", "text_first"):
-        damped = guidance(f"{base}+tcfg")
-        found = damped.effective_scales
-        plain = guidance(base, (found["text"], found["image"]))
-        close(damped.blend(denoised, x, 2.0, STEP), plain.blend(denoised, x, 2.0, STEP))
+    assert len(apart.branches(outside)) == 2
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -457,7 +431,7 @@ def test_a_run_of_one_step_is_in_the_middle_of_a_schedule():
     assert guidance("schedule:curve=linear").scales_at(once) == {"text": 7.0, "image": 1.5}
 
 
-def test_use_of_a_scale_does_not_hang_on_the_other_one():
+def test_use_of_a_scale_does_not_depend_on_the_other_one():
     assert guidance("nested+interval:on=image", (3.0, 0.0)).unused_scales == []
     assert guidance("cfgpp:lam=0.6").unused_scales == ["text"]
     assert guidance("cfgpp").unused_scales == []
@@ -467,7 +441,7 @@ def test_use_of_a_scale_does_not_hang_on_the_other_one():
 def test_outside_an_interval_a_lower_scale_is_not_mimicked():
     outside = Step(0, 2, 6.0, 0.5, 0.5)
     stack = guidance("mimic:scale=1,image_scale=1+interval")
-    assert [branch.name for branch in stack.branches(6.0, outside)] == ["full"]
+    assert [branch.name for branch in stack.branches(outside)] == ["full"]
 
 
 def test_a_schedule_goes_where_its_curve_goes_unless_it_has_a_floor():
@@ -484,7 +458,7 @@ def test_a_schedule_goes_where_its_curve_goes_unless_it_has_a_floor():
 def test_attention_layers_are_found_by_the_beginnings_of_their_names():
     guided = denoiser("pag:layers=up.1/mid")
     guided.attention_layers = ["mid", "up.1.0", "up.1.1", "up.10.0"]
-    branch = next(b for b in guided.guidance.branches(2.0, STEP) if b.attention)
+    branch = next(b for b in guided.spec.plan(STEP).branches if b.attention)
     edits = guided._attention_overrides([Branch("full"), branch], 2, torch.device("cpu"))
     assert [*edits] == ["up.1.0", "up.1.1", "mid"]
     kind, _, rows = edits["mid"][0]

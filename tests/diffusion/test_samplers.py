@@ -10,8 +10,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ipx2p.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, euler, euler_ancestral, heun
-from ipx2p.diffusion.schedule import SAMPLER_TRAITS, SPACINGS, Schedule
+from ipx2p.diffusion.samplers import (
+    SAMPLERS,
+    SPACINGS,
+    ddim,
+    ddpm,
+    dpmpp_2m,
+    euler,
+    euler_ancestral,
+    heun,
+    make_plan,
+)
+from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
 
 C = 0.5
 SCHEDULE = Schedule()
@@ -31,7 +41,7 @@ def start(plan):
 
 def error(sampler, num_steps):
     """Distance from the exact end of the probability flow, at the last level above 0."""
-    plan = SCHEDULE.plan(sampler.__name__, "karras", num_steps + 1)
+    plan = make_plan(SCHEDULE, sampler.__name__, "karras", num_steps + 1)
     plan = replace(plan, sigmas=plan.sigmas[:-1], timesteps=plan.timesteps[:-1])
     end = sampler(gaussian_denoiser, start(plan), plan, noise_of)
     exact = start(plan) * math.sqrt((C**2 + plan.sigmas[-1] ** 2) / (C**2 + plan.sigmas[0] ** 2))
@@ -47,7 +57,7 @@ def test_deterministic_samplers_converge_with_their_order(sampler, order):
 
 @pytest.mark.parametrize("sampler", [ddpm, euler_ancestral])
 def test_ancestral_samplers_reach_the_variance_of_the_data(sampler):
-    plan = SCHEDULE.plan(sampler.__name__, "trailing", 1000)
+    plan = make_plan(SCHEDULE, sampler.__name__, "trailing", 1000)
 
     def noise(index):
         return torch.randn(20_000, generator=torch.Generator().manual_seed(index)).double()
@@ -58,7 +68,7 @@ def test_ancestral_samplers_reach_the_variance_of_the_data(sampler):
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_ddpm_posterior_is_euler_ancestral(spacing):
-    plan = SCHEDULE.plan("ddpm", spacing, 20)
+    plan = make_plan(SCHEDULE, "ddpm", spacing, 20)
     x = start(plan)
     one = ddpm(gaussian_denoiser, x, plan, noise_of)
     other = euler_ancestral(gaussian_denoiser, x, plan, noise_of)
@@ -66,14 +76,14 @@ def test_ddpm_posterior_is_euler_ancestral(spacing):
 
 
 def test_ddim_is_euler_on_the_same_plan():
-    plan = SCHEDULE.plan("ddim", "leading", 20)
+    plan = make_plan(SCHEDULE, "ddim", "leading", 20)
     one = ddim(gaussian_denoiser, start(plan), plan, noise_of)
     other = euler(gaussian_denoiser, start(plan), plan, noise_of)
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_euler_ancestral_without_noise_is_euler():
-    plan = replace(SCHEDULE.plan("euler_ancestral", "trailing", 20), ancestral=False)
+    plan = replace(make_plan(SCHEDULE, "euler_ancestral", "trailing", 20), ancestral=False)
     one = euler_ancestral(gaussian_denoiser, start(plan), plan, noise_of)
     other = euler(gaussian_denoiser, start(plan), plan, noise_of)
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -83,14 +93,14 @@ def test_euler_ancestral_without_noise_is_euler():
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_ends_finite_for_any_number_of_steps(name, spacing, num_steps):
-    plan = SCHEDULE.plan(name, spacing, num_steps)
+    plan = make_plan(SCHEDULE, name, spacing, num_steps)
     end = SAMPLERS[name](gaussian_denoiser, start(plan), plan, noise_of)
     assert end.isfinite().all() and end.abs().max() < 100
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_perfect_denoiser_is_followed_to_its_picture(name):
-    plan = SCHEDULE.plan(name, "leading", 20)
+    plan = make_plan(SCHEDULE, name, "leading", 20)
     picture = noise_of(1234)
     end = SAMPLERS[name](lambda x, sigma, step: picture, start(plan), plan, noise_of)
     # What is left is the noise of the last level, which only DDIM does not end without.
@@ -99,7 +109,7 @@ def test_a_perfect_denoiser_is_followed_to_its_picture(name):
 
 @pytest.mark.parametrize(("name", "evaluations"), [("euler", 20), ("heun", 39), ("dpmpp_2m", 20)])
 def test_evaluations_carry_their_step(name, evaluations):
-    plan = SCHEDULE.plan(name, "linspace", 20)
+    plan = make_plan(SCHEDULE, name, "linspace", 20)
     calls = []
 
     def denoiser(x, sigma, step):
@@ -113,13 +123,23 @@ def test_evaluations_carry_their_step(name, evaluations):
         assert sigma in (step.sigma, step.sigma_next)
 
 
-def test_every_sampler_has_traits():
-    assert SAMPLERS.keys() == SAMPLER_TRAITS.keys()
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_keeps_its_digits_at_the_noise_of_zero_snr(name):
+    schedule = Schedule(ScheduleConfig(rescale_betas_zero_snr=True))
+    plan = make_plan(schedule, name, "trailing", 4)
+    assert plan.sigmas[0] > 4000
+
+    def end(dtype):
+        x = start(plan).to(dtype)
+        return SAMPLERS[name](gaussian_denoiser, x, plan, lambda i: noise_of(i).to(dtype))
+
+    exact, got = end(torch.float64), end(torch.float32)
+    assert (got - exact).abs().max() < 1e-6 * exact.std()
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_arguments_are_left_alone(name):
-    plan = SCHEDULE.plan(name, "linspace", 3)
+    plan = make_plan(SCHEDULE, name, "linspace", 3)
     x = start(plan)
     before = x.clone()
     SAMPLERS[name](gaussian_denoiser, x, plan, noise_of)

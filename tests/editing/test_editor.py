@@ -90,6 +90,7 @@ def test_noise_of_an_edit_is_that_of_its_seed_bit_for_bit(editor, coffee, monkey
         seen.append((x, step_noise(0), step_noise(1)))
         return euler_ancestral(denoiser, x, plan, step_noise)
 
+    recording.traits = euler_ancestral.traits
     monkeypatch.setitem(SAMPLERS, "euler_ancestral", recording)
     editor.edit([coffee] * 3, ["a", "b", "c"], seeds=[5, 6, 7], **QUICK)
     editor.edit([coffee], ["z"], seeds=[6], **QUICK)
@@ -175,6 +176,7 @@ def test_the_step_at_which_latents_stop_being_finite_is_named(editor, coffee, mo
             x = denoiser(x, step.sigma, step) * (math.inf if step.index == 4 else 1)
         return x
 
+    overflowing.traits = SAMPLERS["euler"].traits
     monkeypatch.setitem(SAMPLERS, "euler", overflowing)
     with pytest.raises(InputError, match="latents are not finite from step 6 of 9 on"):
         editor.edit([coffee], ["x"], sampler="euler", num_steps=9)

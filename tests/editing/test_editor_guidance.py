@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ipx2p.diffusion.guidance.registry import SCHEMES
+from ipx2p.diffusion.samplers import make_plan
 from ipx2p.editing.editor import Editor
 from ipx2p.editing.settings import EditSettings
 from ipx2p.errors import InputError
@@ -79,10 +80,10 @@ def declared(spec):
     """Evaluations of an edit that a stack on ip2p declares; None where the scales decide."""
     scheme = SCHEMES[spec.partition(":")[0]]
     if scheme.is_linear:
-        return scheme.evaluations * NUM_STEPS
+        return scheme.about.evaluations * NUM_STEPS
     if scheme.name in ("interval", "schedule"):
         return None
-    return (3 + scheme.evaluations) * NUM_STEPS + scheme.evaluations_once
+    return (3 + scheme.about.evaluations) * NUM_STEPS + scheme.about.evaluations_once
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -98,6 +99,16 @@ def test_an_edit_does_not_depend_on_its_batch_and_costs_what_is_declared(
     assert together.evaluations == alone.evaluations * 2
     assert declared(spec) in (None, alone.evaluations[0])
     assert alone.evaluations[0] <= 4 * NUM_STEPS + 2
+
+
+@pytest.mark.parametrize("spec", ["joint", "apg", "power_law"])
+def test_heun_from_the_noise_of_zero_snr_does_not_depend_on_the_batch(editor_v2, pictures, spec):
+    how = {"sampler": "heun", "num_steps": 3, "guidance_scale": 7.0}
+    together = edit(editor_v2, pictures, spec, **how)
+    for place, instruction in enumerate(("cartoonize it", "make it snow", "derain")):
+        one = {"seeds": [place], "instructions": [instruction]}
+        alone = edit(editor_v2, pictures[place : place + 1], spec, **how, **one)
+        assert_latents_close(alone.latents[0], together.latents[place])
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -128,7 +139,7 @@ def test_bfloat16_stays_near_float32(half, editor, weak, pictures):
 
 
 def test_an_interval_saves_evaluations(editor, pictures):
-    plan = editor.schedule.plan("heun", "linspace", 8)
+    plan = make_plan(editor.schedule, "heun", "linspace", 8)
     inside = sum(0.28 < sigma <= 5.42 for sigma in plan.sigmas[:-1])
     assert 2 <= inside <= 6
     result = edit(editor, pictures[:1], "interval", sampler="heun", spacing="linspace", num_steps=8)
@@ -208,8 +219,8 @@ def test_noise_on_the_instruction_belongs_to_the_seed(editor, pictures):
         ({"weak": "weak"}, "a weak network is given, but guidance ip2p does not use one"),
         ({"guidance": "perp_neg"}, "perp_neg needs a negative instruction"),
         ({"guidance": "perp_neg", "negative_instructions": [" "]}, "needs a negative instruction"),
-        ({"guidance": "cfgpp", "sampler": "heun"}, "cfgpp cannot couple with the sampler heun"),
-        ({"guidance": "cfgpp", "sampler": "dpmpp_2m"}, "cannot couple with the sampler dpmpp_2m"),
+        ({"guidance": "cfgpp", "sampler": "heun"}, "cfgpp does not work with the sampler heun"),
+        ({"guidance": "cfgpp", "sampler": "dpmpp_2m"}, "does not work with the sampler dpmpp_2m"),
         ({"guidance": "pag:layers=middle"}, "no attention layer 'middle'; it has down.0.0, "),
     ],
 )
@@ -223,7 +234,7 @@ def test_what_does_not_go_together_is_refused(editor, weak, pictures, arguments,
 
 def test_settings_take_a_stack_as_text():
     EditSettings(guidance="apg:eta=0,norm=7.5+interval:low=0.28,high=5.4+rescale:phi=0.7").check()
-    with pytest.raises(InputError, match=re.escape("cfgpp cannot couple with the sampler heun")):
+    with pytest.raises(InputError, match=re.escape("cfgpp does not work with the sampler heun")):
         EditSettings(guidance="cfgpp", sampler="heun").check()
     with pytest.raises(InputError, match="eta is '2', out of range: expected 0 to 1"):
         EditSettings(guidance="apg:eta=2").check()

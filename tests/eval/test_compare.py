@@ -27,7 +27,7 @@ LDM = GOLDEN / "ldm.safetensors"
         (["--guidance", "apg:nrm=3"], r"apg has no parameter 'nrm'; did you mean norm\?"),
         (["--guidance", "apg:eta=3"], "apg:eta is '3', out of range: expected 0 to 1"),
         (["--sampler", "eulr"], r"unknown sampler 'eulr'; did you mean euler\?"),
-        (["--sampler", "heun", "--guidance", "cfgpp"], "cfgpp cannot couple with the sampler heun"),
+        (["--sampler", "heun", "--guidance", "cfgpp"], "cfgpp does not work with the sampler heun"),
         (["--guidance", "ip2p", "autoguidance"], "autoguidance needs a second, weaker network"),
         (["--guidance", "perp_neg"], "perp_neg needs a negative instruction"),
         (["--weak-weights", WEIGHTS], "no --guidance uses one: add autoguidance"),
@@ -214,9 +214,9 @@ def test_the_guide_tells_of_every_scheme_with_its_paper():
     guide = (ROOT / "docs" / "guidance.md").read_text()
     for name, scheme in SCHEMES.items():
         [row] = [line for line in guide.splitlines() if line.startswith(f"| `{name}`")]
-        if paper := re.match(r"arXiv:([0-9.]+)", scheme.paper):
+        if paper := re.match(r"arXiv:([0-9.]+)", scheme.about.paper):
             assert paper[1] in row or (scheme.is_linear and paper[1] in guide), name
-        if not scheme.is_linear and scheme.evaluations:
-            assert f"+{scheme.evaluations} |" in row, name
+        if not scheme.is_linear and scheme.about.evaluations:
+            assert f"+{scheme.about.evaluations} |" in row, name
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", guide):
         assert (ROOT / "docs" / picture).exists()

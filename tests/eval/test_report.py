@@ -21,6 +21,8 @@ from ipx2p.eval.scores import METRICS
 from ipx2p.eval.tables import ALL, TRADE_OFF, Line, columns_of, csv_of_lines, markdown
 from tests.eval.conftest import SPECS, WEIGHTS, run
 
+HALF = "fdg:low=0.5,high=0.5"  # exactly half the push
+
 
 def line(guidance, scale, image_scale, evaluations=60, steps=20, sampler="euler", **means):
     settings = EditSettings(sampler, "linspace", steps, guidance, scale, image_scale)
@@ -66,11 +68,11 @@ def test_each_task_has_its_own_lines_with_its_own_identity(finished):
 
 
 def test_the_damped_scheme_stands_at_its_effective_scale():
-    lines = [Line(None, ALL, 2), line("ip2p", 3.0, 1.5), line("ip2p+tcfg:on=text", 3.0, 1.5)]
-    lines.append(line("tcfg", 3.0, 1.5))
+    lines = [Line(None, ALL, 2), line("ip2p", 3.0, 1.5), line(f"{HALF},on=text", 3.0, 1.5)]
+    lines += [line(HALF, 3.0, 1.5), line("tcfg", 3.0, 1.5)]
     names = ["effective_guidance_scale", "effective_image_guidance_scale"]
     effective = [tuple(one.cells()[name] for name in names) for one in lines]
-    assert effective == [(None, None), (3, 1.5), (2, 1.5), (2, 1.25)]
+    assert effective == [(None, None), (3, 1.5), (2, 1.5), (2, 1.25), (None, None)]
     assert {*names} <= {*columns_of(lines)} and not {*names} & {*columns_of(lines[:2])}
 
 
@@ -265,7 +267,7 @@ def test_any_choice_of_metrics_is_reported(odd, metrics, clip_folder, capsys, tm
 def full_lines():
     """Two schemes at 2 x 3 scales with every metric."""
     lines = [Line(None, ALL, 1, means=dict.fromkeys(METRICS, 0.5))]
-    for guidance in ("ip2p", "tcfg"):
+    for guidance in ("ip2p", HALF):
         for scale in (3.0, 7.0):
             for image_scale in (1.0, 1.5, 2.0):
                 means = dict.fromkeys(METRICS, 0.1 * scale + 0.05 * image_scale)
@@ -332,7 +334,7 @@ def test_points_of_the_trade_off_stand_at_effective_scales(monkeypatch):
     drawn = []
     monkeypatch.setattr(curves, "_place_labels", lambda axes, labels: drawn.extend(labels))
     lines = [Line(None, ALL, 2, means={"clip_image": 1.0, "clip_direction": 0.0})]
-    lines += [line("tcfg", 7.0, s, clip_image=s / 4, clip_direction=0.1) for s in (1.0, 2.0)]
+    lines += [line(HALF, 7.0, s, clip_image=s / 4, clip_direction=0.1) for s in (1.0, 2.0)]
     [trade_off, *_] = curves.make_curves(lines)
     assert [text for _, _, text, _ in drawn if text] == ["1", "1.5"]
     assert "labelled by effective image guidance scale" in trade_off.caption

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from ipx2p.diffusion.samplers import make_plan
 from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
 from ipx2p.training.checkpoint import damages, find_checkpoints
@@ -270,7 +271,9 @@ def test_zero_terminal_snr_is_written_with_the_weights_and_sampled_with(
     path = run_folder / "weights" / "scheduler" / "scheduler_config.json"
     assert json.loads(path.read_text())["rescale_betas_zero_snr"] is True
     editor = Editor.load(run_folder / "weights", device="cpu")
-    assert editor.schedule.plan("euler", "trailing", 2).sigmas[0] == pytest.approx(4096, rel=1e-3)
+    assert make_plan(editor.schedule, "euler", "trailing", 2).sigmas[0] == pytest.approx(
+        4096, rel=1e-3
+    )
     assert editor.edit([coffee], ["x"], num_steps=2).images[0].size == (64, 64)
 
 

@@ -1,12 +1,12 @@
-"""Branches of guidance: what one evaluation of the network is shown (layer 1).
+"""Branches of guidance: evaluations of the network with different conditions (layer 1).
 
 An edit has two conditions, the source picture and the instruction, so there are four branches:
-`full` (both), `image` (source only), `text` (instruction only) and `null` (neither). Schemes add
-branches that see a negative instruction, run a weaker network, or change its attention.
+`full` (both), `image` (source only), `text` (instruction only) and `null` (neither). Schemes can
+add branches with a negative instruction, a weaker network, or changed attention.
 Shapes: B edits, 4 x h x w latents, text states 77 x D.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttentionChange:
-    """What happens in named attention layers: the kinds of `AttentionOverride`.
+    """A change of named attention layers.
 
-    kind: "identity", "blur" or "skip". layers: names or beginnings of names ("mid", "up.1").
-    sigma: of the blur, in tokens; infinity takes the mean.
+    kind: of `AttentionOverride`: "identity", "blur" or "skip". layers: names or beginnings of
+        names ("mid", "up.1"). sigma: of the blur, in tokens; infinity is the mean.
     """
 
     kind: str
@@ -28,7 +28,7 @@ class AttentionChange:
 
 @dataclass(frozen=True)
 class Branch:
-    """One evaluation of a network: which of the conditions it is shown."""
+    """One evaluation of a network: its conditions, and how it differs from the edit model."""
 
     name: str
     text: str = "instruction"  # or "null", "negative"
@@ -44,13 +44,19 @@ NULL = Branch("null", text="null", source=False)
 BRANCHES = {branch.name: branch for branch in (FULL, IMAGE, TEXT, NULL)}
 
 
+def in_order(branches: Iterable[Branch]) -> list[Branch]:
+    """The four branches first, so that equal sums are added up in the same order."""
+    order = [*BRANCHES.values()]
+    return sorted(branches, key=lambda b: order.index(b) if b in order else len(order))
+
+
 @dataclass(frozen=True)
 class Conditions:
-    """What the branches are shown.
+    """The conditions of all branches.
 
-    text, null_text, negative_text: states (B, 77, D), in the dtype the network computes in.
-    source_latents: unscaled, (B, 4, h, w). latents: the same scaled, which a mask keeps.
-    text_noise: index of a step -> unit noise of the text's shape, for schemes that draw some.
+    text, null_text, negative_text: states (B, 77, D), in the network's dtype.
+    source_latents: unscaled, (B, 4, h, w). latents: the same scaled, kept outside a mask.
+    text_noise: index of a step -> unit noise of the text's shape, for schemes that need it.
     """
 
     text: Tensor

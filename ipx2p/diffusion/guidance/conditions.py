@@ -1,8 +1,7 @@
-"""Noise on the instruction (CADS), and where the edit may act (the relevance mask) (layer 1)."""
+"""Changes of the conditions: noise on the instruction (CADS), a relevance mask (layer 1)."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,18 +15,16 @@ from ipx2p.errors import InputError
 @scheme(
     name="cads",
     formula="y' = sqrt(g) y + scale sqrt(1 - g) n, g(t) = 1 up to tau1, 0 from tau2 on (t: the "
-    "share of steps left); back to the mean and spread of y, mixed by psi",
+    "share of steps left); restored to the mean and spread of y, mixed by psi",
     paper="arXiv:2310.17347",
-    space="any",
     scales="as in the linear scheme; the null text and the source stay clean",
-    evaluations=0,
-    plain="cads:tau1=1,tau2=1",
+    idle={"tau1": 1.0, "tau2": 1.0},
 )
-@dataclass
 class ConditionAnnealing(TextModifier):
-    """Condition-annealed sampling: noise on the instruction's states at first, for variety.
+    """Condition-annealed sampling: noise on the text states in early steps, for variety.
 
-    Noise belongs to the edit's seed and the step. Defaults: a published port's for SD 1.5.
+    The noise belongs to the edit's seed and the step. Defaults: those of a published port for
+    SD 1.5.
     """
 
     tau1: float = parameter(0.6, 0.0, 1.0)
@@ -36,12 +33,10 @@ class ConditionAnnealing(TextModifier):
     psi: float = parameter(1.0, 0.0, 1.0)
 
     def check(self) -> None:
-        """Raise InputError for times in the wrong order."""
         if self.tau1 > self.tau2:
             raise InputError(f"guidance cads: tau1 {self.tau1} must not be above tau2 {self.tau2}")
 
     def change(self, text: Tensor, noise: Callable[[int], Tensor], step: Step) -> Tensor:
-        """Computed in float32, per sample; untouched where no noise is due."""
         time = 1 - step.index / step.count
         if time <= self.tau1:
             return text
@@ -62,35 +57,27 @@ def _mean_and_std(y: Tensor) -> tuple[Tensor, Tensor]:
     formula="m = |full - image| summed over channels, at `level` of the schedule, clipped above "
     "Q3 + fence (Q3 - Q1), brought to 0 ... 1, > threshold; m e + (1 - m) source",
     paper="arXiv:2308.08947",
-    space="any",
     scales="as in the linear scheme, inside the mask; outside, the source stays",
-    evaluations=0,
     evaluations_once=2,
     full_at=None,
     keeps_equal=False,
 )
-@dataclass
 class RelevanceMask(MaskModifier):
     """Watch your steps: edit only where the instruction matters, found on the noised source.
 
-    The authors put the noised source back outside the mask after each step. Putting the source into
-    the estimate there does the same for every sampler, where the mask is 0 or 1: x = source +
-    sigma n goes to source + sigma' n, with n = (x - source) / sigma of the first step; so the
-    background always has the new noise level, which the authors' is one step behind. An edit with a
-    mask starts from the noised source, as theirs, not from noise alone. Equal predictions have no
-    relevance anywhere, so the source comes out. `threshold` 0 leaves the mask soft.
+    The authors put the noised source back outside the mask after each step. For a mask of 0 and 1,
+    putting the source into the estimate there does the same with every sampler: x = source +
+    sigma n goes to source + sigma' n, with n = (x - source) / sigma of the first step. So the
+    background has the new noise level; the authors' is one step behind. Like theirs, an edit with a
+    mask starts from the noised source, not from pure noise. If predictions are equal nothing is
+    relevant, and the result is the source. `threshold` 0 leaves the mask soft.
     """
 
     threshold: float = parameter(0.5, 0.0, 1.0)
     level: float = parameter(0.8, 0.01, 1.0)
     fence: float = parameter(1.5, 0.0, 100.0)
 
-    def timestep(self, last: int) -> float:
-        """A share of the training schedule."""
-        return self.level * last
-
     def mask(self, difference: Tensor) -> Tensor:
-        """Per sample; all spaces give the same."""
         relevance = difference.abs().sum(dim=1).flatten(1)
         quartiles = torch.tensor([0.25, 0.75], device=relevance.device)
         first, third = relevance.quantile(quartiles, dim=1, keepdim=True)

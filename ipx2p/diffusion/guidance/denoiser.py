@@ -1,4 +1,4 @@
-"""Guidance as a denoiser: run the branches that are asked for, and blend them (layer 1)."""
+"""Guidance as a denoiser: the state of one edit, and the network's evaluations (layer 1)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,18 +8,20 @@ from torch import Tensor
 
 from ipx2p.diffusion.denoiser import denoise
 from ipx2p.diffusion.guidance.branches import FULL, IMAGE, Branch, Conditions
-from ipx2p.diffusion.guidance.stack import Guidance, layers_of
+from ipx2p.diffusion.guidance.space import Moment
+from ipx2p.diffusion.guidance.spec import GuidanceSpec, layers_of
 from ipx2p.diffusion.schedule import Schedule, Step
 
 
 class GuidedDenoiser:
-    """D(x, sigma, step) of an edit: run the branches that the scheme asks for and blend them.
+    """D(x, sigma, step) of one edit: it holds what is remembered from step to step.
 
     Args:
         network: `UNet.forward` or the like.
-        guidance: says which branches run and blends them; made for this edit.
+        spec: plans which branches run in a step, and how they are blended.
         conditions: what the branches are shown.
-        batch_branches: all branches of a network in one batch, or one after another (less memory).
+        batch_branches: run all branches of a network in one batch, or one after another (less
+            memory).
         weak: a second network of the same kind, for schemes that need one.
         attention_layers: names of the network's layers that take attention overrides.
     Attributes:
@@ -31,7 +33,7 @@ class GuidedDenoiser:
         self,
         network: Callable[..., Tensor],
         schedule: Schedule,
-        guidance: Guidance,
+        spec: GuidanceSpec,
         conditions: Conditions,
         *,
         batch_branches: bool = True,
@@ -40,33 +42,34 @@ class GuidedDenoiser:
     ) -> None:
         self.networks = {"main": network, "weak": weak}
         self.schedule = schedule
-        self.guidance = guidance
+        self.spec = spec
         self.conditions = conditions
         self.batch_branches = batch_branches
         self.attention_layers = attention_layers
         self.evaluations = 0
         self.mask: Tensor | None = None
+        self.memory: dict = {}
 
     def __call__(self, x: Tensor, sigma: float, step: Step) -> Tensor:
         """x at noise level sigma, (B, 4, h, w), float32 -> guided denoised latents."""
-        if self.guidance.mask is not None and self.mask is None:
+        if self.spec.mask is not None and self.mask is None:
             self.mask = self._find_mask(x, sigma)
-        branches = self.guidance.branches(sigma, step)
+        plan = self.spec.plan(step)
         shown = self.conditions
-        text = self.guidance.change_text(shown.text, shown.text_noise, step)
-        denoised = self._run(branches, x, sigma, replace(shown, text=text))
-        guided = self.guidance.blend(denoised, x, sigma, step)
+        text = self.spec.change_text(shown.text, shown.text_noise, step)
+        denoised = self._run(plan.branches, x, sigma, replace(shown, text=text))
+        guided = plan.blend(denoised, Moment(x, sigma, step, self.memory))
         if self.mask is None:
             return guided
         return torch.lerp(self.conditions.latents, guided, self.mask)
 
     def _find_mask(self, x: Tensor, sigma: float) -> Tensor:
-        """Look at the source, under the noise that x is, where the mask's scheme says."""
+        """Compare the branches on the source, under the noise that x is, at the mask's level."""
         source = self.conditions.latents
-        level = self.schedule.sigma(self.guidance.mask.timestep(self.schedule.last_timestep))
+        level = self.schedule.sigma(self.spec.mask.level * self.schedule.last_timestep)
         noised = source + level * (x - source) / sigma
         denoised = self._run([FULL, IMAGE], noised, level, self.conditions)
-        return self.guidance.mask.mask(denoised[FULL] - denoised[IMAGE])
+        return self.spec.mask.mask(denoised[FULL] - denoised[IMAGE])
 
     def _run(
         self, branches: list[Branch], x: Tensor, sigma: float, conditions: Conditions
@@ -99,11 +102,11 @@ class GuidedDenoiser:
         self, group: list[Branch], size: int, device: torch.device
     ) -> dict[str, list[tuple[str, float, Tensor]]]:
         """By layer: the kind of change, the blur's sigma, and the rows of the batch it is for."""
-        edits: dict[str, list[tuple[str, float, Tensor]]] = {}
+        overrides: dict[str, list[tuple[str, float, Tensor]]] = {}
         for place, branch in enumerate(group):
             if branch.attention is not None:
                 rows = torch.arange(len(group) * size, device=device) // size == place
                 change = branch.attention
                 for layer in layers_of(change.layers, self.attention_layers):
-                    edits.setdefault(layer, []).append((change.kind, change.sigma, rows))
-        return edits
+                    overrides.setdefault(layer, []).append((change.kind, change.sigma, rows))
+        return overrides

@@ -1,7 +1,6 @@
-"""What is done to the final estimate: rescaled, thresholded (layer 1)."""
+"""Changes of the final estimate: rescaling, thresholds (layer 1)."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,13 +14,11 @@ from ipx2p.diffusion.guidance.space import TINY, Moment, ratio, std
     formula="phi e std(full) / std(e) + (1 - phi) e, per sample",
     paper="arXiv:2305.08891, sec. 3.4",
     space="v",
-    scales="as in the linear scheme; the full branch is the measure for both conditions",
-    evaluations=0,
-    plain="rescale:phi=0",
+    scales="as in the linear scheme; the full branch is the reference for both conditions",
+    idle={"phi": 0.0},
 )
-@dataclass
 class Rescale(EstimateModifier):
-    """CFG rescale: bring the spread of the estimate back to that of the full branch."""
+    """CFG rescale: give the estimate the standard deviation of the full branch."""
 
     phi: float = parameter(0.7, 0.0, 1.0)
     needs_full = True
@@ -29,7 +26,6 @@ class Rescale(EstimateModifier):
     def change(
         self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
     ) -> Tensor:
-        """In v; equal spreads change nothing."""
         guided = moment.prediction(estimate, "v")
         factor = ratio(std(moment.prediction(full, "v")), std(guided))
         change = self.phi * (factor - 1) * guided
@@ -42,16 +38,14 @@ class Rescale(EstimateModifier):
     paper="arXiv:2205.11487, sec. 2.3",
     space="x0",
     scales="as in the linear scheme",
-    evaluations=0,
     plain="dynamic_threshold:bound=1e6",
     full_at=None,
     keeps_equal=False,
 )
-@dataclass
 class DynamicThreshold(EstimateModifier):
-    """Dynamic thresholding: press estimates that leave the range of pictures back into it.
+    """Dynamic thresholding: squeeze estimates that leave the range of pictures back into it.
 
-    Pixels have the bound 1; latents have none, 4 standard deviations are our own choice.
+    Pixels have the bound 1; latents have none, so 4 standard deviations are our own choice.
     """
 
     quantile: float = parameter(0.995, 0.0, 1.0)
@@ -60,7 +54,6 @@ class DynamicThreshold(EstimateModifier):
     def change(
         self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
     ) -> Tensor:
-        """In x0, per sample."""
         reach = estimate.abs().flatten(1).quantile(self.quantile, dim=1).view(-1, 1, 1, 1)
         reach = reach.clamp(min=self.bound)
         return torch.minimum(torch.maximum(estimate, -reach), reach) * (self.bound / reach)
@@ -72,16 +65,14 @@ class DynamicThreshold(EstimateModifier):
     "R = max(max |M|, quantile of |e|); e clipped to +-R, times max |M| / R",
     paper="sd-dynamic-thresholding; no paper",
     space="x0",
-    scales="as in the linear scheme; scale and image_scale are what the range is taken from, at "
-    "most the edit's own; scale is also that of joint_scale",
-    evaluations=0,
+    scales="as in the linear scheme; the range is that at scale and image_scale, but at most the "
+    "edit's own; joint_scale is limited by scale",
     plain="mimic:scale=1e6",
 )
-@dataclass
 class MimicScale(EstimateModifier):
-    """Mimic scale: the push of a high scale in the range of values of a lower one.
+    """Mimic scale: the push of a high scale, in the range of values of a lower one.
 
-    The authors mimic 7 for scales of 15 to 30 of a text-to-image model.
+    The authors mimic 7 at scales of 15 to 30 of a text-to-image model.
     """
 
     scale: float = parameter(4.0, 1.0, 1e6)
@@ -89,7 +80,6 @@ class MimicScale(EstimateModifier):
     quantile: float = parameter(1.0, 0.0, 1.0)
 
     def mimicked(self, scales: dict[str, float]) -> dict[str, float]:
-        """The lower scales."""
         image = scales["image"] if self.image_scale is None else self.image_scale
         most = {"text": self.scale, "image": image, "both": self.scale}
         return {condition: min(most[condition], scale) for condition, scale in scales.items()}
@@ -97,7 +87,6 @@ class MimicScale(EstimateModifier):
     def change(
         self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
     ) -> Tensor:
-        """In x0, per sample and channel."""
         mean = estimate.mean(dim=(2, 3), keepdim=True)
         centred = estimate - mean
         target = (mimicked - mimicked.mean(dim=(2, 3), keepdim=True)).abs().amax((2, 3), True)

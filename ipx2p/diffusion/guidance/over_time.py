@@ -1,18 +1,17 @@
 """Scales that change over the steps: limited interval, schedules, CFG++ (layer 1).
 
-They act before the branches are chosen, so that a condition whose scale becomes that of the full
-branch costs nothing in that step.
+They act before the branches are chosen, so a condition at the scale of the full branch costs
+nothing in that step.
 """
 
 import math
-from dataclasses import dataclass
 
 from ipx2p.diffusion.guidance.scheme import ScaleModifier, Scheme, Term, on, parameter, scheme
 from ipx2p.diffusion.schedule import Step
 from ipx2p.errors import InputError
 
-# Push against progress u, 0 at noise and 1 at the picture; the mean is 1 (arXiv:2404.13040), but
-# for powered_cosine, whose mean is 1/2 at power 1.
+# Push as a function of progress u, 0 at noise and 1 at the picture. The mean is 1
+# (arXiv:2404.13040), except that of powered_cosine, which is 1/2 at power 1.
 CURVES = {
     "constant": lambda u, power: 1.0,
     "linear": lambda u, power: 2 * u,
@@ -23,26 +22,23 @@ CURVES = {
     "lambda": lambda u, power: 2 * (1 - abs(2 * u - 1)),
     "powered_cosine": lambda u, power: (1 - math.cos(math.pi * u**power)) / 2,
 }
-LAMBDA_PER_SCALE = 1 / 12.5  # lambda in [0, 1] acts like a scale in [1, 12.5], say the authors
+LAMBDA_PER_SCALE = 1 / 12.5  # the authors' lambda in [0, 1] acts like a scale in [1, 12.5]
 
 
 @scheme(
     name="interval",
     formula="s(sigma) = s where low < sigma <= high, else the scale of the full branch",
     paper="arXiv:2404.07724, eq. 5-6",
-    space="any",
     scales="as in the linear scheme, inside the interval",
-    evaluations=0,
-    plain="interval:low=0,high=inf",
+    idle={"low": 0.0, "high": math.inf},
 )
-@dataclass
 class Interval(ScaleModifier):
-    """Guidance in the middle of the run alone; outside, one branch runs.
+    """Guidance only in the middle of the run; outside, one branch runs.
 
-    Decided once per step by the sigma at its start, so both evaluations of Heun share it. An
-    interval of both conditions switches off schemes with branches of their own too (pag, ...); two
-    intervals, on=text and on=image, leave them. Defaults: the authors' for SD-XL, whose noise
-    schedule is that of Stable Diffusion 1.x.
+    The sigma at the start of a step decides, so both evaluations of Heun agree. An interval of both
+    conditions also switches off schemes with branches of their own (pag, ...); two intervals,
+    on=text and on=image, leave them running. Defaults: the authors' for SD-XL, which has the noise
+    schedule of Stable Diffusion 1.x.
     """
 
     low: float = parameter(0.28, 0.0)
@@ -51,7 +47,6 @@ class Interval(ScaleModifier):
     last = True
 
     def check(self) -> None:
-        """Raise InputError for an interval that holds nothing."""
         if self.low >= self.high:
             raise InputError(
                 f"guidance interval: low {self.low} must be below high {self.high}, in sigma "
@@ -59,11 +54,9 @@ class Interval(ScaleModifier):
             )
 
     def holds(self, step: Step) -> bool:
-        """Inside the interval."""
         return self.low < step.sigma <= self.high
 
     def scale(self, scale: float, neutral: float, step: Step) -> float:
-        """As it is inside the interval."""
         return scale if self.holds(step) else neutral
 
 
@@ -72,28 +65,23 @@ class Interval(ScaleModifier):
     formula="s(u) = 1 + (s - 1) f(u), u from 0 at noise to 1 at the picture; f has mean 1: "
     "linear 2u, cosine 1 - cos(pi u), ...; powered_cosine (1 - cos(pi u^power)) / 2",
     paper="arXiv:2404.13040",
-    space="any",
-    scales="the mean over many steps (powered_cosine: the last); the push s - 1 is what is shaped",
-    evaluations=0,
-    plain="schedule:curve=constant",
+    scales="the mean over many steps (powered_cosine: the last); the curve shapes the push s - 1",
+    idle={"curve": "constant"},
 )
-@dataclass
 class ScheduleOverTime(ScaleModifier):
     """Guidance that rises or falls over the steps.
 
-    The paper finds rising curves best, for one condition. Its text multiplies the scale; shaping
-    the push instead lets it fall to the full branch, not to the branch without the condition.
-    `floor` keeps scales that are above it from falling below it; the paper's are 2 for Stable
-    Diffusion 1.5 and 4 for SD-XL.
+    The paper finds rising curves best, for one condition. It multiplies the scale; we multiply the
+    push, so that it falls to the full branch and not to the branch without the condition. Scales
+    above `floor` do not fall below it; the paper's are 2 for Stable Diffusion 1.5 and 4 for SD-XL.
     """
 
     curve: str = parameter("linear", -math.inf, math.inf, *CURVES)
     power: float = parameter(1.0, 0.01, 100.0)
-    floor: float | None = parameter(None, 0.0, 1000.0)  # None: scales fall where the curve goes
+    floor: float | None = parameter(None, 0.0, 1000.0)  # None: scales follow the curve
     on: str = on("both")
 
     def scale(self, scale: float, neutral: float, step: Step) -> float:
-        """The scale at the step's share of the run."""
         progress = step.index / (step.count - 1) if step.count > 1 else 0.5
         shaped = neutral + (scale - neutral) * CURVES[self.curve](progress, self.power)
         return shaped if self.floor is None else max(shaped, min(self.floor, scale))
@@ -104,18 +92,15 @@ class ScheduleOverTime(ScaleModifier):
     formula="s_i = lambda sigma_i / (sigma_i - sigma_down): a step of guidance lambda that is "
     "renoised with the branch without the condition",
     paper="arXiv:2406.08070",
-    space="any",
     scales="lambda = guidance_scale / 12.5, unless `lam` is given; image_guidance_scale stays",
-    evaluations=0,
     full_at=None,
     samplers=("ddim", "euler", "euler_ancestral"),
 )
-@dataclass
 class CfgPlusPlus(ScaleModifier):
-    """CFG++ as a schedule, which is exact for samplers of first order.
+    """CFG++ as a schedule of scales, which is exact for samplers of first order.
 
-    On the text (default) the step is renoised with null + s_I (image - null). Strength grows with
-    the number of steps; 0.6 is the authors' for 50. A step to sigma 0 has the scale lambda.
+    On the text (default) the step is renoised with null + s_I (image - null). Its strength grows
+    with the number of steps; the authors use 0.6 for 50. A step to sigma 0 has the scale lambda.
     """
 
     lam: float | None = parameter(None, 0.0, 10.0)
@@ -126,8 +111,8 @@ class CfgPlusPlus(ScaleModifier):
         return self.lam is not None
 
     def check_base(self, base: Scheme, terms: list[Term]) -> None:
-        """With both scales its step is renoised with null, which takes a sum of both pushes."""
         super().check_base(base, terms)
+        # With on=both a step is renoised with null, which takes a sum of both pushes.
         if base.name == "nested" and self.on == "both":
             raise InputError(
                 "guidance cfgpp:on=both does not go with nested, which multiplies its scales: set "
@@ -135,14 +120,11 @@ class CfgPlusPlus(ScaleModifier):
             )
 
     def scale(self, scale: float, neutral: float, step: Step) -> float:
-        """The weight of plain guidance that makes the same step.
-
-        Raises: InputError for a step between equal noise levels, which no weight makes.
-        """
+        """The scale of plain guidance that makes the same step; InputError if there is none."""
         if step.sigma_down >= step.sigma:
             raise InputError(
                 f"guidance cfgpp: steps {step.index + 1} and {step.index + 2} of {step.count} have "
-                "the same noise level: take fewer steps"
+                "the same noise level: use fewer steps"
             )
         lam = scale * LAMBDA_PER_SCALE if self.lam is None else self.lam
         return lam * step.sigma / (step.sigma - step.sigma_down)

@@ -1,25 +1,19 @@
-"""What is done to the push of a condition: projections, norms, frequencies, angles (layer 1).
+"""Changes of the push of a condition: projections, norms, frequencies, angles (layer 1).
 
-The linear scheme is the anchor plus one push per condition, factor * (plus - minus), where ip2p has
-A = image - null with s_I - 1 and B = full - image with s_T - 1. Each scheme changes a push in its
-own space; with equal predictions there is none. In a stack each works on what the one before left.
+The linear scheme is the anchor plus one push per condition, factor * (plus - minus). In ip2p these
+are A = image - null with s_I - 1 and B = full - image with s_T - 1. Each scheme changes a push in
+its own space; equal predictions give no push. In a stack, each gets the push that the one before
+it leaves.
 """
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ipx2p.diffusion.guidance.scheme import Push, PushModifier, on, parameter, scheme
-from ipx2p.diffusion.guidance.space import (
-    Moment,
-    dot,
-    norm,
-    project_off,
-    ratio,
-)
+from ipx2p.diffusion.guidance.space import Moment, dot, norm, project_off, ratio
 
 
 @scheme(
@@ -27,19 +21,18 @@ from ipx2p.diffusion.guidance.space import (
     formula="g = d + momentum g_before; g min(1, norm / |g|); its part along D_full times eta",
     paper="arXiv:2410.02416, alg. 1",
     space="x0",
-    scales="as in the linear scheme; much higher ones stay usable",
-    evaluations=0,
+    scales="as in the linear scheme; much higher ones remain usable",
     plain="apg:eta=1,norm=inf,momentum=0",
 )
-@dataclass
 class AdaptiveProjection(PushModifier):
     """Adaptive projected guidance: less over-saturation at high scales.
 
-    Over-saturation is gain along the final prediction, so the pushes of both conditions are cleaned
-    against D_full; each has its own momentum and norm. With `joint` the sum of the pushes, scales
-    included, is treated once. The mixed form of HunyuanImage 2.1 is plain guidance for `after`
-    steps, while the momentum is fed, and then pushes `gain` times as hard: its 3.5, then 10, is
-    after=5,gain=3.6,norm=10,momentum=-0.5. Defaults: the authors' for Stable Diffusion 2.1.
+    Over-saturation is gain along the final prediction, so the pushes of both conditions lose their
+    parts along D_full; each has its own momentum and norm. With `joint` the sum of the pushes,
+    scales included, is treated as one. The mixed form of HunyuanImage 2.1 is plain guidance for
+    `after` steps, which only feed the momentum, and then a push `gain` times as strong: its 3.5,
+    then 10, is after=5,gain=3.6,norm=10,momentum=-0.5. Defaults: the authors' for Stable Diffusion
+    2.1.
     """
 
     eta: float = parameter(0.0, 0.0, 1.0)
@@ -50,14 +43,16 @@ class AdaptiveProjection(PushModifier):
     joint: bool = parameter(False)
     on: str = on("both")
     needs_full = True
-    # By name of the push: the step last seen, the push it started from and the one it leaves.
-    _memory: dict[str, tuple[int, Tensor | None, Tensor]] = field(default_factory=dict, init=False)
+
+    @property
+    def as_factor(self) -> float | None:
+        linear = self.eta == 1 and self.norm == math.inf and not self.momentum
+        return self.gain if linear and (self.gain == 1 or self.after == 0) else None
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """Momentum, then the clip, then the projection."""
         difference = push.difference
         if self.momentum:
-            difference = self._with_momentum(push, moment.step.index)
+            difference = self._with_momentum(push, moment)
         if moment.step.index < self.after:
             return push
         if math.isfinite(self.norm):
@@ -65,13 +60,15 @@ class AdaptiveProjection(PushModifier):
         projected = project_off(difference, push.full, self.eta)
         return push.changed(projected, self.gain * push.factor)
 
-    def _with_momentum(self, push: Push, index: int) -> Tensor:
-        seen, before, after = self._memory.get(push.name, (None, None, None))
+    def _with_momentum(self, push: Push, moment: Moment) -> Tensor:
+        # The step last seen, the push it started from and the one it leaves.
+        key, index = (self, push.name), moment.step.index
+        seen, before, after = moment.memory.get(key, (None, None, None))
         if seen != index:
             before = after
         difference = push.difference if before is None else push.difference + self.momentum * before
         # A second evaluation in a step (Heun) starts from the same push and leaves no trace.
-        self._memory[push.name] = (index, before, difference if seen != index else after)
+        moment.memory[key] = (index, before, difference if seen != index else after)
         return difference
 
 
@@ -81,16 +78,13 @@ class AdaptiveProjection(PushModifier):
     paper="arXiv:2503.18886; without its zero output at the start, which is for flow models",
     space="v",
     scales="as in the linear scheme",
-    evaluations=0,
 )
-@dataclass
 class ZeroStar(PushModifier):
-    """CFG-Zero*'s optimised scale: the push loses its part along the prediction without it."""
+    """CFG-Zero*'s optimised scale: the push loses its part along `minus`."""
 
     on: str = on("both")
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """As the projection that it is, so that it stacks."""
         return push.changed(project_off(push.difference, moment.prediction(push.minus, "v")))
 
 
@@ -101,23 +95,22 @@ class ZeroStar(PushModifier):
     paper="arXiv:2503.18137",
     space="eps",
     scales="acts like about 1 + (s - 1) / 2, exactly where both predictions have equal norms",
-    evaluations=0,
-    share=0.5,
+    relative_strength=0.5,
 )
-@dataclass
 class TangentialDamping(PushModifier):
-    """TCFG: the prediction without the condition, along what both have in common alone.
+    """TCFG: the prediction without the condition keeps only what both have in common.
 
-    The first singular vector of the pair in closed form, from their 2 x 2 Gram matrix.
+    That is its part along the first singular vector of the pair, in closed form from their 2 x 2
+    Gram matrix.
     """
 
     on: str = on("both")
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """The push from the damped prediction.
+        """The push from the damped prediction, written so that no digits are lost.
 
         minus' - minus = ((cos 2p - 1) minus + sin 2p plus) / 2. The weights nearly cancel, and at
-        high noise both predictions are nearly x, so it is written with their difference d:
+        high noise both predictions are nearly x. With their difference d it is
         ((cos 2p + sin 2p - 1) minus + sin 2p d) / 2.
         """
         raw = push.plus - push.minus
@@ -134,17 +127,14 @@ class TangentialDamping(PushModifier):
     name="fdg",
     formula="a Laplacian pyramid of the push; its levels times low ... high",
     paper="arXiv:2506.19713",
-    space="any",
     scales="as in the linear scheme; low and high multiply the push s - 1, so that at 7.5 the "
     "defaults are about the authors' 5 and 10",
-    evaluations=0,
     plain="fdg:low=1,high=1",
 )
-@dataclass
 class FrequencyDecoupled(PushModifier):
     """Frequency-decoupled guidance: coarse structure and fine detail pushed by different amounts.
 
-    Own pyramid: a level is halved by averages of 2 x 2 and enlarged bilinearly, whatever its size.
+    Our own pyramid halves a level of any size by averages of 2 x 2 and enlarges it bilinearly.
     """
 
     low: float = parameter(0.6, -100.0, 100.0)
@@ -152,8 +142,11 @@ class FrequencyDecoupled(PushModifier):
     levels: int = parameter(2, 2, 8)
     on: str = on("both")
 
+    @property
+    def as_factor(self) -> float | None:
+        return self.low if self.low == self.high else None
+
     def push(self, push: Push, moment: Moment) -> Push:
-        """The levels weighed, from `low` at the coarsest to `high` at the finest, and rebuilt."""
         bands = pyramid(push.difference, self.levels)
         last = max(len(bands) - 1, 1)
         weights = [self.low + (self.high - self.low) * i / last for i in range(len(bands))][::-1]
@@ -183,19 +176,16 @@ def enlarged(x: Tensor, like: Tensor) -> Tensor:
     formula="s' = 1 + (s - 1) exp(-damping |plus - minus| / |minus|)",
     paper="arXiv:2508.03442",
     space="v",
-    scales="the most that is reached; each condition is damped by its own ratio",
-    evaluations=0,
-    plain="mambo_g:damping=0",
+    scales="an upper bound; each condition is damped by its own ratio",
+    idle={"damping": 0.0},
 )
-@dataclass
 class MagnitudeAware(PushModifier):
-    """Magnitude-aware guidance: hold back where the push is large beside the prediction."""
+    """Magnitude-aware guidance: hold back if the push is large compared with the prediction."""
 
     damping: float = parameter(8.0, 0.0, 1000.0)
     on: str = on("both")
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """The push, damped per sample."""
         size = norm(push.difference) * abs(moment.per_denoised("v"))
         share = ratio(size, norm(moment.prediction(push.minus, "v")))
         return push.changed(push.difference * torch.exp(-self.damping * share))
@@ -206,17 +196,15 @@ class MagnitudeAware(PushModifier):
     formula="plus + (s - 1) (rms(d) / unit)^power d, d in units of the score, eps / s_t",
     paper="arXiv:2502.07849",
     space="eps",
-    scales="s - 1 is the paper's omega times (unit sqrt(4 h w))^power: it does not hang on size",
-    evaluations=0,
-    plain="power_law:power=0",
+    scales="s - 1 is the paper's omega times (unit sqrt(4 h w))^power: independent of the size",
+    idle={"power": 0.0},
 )
-@dataclass
 class PowerLaw(PushModifier):
-    """Power-law guidance: a push that fades as the predictions come together.
+    """Power-law guidance: a push that fades as the predictions approach each other.
 
-    The paper takes the norm of the score's difference and retunes omega for each resolution. Here
-    it is the root mean square, and `unit` is the one at which it equals plain guidance; its default
-    is our own choice.
+    The paper uses the norm of the score's difference and retunes omega for each resolution. We use
+    the root mean square; where it equals `unit`, the push is that of plain guidance. The default is
+    our own choice.
     """
 
     power: float = parameter(0.9, 0.0, 3.0)
@@ -225,9 +213,6 @@ class PowerLaw(PushModifier):
     on: str = on("both")
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """The push times a power of its size."""
-        if self.power == 0:
-            return push
         s = moment.sigma / math.sqrt(1 + moment.sigma**2)
         rms = norm(push.difference) / math.sqrt(push.difference[0].numel())
         score = rms * abs(moment.per_denoised("eps")) / s
@@ -242,25 +227,22 @@ class PowerLaw(PushModifier):
     space="x0",
     scales="guidance_scale - 1 multiplies the angle, scales below 1 act as 1; "
     "image_guidance_scale stays linear",
-    evaluations=0,
 )
-@dataclass
 class AngleDomain(PushModifier):
     """Angle-domain guidance: turn the prediction instead of lengthening it.
 
-    As the authors compute it, which is not an exact rotation: lengths grow by up to 1.3. Two turns
-    would not commute, so it acts on the text alone by default.
+    As the authors compute it, which is not an exact rotation: lengths grow by up to 1.3. Since two
+    turns do not commute, it acts on the text alone by default.
     """
 
     cap: float = parameter(60.0, 0.0, 180.0)  # degrees
     on: str = on("text")
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """What turning adds to `plus`, as a push of factor 1."""
         factor = max(push.factor, 0.0)
         lengths = norm(push.plus) * norm(push.minus)
         cosine = ratio(dot(push.plus, push.minus), lengths)
-        # The sine from the part across: the arc cosine has no digits at small angles.
+        # The sine comes from the orthogonal part: the arc cosine loses its digits at small angles.
         sine = ratio(norm(project_off(push.plus, push.minus)), norm(push.plus))
         angle = torch.atan2(sine, cosine)
         turn = (factor * angle).clamp(max=math.radians(self.cap))

@@ -2,13 +2,13 @@
 
     "apg:eta=0,norm=7.5+interval:low=0.28,high=5.4+rescale:phi=0.7"
 
-is one linear scheme, ip2p unless one is named, and modifiers. A scheme is declared where it is
-written (`scheme.py`); to add one is to write one.
+is one linear scheme, ip2p unless one is named, and modifiers. Schemes are declared where they are
+written (see `scheme.py`); nothing has to be added here.
 """
 
 import math
 import re
-from dataclasses import fields
+from functools import lru_cache
 
 from ipx2p.diffusion.guidance import (
     conditions,
@@ -19,7 +19,7 @@ from ipx2p.diffusion.guidance import (
     pushes,
 )
 from ipx2p.diffusion.guidance.scheme import Modifier, Parameter, Scheme, declared_in
-from ipx2p.diffusion.guidance.stack import Guidance
+from ipx2p.diffusion.guidance.spec import GuidanceSpec
 from ipx2p.errors import InputError, suggestion
 
 SCHEMES: dict[str, Scheme] = {
@@ -28,31 +28,24 @@ SCHEMES: dict[str, Scheme] = {
     for name, scheme in declared_in(vars(module)).items()
 }
 DEFAULT = "ip2p"
-# How numbers are written; Python's own reading also takes 1_0 and the digits of other scripts.
+# Numbers as people write them; Python would also accept 1_0 and digits of other scripts.
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|\+?inf", re.ASCII)
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
-MAX_SHOWN = 60  # characters of what was typed, in a message
+MAX_SHOWN = 60  # characters of the user's text in a message
 
 
-def make_guidance(spec: str, *, guidance_scale: float, image_guidance_scale: float) -> Guidance:
-    """Build the guidance of one edit: `full:joint_scale=5+apg`. Make it anew for each edit.
+def parse_guidance(
+    text: str, *, guidance_scale: float, image_guidance_scale: float
+) -> GuidanceSpec:
+    """Parse and check a stack such as `full:joint_scale=5+apg`.
 
     Raises: InputError for an unknown scheme or parameter, a value out of its range, schemes that do
         not stack, or a scale that is not a finite number.
     """
-    if not isinstance(spec, str):
-        raise InputError(f"guidance is {spec!r}, expected a text such as 'ip2p+apg'")
-    parts = [_parse(part.strip()) for part in re.split(r"(?<!=)\+(?=\s*[a-z_])", spec)]
-    bases = [part for part in parts if part[0].is_linear]
-    if len(bases) > 1:
-        names = " and ".join(scheme.name for scheme, _ in bases)
-        raise InputError(
-            f"guidance {_shown(spec)} names two linear schemes, {names}: keep one of them"
-        )
-    for name, scale in (
-        ("guidance_scale", guidance_scale),
-        ("image_guidance_scale", image_guidance_scale),
-    ):
+    if not isinstance(text, str):
+        raise InputError(f"guidance is {text!r}, expected a text such as 'ip2p+apg'")
+    scales = {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
+    for name, scale in scales.items():
         try:
             finite = math.isfinite(scale)
         except (TypeError, OverflowError):
@@ -61,31 +54,24 @@ def make_guidance(spec: str, *, guidance_scale: float, image_guidance_scale: flo
             raise InputError(
                 f"{name} is {repr(scale)[:MAX_SHOWN]}, expected a finite number such as 7.0"
             )
+    return _parse_stack(text, *map(float, scales.values()))
+
+
+@lru_cache(maxsize=4096)  # a sweep asks for the same few again and again
+def _parse_stack(text: str, guidance_scale: float, image_guidance_scale: float) -> GuidanceSpec:
+    parts = [_parse(part.strip()) for part in re.split(r"(?<!=)\+(?=\s*[a-z_])", text)]
+    bases = [part for part in parts if part[0].is_linear]
+    if len(bases) > 1:
+        names = " and ".join(scheme.name for scheme, _ in bases)
+        raise InputError(
+            f"guidance {_shown(text)} names two linear schemes, {names}: keep one of them"
+        )
     modifiers = [scheme.make(**settings) for scheme, settings in parts if not scheme.is_linear]
-    for modifier in modifiers:
-        modifier.check()
-    _check_repeats(spec, modifiers)
+    _check_repeats(text, modifiers)
     base, settings = bases[0] if bases else (SCHEMES[DEFAULT], {})
-    defaults = {name: parameter.default for name, parameter in base.parameters.items()}
-    return Guidance(
-        base,
-        defaults | settings,
-        modifiers,
-        guidance_scale=guidance_scale,
-        image_guidance_scale=image_guidance_scale,
-    )
-
-
-def spec_of(guidance: Guidance) -> str:
-    """The stack with every parameter that is set, as it would be written in full."""
-    parts = [(guidance.base.name, guidance.settings)]
-    for modifier in guidance.modifiers:
-        names = [field.name for field in fields(modifier) if field.init]
-        settings = {name: getattr(modifier, name) for name in names}
-        parts.append((modifier.scheme.name, {k: v for k, v in settings.items() if v is not None}))
-    return "+".join(
-        ":".join(filter(None, (name, ",".join(f"{k}={v}" for k, v in settings.items()))))
-        for name, settings in parts
+    settings = {p.name: p.default for p in base.parameters.values()} | settings
+    return GuidanceSpec(
+        base, tuple(settings.items()), tuple(modifiers), guidance_scale, image_guidance_scale
     )
 
 
@@ -102,7 +88,7 @@ def _check_repeats(spec: str, modifiers: list[Modifier]) -> None:
 
 
 def _shown(text: str) -> str:
-    """What was typed, in one line."""
+    """The user's text, in one line."""
     return repr(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}...")
 
 
@@ -141,7 +127,7 @@ def _value(where: str, known: Parameter, text: str) -> float | int | bool | str:
         kind = "a whole number" if whole else "a number"
         raise InputError(f"{where} is {_shown(text)}, expected {kind}")
     value = int(text) if whole else float(text)
-    # Infinity has to be written as such, and to make sense: 1e400 is a slip.
+    # Infinity must be spelled out and make sense: 1e400 is a slip.
     too_large = math.isinf(value) and ("inf" not in text or math.isinf(known.low))
     if too_large or not known.low <= value <= known.high:
         within = f"{known.low:g} to {known.high:g}"

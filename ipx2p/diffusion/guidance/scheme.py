@@ -1,15 +1,15 @@
 """What a guidance scheme is, and how it is declared (layer 1).
 
-A stack of guidance is one linear scheme, which says how the branches are weighed, and modifiers of
-six kinds. A scheme is a function or a small dataclass under `@scheme(...)`, whose fields are its
-parameters; nothing else has to know about it. A modifier lives as long as one edit, so that it can
-hold state; what it holds belongs to samples, and advances once per step.
+A stack of guidance is one linear scheme, which weighs the branches, and modifiers of six kinds. A
+scheme is a function, or a class whose annotated fields are its parameters, under `@scheme(...)`;
+nothing else has to know about it. Schemes are frozen: what one has to remember during an edit goes
+into `Moment.memory`, belongs to samples, and advances once per step.
 """
 
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -27,14 +27,14 @@ class Parameter:
     """A setting of a scheme: `low <= value <= high`, or one of `choices`."""
 
     name: str
-    default: float | int | bool | str | None  # None is a number that is worked out
+    default: float | int | bool | str | None  # None: a number worked out elsewhere
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()
 
 
 def parameter(default: Any, low: float = -math.inf, high: float = math.inf, *choices: str) -> Any:
-    """A dataclass field that can be set in the spec of a scheme."""
+    """A field that can be set in the text of a stack."""
     return field(default=default, metadata={"low": low, "high": high, "choices": choices})
 
 
@@ -44,68 +44,59 @@ def on(default: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Scheme:
-    """A declared scheme: what people and tests have to know about it.
+class About:
+    """What people and tests need to know about a scheme; nothing acts on it.
 
     formula: in denoised latents D unless `space` says otherwise; A and B are the terms of the
         source and of the instruction, s a scale, w the scale of one condition.
-    space: where it computes; "any" for what is linear.
+    space: where it computes; "any" if it is linear.
     scales: what guidance_scale and image_guidance_scale mean for it.
-    evaluations: of the network per step; a modifier's come on top of those of the linear scheme,
-        which are fewer where it changes a scale to that of the full branch.
-    evaluations_once: on top, once per edit.
-    plain: a spec at which it is plain dual guidance: a linear scheme equals `ip2p`, a modifier the
-        linear scheme that it stands on; s_T and s_I are the edit's scales. None is never.
-    plain_at: the scales at which that holds, "s_T == s_I"; "" is all.
-    full_at: guidance_scale and image_guidance_scale that give the full branch; None is never.
+    evaluations: of the network per step; a modifier's are added to those of the linear scheme,
+        which has fewer where the modifier changes a scale to that of the full branch.
+    evaluations_once: added once per edit.
+    plain: a spec at which a linear scheme equals `ip2p`, or a modifier changes nothing; s_T and s_I
+        are the edit's scales. None: never.
+    plain_at: the scales at which that holds, such as "s_T == s_I"; "" for all.
     keeps_equal: equal predictions of all branches come out unchanged.
+    relative_strength: push relative to ip2p at equal scales, roughly.
+    """
+
+    formula: str
+    paper: str
+    scales: str
+    space: str = "any"
+    evaluations: int = 0
+    evaluations_once: int = 0
+    plain: str | None = None
+    plain_at: str = ""
+    keeps_equal: bool = True
+    relative_strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A declared scheme.
+
+    full_at: guidance_scale and image_guidance_scale that give the full branch; None: never.
     needs: "weak" (a second network), "negative" (a negative instruction).
-    samplers: those it can couple with; None is all.
-    share: of the push of plain guidance, about what it pushes at equal scales.
+    samplers: those that it works with; None: all.
+    anchor: of a linear scheme: the branch that its terms are added to.
+    idle: parameters at which a modifier changes nothing; a stack then leaves it out of every step.
     """
 
     name: str
     make: Callable[..., Any]
-    formula: str
-    paper: str
-    space: str
-    scales: str
-    evaluations: int
-    evaluations_once: int = 0
-    plain: str | None = None
-    plain_at: str = ""
-    full_at: tuple[float, float] | None = (1.0, 1.0)
-    keeps_equal: bool = True
-    needs: tuple[str, ...] = ()
-    samplers: tuple[str, ...] | None = None
-    share: float = 1.0
-    anchor: Branch = FULL  # of a linear scheme: what its terms are added to
+    about: About
+    full_at: tuple[float, float] | None
+    needs: tuple[str, ...]
+    samplers: tuple[str, ...] | None
+    anchor: Branch
+    idle: tuple[tuple[str, float | str], ...]
 
     @property
     def is_linear(self) -> bool:
-        """One of the schemes that weigh the branches; the others modify one."""
-        return not is_dataclass(self.make)
-
-    @property
-    def told(self) -> str:
-        """The declaration, for people."""
-        once = f", and {self.evaluations_once} once per edit" if self.evaluations_once else ""
-        full_at = "no scales" if self.full_at is None else "({:g}, {:g})".format(*self.full_at)
-        settings = ", ".join(f"{p.name}={p.default}" for p in self.parameters.values())
-        more = "" if self.is_linear else " more"
-        lines = {
-            "Formula": self.formula,
-            "Source": self.paper,
-            "Space": self.space,
-            "Scales": self.scales,
-            "Defaults": settings or "no parameters",
-            "Network evaluations": f"{self.evaluations}{more} per step{once}",
-            "Plain guidance": f"{self.plain} at {self.plain_at or 'any scales'}"
-            if self.plain
-            else "never",
-            "Full branch": f"at {full_at} (guidance scale, image guidance scale)",
-        }
-        return "\n".join(f"{name}: {value}" for name, value in lines.items())
+        """Whether it weighs the branches; the other schemes modify one that does."""
+        return not isinstance(self.make, type)
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -118,19 +109,57 @@ class Scheme:
         return {
             f.name: Parameter(f.name, f.default, **f.metadata)
             for f in fields(self.make)
-            if f.default is not MISSING and f.init
+            if f.default is not MISSING
         }
 
+    @property
+    def summary(self) -> str:
+        """The declaration, for people."""
+        about = self.about
+        once = f", and {about.evaluations_once} once per edit" if about.evaluations_once else ""
+        full_at = "no scales" if self.full_at is None else "({:g}, {:g})".format(*self.full_at)
+        settings = ", ".join(f"{p.name}={p.default}" for p in self.parameters.values())
+        more = "" if self.is_linear else " more"
+        plain = about.plain and f"{about.plain} at {about.plain_at or 'any scales'}"
+        lines = {
+            "Formula": about.formula,
+            "Source": about.paper,
+            "Space": about.space,
+            "Scales": about.scales,
+            "Defaults": settings or "no parameters",
+            "Network evaluations": f"{about.evaluations}{more} per step{once}",
+            "Plain guidance": plain or "never",
+            "Full branch": f"at {full_at} (guidance scale, image guidance scale)",
+            "Push relative to ip2p at equal scales": f"about {about.relative_strength:g}",
+        }
+        if about.relative_strength == 1:
+            lines.popitem()
+        return "\n".join(f"{name}: {value}" for name, value in lines.items())
 
-def scheme(**declared: Any) -> Callable[[Callable], Callable]:
-    """Declare a function or dataclass as a scheme; the name is the function's unless given.
 
-    The declaration is added to its docstring, for `help`.
+def scheme(
+    *,
+    name: str | None = None,
+    full_at: tuple[float, float] | None = (1.0, 1.0),
+    needs: tuple[str, ...] = (),
+    samplers: tuple[str, ...] | None = None,
+    anchor: Branch = FULL,
+    idle: dict[str, float | str] | None = None,
+    **about: Any,
+) -> Callable[[Callable], Callable]:
+    """Declare a function or class as a scheme; a class becomes a frozen dataclass.
+
+    The name is the function's unless given. The rest is `About` it; the summary is added to the
+    docstring, for `help`.
     """
 
     def declare(made: Callable) -> Callable:
-        made.scheme = Scheme(make=made, **({"name": made.__name__} | declared))
-        made.__doc__ = f"{inspect.cleandoc(made.__doc__)}\n\n{made.scheme.told}"
+        made = dataclass(frozen=True)(made) if isinstance(made, type) else made
+        if idle:
+            about["plain"] = f"{name}:" + ",".join(f"{k}={v}" for k, v in idle.items())
+        declared = full_at, needs, samplers, anchor, tuple((idle or {}).items())
+        made.scheme = Scheme(name or made.__name__, made, About(**about), *declared)
+        made.__doc__ = f"{inspect.cleandoc(made.__doc__)}\n\n{made.scheme.summary}"
         return made
 
     return declare
@@ -143,12 +172,27 @@ def declared_in(namespace: dict[str, Any]) -> dict[str, Scheme]:
 
 
 class Term(NamedTuple):
-    """factor * (plus - minus): one condition's push in a linear scheme."""
+    """factor * (plus - minus): one condition's push in a linear scheme, or an added one.
 
-    condition: str  # "text", "image" or "both"
-    factor: float  # 0 is no push: the scale less the one that gives the full branch
+    condition: "text", "image" or "both". factor: 0 is no push. across: both ends of a difference;
+    the part of plus - minus along it is left out.
+    """
+
+    condition: str
+    factor: float
     plus: Branch
     minus: Branch
+    across: tuple[Branch, Branch] | None = None
+
+    @property
+    def acts(self) -> bool:
+        """Whether it pushes at all; rounding leaves factors of 1e-16."""
+        return abs(self.factor) > 1e-9
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """What has to run for it."""
+        return (self.plus, self.minus, *(self.across or ()))
 
 
 @dataclass(frozen=True)
@@ -157,7 +201,7 @@ class Push:
 
     All in denoised latents. plus, minus: with the condition and without it. full: with both.
     difference: plus - minus, as the modifiers before have left it. name: tells the pushes of one
-    scheme apart, for what is remembered of them.
+    stack apart, for what is remembered of them.
     """
 
     name: str
@@ -169,15 +213,14 @@ class Push:
 
     def changed(self, difference: Tensor, factor: float | None = None) -> "Push":
         """The same term with another difference."""
-        return replace(
-            self, difference=difference, factor=self.factor if factor is None else factor
-        )
+        factor = self.factor if factor is None else factor
+        return replace(self, difference=difference, factor=factor)
 
 
 class Modifier:
     """What all modifiers share."""
 
-    scheme: ClassVar[Scheme]  # its declaration
+    scheme: ClassVar[Scheme]
 
     def check(self) -> None:
         """Raise InputError for parameters that do not go together."""
@@ -188,6 +231,15 @@ class Modifier:
     def acts_on(self, condition: str) -> bool:
         """Whether it changes what belongs to this condition."""
         return getattr(self, "on", "both") in ("both", condition)
+
+    @property
+    def as_factor(self) -> float | None:
+        """The number by which it multiplies every push that it acts on, if that is all it does.
+
+        1: it changes nothing. None: it does something else, or not the same in every step.
+        """
+        idle = self.scheme.idle
+        return 1.0 if idle and all(getattr(self, name) == value for name, value in idle) else None
 
 
 def _check_acts(modifier: Modifier, base: Scheme, terms: list[Term]) -> None:
@@ -203,20 +255,19 @@ def _check_acts(modifier: Modifier, base: Scheme, terms: list[Term]) -> None:
 class ScaleModifier(Modifier):
     """Changes the scales of a step, before the branches are chosen."""
 
-    last = False  # after the other modifiers of scales, wherever it stands in the stack
-    replaces = False  # what modifiers before it have made of a scale
+    last = False  # acts after the other modifiers of scales, wherever it stands in the stack
+    replaces = False  # overrides what modifiers before it have made of a scale
 
     def check_base(self, base: Scheme, terms: list[Term]) -> None:
-        """It brings scales to those of the full branch."""
         if base.full_at is None:
             raise InputError(
                 f"guidance {self.scheme.name} brings scales to those of the full branch, which "
-                f"{base.name} never gives: take another linear scheme, as ip2p"
+                f"{base.name} never gives: choose another linear scheme, such as ip2p"
             )
         _check_acts(self, base, terms)
 
     def holds(self, step: Step) -> bool:
-        """Whether there is guidance in this step at all, of the conditions that it acts on."""
+        """Whether there is any guidance in this step, of the conditions that it acts on."""
         return True
 
     def scale(self, scale: float, neutral: float, step: Step) -> float:
@@ -231,16 +282,14 @@ class PushModifier(Modifier):
     needs_full = False  # reads Push.full
 
     def check_base(self, base: Scheme, terms: list[Term]) -> None:
-        """Its formula adds a push, scale less 1, to the full branch."""
         if base.anchor is not FULL:
             raise InputError(
                 f"guidance {self.scheme.name} changes what is added to the full branch, which "
-                f"{base.name} does not start from: take another linear scheme, as ip2p"
+                f"{base.name} does not start from: choose another linear scheme, such as ip2p"
             )
         _check_acts(self, base, terms)
 
     def check(self) -> None:
-        """Raise InputError for the sum of all pushes, of one condition."""
         if self.joint and not self.acts_on("both"):
             raise InputError(
                 f"guidance {self.scheme.name}: joint=true acts on the sum of both pushes, so it "
@@ -248,33 +297,27 @@ class PushModifier(Modifier):
             )
 
     def push(self, push: Push, moment: Moment) -> Push:
-        """The push as this scheme has it; equal predictions (difference 0) must stay no push."""
+        """The changed push; where predictions are equal (difference 0) there must be none."""
         raise NotImplementedError
 
 
 class BranchModifier(Modifier):
-    """Runs further branches and adds a term made of them."""
+    """Adds a term of its own, which may run further branches."""
 
     condition = "both"  # which one its term belongs to
 
     @property
     def attention_layers(self) -> Sequence[str]:
-        """Beginnings of the names of layers that it changes."""
+        """Layers that it changes, by their names or the beginnings of them."""
         return ()
 
-    def branches(self, text: Term | None, weight: float, step: Step) -> list[Branch]:
-        """What has to run in this step; nothing where it adds nothing.
+    def term(self, text: Term | None, weight: float, step: Step) -> Term | None:
+        """What is added to the estimate in this step, if anything.
 
         Args:
-            text: the instruction's term, if the linear scheme has one. weight: what its difference
-                is weighed with in all: 0 at guidance_scale 0.
+            text: the instruction's term, if the linear scheme has one. weight: the total weight of
+                its difference: 0 at guidance_scale 0.
         """
-        raise NotImplementedError
-
-    def term(
-        self, denoised: dict[Branch, Tensor], text: Term | None, weight: float, moment: Moment
-    ) -> Tensor | float:
-        """What is added to the estimate, where there are branches."""
         raise NotImplementedError
 
 
@@ -284,13 +327,13 @@ class EstimateModifier(Modifier):
     needs_full = False  # reads the full branch
 
     def mimicked(self, scales: dict[str, float]) -> dict[str, float] | None:
-        """Scales at which it wants to see the linear scheme too."""
+        """Scales at which it also needs the linear scheme."""
         return None
 
     def change(
         self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
     ) -> Tensor:
-        """Denoised latents, guided -> the same, as this scheme has them."""
+        """Guided denoised latents -> the same, changed."""
         raise NotImplementedError
 
 
@@ -303,11 +346,12 @@ class TextModifier(Modifier):
 
 
 class MaskModifier(Modifier):
-    """Finds where to edit, once, and keeps the source elsewhere."""
+    """Finds where to edit, once, and keeps the source elsewhere.
 
-    def timestep(self, last: int) -> float:
-        """Where on the training schedule, 0..last, the source is looked at."""
-        raise NotImplementedError
+    level: where on the training schedule, 0..1, the branches are compared.
+    """
+
+    level: float
 
     def mask(self, difference: Tensor) -> Tensor:
         """full - image there, (B, 4, h, w) -> 1 where to edit, 0 where to keep, (B, 1, h, w)."""
