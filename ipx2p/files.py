@@ -1,4 +1,4 @@
-"""Atomic writes, JSON, and hashes of content (layer 0, standard library only).
+"""Atomic writes, JSON, CSV, and hashes of content (layer 0, standard library only).
 
 Every hash of the package is made here, with BLAKE2b. Seeds, splits, caches and indices on disk are
 built from these values, so they must never change.
@@ -14,7 +14,7 @@ import secrets
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -25,6 +25,7 @@ from ipx2p.errors import InputError, WriteError
 PATIENCE_S = 1.0  # how long to wait for a lock
 DAY_S = 86_400
 TEMPORARY = re.compile(r"\.(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{16}(?:\..*)?")  # machine, process
+FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # how text begins that a spreadsheet would compute
 
 
 @contextmanager
@@ -181,6 +182,25 @@ def write_json(data: dict[str, Any], path: str | Path) -> None:
     """Write one JSON object, indented, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    """Rows by name of the column, as CSV that can be opened in a spreadsheet.
+
+    Text that would be computed there as a formula (=, +, -, @, tab or a new line come first) gets
+    an apostrophe in front, and one more if it has some already. To read it back, drop the first
+    apostrophe of cells that match `FORMULA`. Numbers stay numbers.
+    """
+
+    def cell(value: Any) -> str:
+        if value is None or isinstance(value, (int, float)):
+            return "" if value is None else str(value)
+        text = f"'{value}" if FORMULA.match(str(value)) else str(value)
+        # The standard library writes a lone carriage return without quotes.
+        return '"' + text.replace('"', '""') + '"' if re.search('[,"\r\n]', text) else text
+
+    lines = [columns, *([row.get(name) for name in columns] for row in rows)]
+    return "".join(",".join(map(cell, line)) + "\n" for line in lines)
 
 
 def _reason(error: Exception) -> str:

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from ipx2p.cli import Parser, run_command
@@ -14,8 +15,8 @@ DESCRIPTION = "Edit pictures with every combination of guidance and scales, meas
 EXAMPLES = """\
 metrics:    change, clipped, psnr, ssim, clip_image, clip_direction
 
-Options with several values are combined with one another. A run started again, or with more
-values, computes only what is missing; OUTPUT/index.html has the tables, curves and pictures.
+Options with several values are combined with one another. Run again, or with more values, the
+command computes only what is missing; OUTPUT/index.html has the tables, curves and pictures.
 
 examples:
   # one picture: three schemes at 3 x 3 scales
@@ -23,9 +24,11 @@ examples:
       --guidance ip2p apg "ip2p+interval:low=0.28,high=5.4" \\
       --guidance-scale 3 7 12 --image-guidance-scale 1 1.5 2
 
-  # restoration: PSNR and SSIM against the targets of 40 pairs, on all GPUs
+  # restoration: PSNR and SSIM against the targets of 40 pairs, on all GPUs; the best scales are
+  # chosen on 40 others
   torchrun --nproc-per-node 8 -m ipx2p.eval.compare weights/mine --manifest pairs/test.jsonl \\
-      --limit 40 --guidance ip2p tcfg --guidance-scale 1 1.5 2 --image-guidance-scale 1 1.5
+      --select-on pairs/val.jsonl --limit 40 --guidance ip2p tcfg --guidance-scale 1 1.5 2 \\
+      --image-guidance-scale 1 1.5
 
   # the trade-off of the InstructPix2Pix paper; the manifest has captions
   python -m ipx2p.eval.compare weights/ip2p --manifest pairs/test.jsonl \\
@@ -55,6 +58,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--instruction is required with --image and --folder")
     if args.folder and (args.target or args.source_caption):
         parser.error("targets and captions of many pictures belong in a --manifest")
+    if args.select_on and not args.manifest:
+        parser.error("--select-on chooses the scales that are reported for a --manifest")
     if (args.source_caption is None) != (args.target_caption is None):
         parser.error("captions come in pairs: --source-caption and --target-caption")
     return args
@@ -71,6 +76,12 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     add("--source-caption", metavar="TEXT", help="what the --image shows, for CLIP")
     add("--target-caption", metavar="TEXT", help="what its edit should show")
     add("--limit", metavar="N", type=int, help="take N of the pictures, always the same")
+    add(
+        "--select-on",
+        metavar="FILE",
+        type=Path,
+        help="another manifest: the best scales are chosen on its pairs",
+    )
 
 
 def _add_how(add: Callable[..., object]) -> None:
@@ -81,7 +92,7 @@ def _add_how(add: Callable[..., object]) -> None:
     add("--sampler", metavar="NAME", nargs="+", default=["euler_ancestral"])
     add("--spacing", metavar="NAME", default="linspace", help="(default: %(default)s)")
     add("--steps", metavar="N", nargs="+", type=int, default=[20], help="(default: 20)")
-    add("--seed", metavar="N", nargs="+", type=int, default=[0], help="(default: 0)")
+    add("--seed", metavar="N", nargs="+", type=int, default=[0], dest="seeds", help="(default: 0)")
     add("--negative-instruction", metavar="TEXT", default="", help="for every scheme")
     add("--weak-weights", metavar="WEIGHTS", help="a weaker model, for autoguidance")
     add(
@@ -103,16 +114,20 @@ def _add_where(add: Callable[..., object]) -> None:
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     add("--dtype", metavar="NAME", default="auto", help="auto, float32, bfloat16, float16")
     add("--batch-size", metavar="N", type=int, default=4, help="edits at once (default: 4)")
-    add("--one-branch-at-a-time", action="store_true", help="slower, less memory")
+    add(
+        "--one-branch-at-a-time",
+        dest="batch_branches",
+        action="store_false",
+        help="slower, less memory",
+    )
     add("--compile", action="store_true", help="compile the U-Net: pays off over many edits")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Compare, and say where the report is."""
+    """Compare, and print where the report is."""
     args = parse(argv)
     from ipx2p.eval.cases import cases_of_folder, cases_of_images, cases_of_manifest, draw
     from ipx2p.eval.comparison import CompareConfig, compare
-    from ipx2p.eval.sweep import SweepConfig
 
     if args.manifest:
         cases = cases_of_manifest(args.manifest)
@@ -124,33 +139,14 @@ def main(argv: list[str] | None = None) -> None:
         cases = cases_of_images(
             args.image, args.instruction, targets=args.target, captions=captions
         )
-    sweep = SweepConfig(
-        guidance=args.guidance,
-        guidance_scale=args.guidance_scale,
-        image_guidance_scale=args.image_guidance_scale,
-        sampler=args.sampler,
-        spacing=args.spacing,
-        steps=args.steps,
-        seeds=args.seed,
-        negative_instruction=args.negative_instruction,
-        resolution=args.resolution,
-    )
+    choosing = cases_of_manifest(args.select_on) if args.select_on else []
     typed = shlex.join(sys.argv[1:] if argv is None else argv)
+    known = {field.name for field in fields(CompareConfig)}
     config = CompareConfig(
-        output=args.output,
-        sweep=sweep,
-        weak_weights=args.weak_weights,
-        clip=args.clip,
-        metrics=args.metrics,
-        grids=args.grids,
-        device=args.device,
-        dtype=args.dtype,
-        batch_size=args.batch_size,
-        batch_branches=not args.one_branch_at_a_time,
-        compile=args.compile,
+        **{name: value for name, value in vars(args).items() if name in known},
         command=f"python -m ipx2p.eval.compare {typed}",
     )
-    compare(args.weights, draw(cases, args.limit), config)
+    compare(args.weights, draw(cases, args.limit), config, draw(choosing, args.limit))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Compare guidance: edit every combination, measure, and report (layer 4).
 
 OUTPUT/  edits/KEY.png  edits_RANK.jsonl  scores_RANK.jsonl  sweep.json      what was computed
-         index.html  table.md  table.csv  edits.csv  grids/  curves/         the report
+         index.html  table.md  *.csv  grids/  curves/                        the report
 """
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,9 +24,9 @@ from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case, draw
 from ipx2p.eval.features import ClipFeatures
 from ipx2p.eval.grids import make_grids
-from ipx2p.eval.report import make_notes, write_report
+from ipx2p.eval.report import make_notes, note_of_choice, write_report
 from ipx2p.eval.rows import Rows, key_of
-from ipx2p.eval.scores import pick_metrics, score_trials
+from ipx2p.eval.scores import Results, pick_metrics
 from ipx2p.eval.sweep import (
     SweepConfig,
     Trial,
@@ -37,52 +37,59 @@ from ipx2p.eval.sweep import (
     run_trials,
     weights_digest,
 )
-from ipx2p.eval.tables import check_complete, computed_on, csv_of_edits, make_lines
+from ipx2p.eval.tables import choose, computed_on, csv_of_edits, csv_of_lines, make_lines
 from ipx2p.files import check_writable, hold_lock, read_json, write_json
 from ipx2p.models.unet import UNet, UNetConfig
 from ipx2p.models.vae import VAEConfig
 from ipx2p.weights.readers import find_folder
 
 SWEEP = "sweep.json"
-TIMEOUT = timedelta(days=7)  # processes that are done wait for those that are not
+CODE_CHANGED = (
+    "made by other code (networks, samplers, guidance or editing have changed since), so that its "
+    "edits would not compare with new ones"
+)
+TIMEOUT = timedelta(days=7)  # finished processes wait for the others
 
 
 @dataclass
-class CompareConfig:
-    """Where a comparison computes and what it reports.
+class CompareConfig(SweepConfig):
+    """What is combined, where it is computed, and what is reported.
 
-    clip: folder or hub id of a CLIP model. metrics: None is all that can be measured. grids: how
-    many pictures get sheets.
+    select_on: where the pictures that choose the best scales are from. clip: folder or hub id of a
+    CLIP model. metrics: None is all that can be measured. grids: how many pictures get sheets.
     """
 
     output: Path = Path("compare")
-    sweep: SweepConfig = field(default_factory=SweepConfig)
     weak_weights: str | None = None
+    select_on: Path | None = None
     clip: str | None = None
     metrics: list[str] | None = None
     grids: int = 4
     device: str = "auto"
     dtype: str = "auto"
-    batch_size: int = 4
-    batch_branches: bool = True
-    compile: bool = False
     command: str = ""
 
 
-def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
-    """Run a sweep over the cases and write its report; what is there already is not computed again.
+def compare(
+    weights: str, cases: Sequence[Case], config: CompareConfig, choosing: Sequence[Case] = ()
+) -> None:
+    """Run a sweep over the cases and write its report; only what is missing is computed.
 
     Several processes of `torchrun` share the edits.
 
+    Args:
+        choosing: other cases, which the best scales are chosen on; none: on the cases themselves.
     Raises: InputError for bad arguments or files, before the weights are loaded where possible.
     """
-    settings = config.sweep.settings(has_weak=config.weak_weights is not None)
+    settings = config.settings(has_weak=config.weak_weights is not None)
     folder = find_folder(weights)
-    _check_arguments(cases, settings, config, folder)
+    if choosing:
+        choosing = _check_choosing(cases, choosing, config.select_on)
+    _check_arguments([*cases, *choosing], settings, config, folder)
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     cuda = pick_device(config.device).type == "cuda"
     with open_world(cuda=cuda, timeout=TIMEOUT) as world:
-        # Each process has a GPU of its own, also where the device is named without a number.
+        # Each process has a GPU of its own, also if the device is named without a number.
         name = "auto" if config.device == "cuda" else config.device
         device = pick_device(name, world.local_rank)
         metrics = pick_metrics(config.metrics, cases, config.clip is not None)
@@ -90,32 +97,51 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
         made_with = _made_with(folder, config, device)
         lock = _take(config.output, made_with, world)
         weak = config.weak_weights and weights_digest(find_folder(config.weak_weights))
-        trials = make_trials(cases, config.sweep, settings, made_with, weak)
-        world.check_same("what is compared", key_of([trial.key for trial in trials]))
-        rows = Rows(config.output, "edits", world.rank)
-        scores = Rows(config.output, "scores", world.rank)
-        _edit(trials, rows, folder, config, device, world)
-        score_trials(
-            *(trials, rows, scores, clip, world),
-            resolution=config.sweep.resolution,
-            multiple=multiple,
+        trials, deciding = (
+            make_trials(some, config, settings, made_with, weak) for some in (cases, choosing)
         )
+        everything = [*trials, *deciding]
+        world.check_same("what is compared", key_of([trial.key for trial in everything]))
+        rows, scores = (Rows(config.output, stem, world.rank) for stem in ("edits", "scores"))
+        _edit(everything, rows, folder, config, device, world)
+        results = Results(everything, rows, scores, clip, config.resolution, multiple)
+        results.measure(world)
         world.barrier()
         if world.is_main:
             scores.read()
-            lines = make_lines(trials, rows, scores, clip, config.sweep.resolution, metrics)
-            csv = csv_of_edits(trials, rows, scores, clip)
-            with_grids = draw(cases, config.grids) if config.grids else []
-            shown = [trial for trial in trials if trial.case in with_grids]
-            sheets = make_grids(
-                shown, config.output, resolution=config.sweep.resolution, multiple=multiple
-            )
-            about = _about(weights, cases, config, clip) | {
-                "computed on": computed_on(trials, rows)
-            }
-            notes = make_notes(config.metrics, metrics, trials, rows, scores, clip)
-            print(*write_report(config.output, lines, csv, sheets, about, notes), sep="\n")
+            results = replace(results, trials=trials)
+            others = make_lines(replace(results, trials=deciding), metrics) if deciding else []
+            lines = make_lines(results, metrics)
+            lines = choose(lines, others or lines)
+            tables = {"table.csv": lines, "chosen_on.csv": others}
+            tables = {name: csv_of_lines(some) for name, some in tables.items() if some}
+            tables["edits.csv"] = csv_of_edits(results)
+            sheets = make_grids(results, draw(cases, config.grids) if config.grids else [])
+            about = _about(weights, cases, config, clip) | {"computed on": computed_on(results)}
+            notes = make_notes(config.metrics, metrics, results)
+            notes += note_of_choice(lines, config.select_on)
+            print(*write_report(config.output, lines, tables, sheets, about, notes), sep="\n")
             lock.close()
+
+
+def _check_choosing(cases: Sequence[Case], choosing: Sequence[Case], path: Path) -> list[Case]:
+    """Those of the tasks that are reported.
+
+    Raises: InputError for tasks without any, or for pairs that are also among the cases.
+    """
+    tasks = {case.task for case in cases}
+    if lacking := tasks - {case.task for case in choosing}:
+        raise InputError(
+            f"--select-on {path} has no pairs of the task {min(lacking)!r}, whose scales are to be "
+            "chosen: add some"
+        )
+    sources = {(case.digest, case.task) for case in cases}
+    if shared := [case for case in choosing if (case.digest, case.task) in sources]:
+        raise InputError(
+            f"--select-on {path}: {len(shared)} of its pictures are also reported on, "
+            f"{shared[0].source} is one: choose the scales on other pictures"
+        )
+    return [case for case in choosing if case.task in tasks]
 
 
 def _made_with(folder: Path, config: CompareConfig, device: torch.device) -> dict[str, Any]:
@@ -123,8 +149,8 @@ def _made_with(folder: Path, config: CompareConfig, device: torch.device) -> dic
     return {
         "code": code_digest(),
         "weights": weights_digest(folder),
-        "negative_instruction": config.sweep.negative_instruction,
-        "resolution": config.sweep.resolution,
+        "negative_instruction": config.negative_instruction,
+        "resolution": config.resolution,
         "dtype": dtype_name(pick_dtype(config.dtype, device)),
     }
 
@@ -132,7 +158,7 @@ def _made_with(folder: Path, config: CompareConfig, device: torch.device) -> dic
 def _check_arguments(
     cases: Sequence[Case], settings: Sequence[EditSettings], config: CompareConfig, folder: Path
 ) -> None:
-    """Raise InputError for what would stop the sweep later, before the weights are loaded."""
+    """Raise InputError before the weights are loaded for what would stop the sweep later."""
     if config.batch_size < 1:
         raise InputError(f"batch_size is {config.batch_size}, expected 1 or more")
     if config.grids < 0:
@@ -156,10 +182,9 @@ def _check_arguments(
 
 
 def _take(output: Path, made_with: dict[str, Any], world: World) -> BinaryIO | None:
-    """Make the output folder ours, until the main process closes the lock that it gets.
+    """Hold the output folder until the main process closes the lock that it gets.
 
-    Raises: InputError for a folder with another sweep, or with something else in it, or that
-        another run computes in.
+    Raises: InputError for a folder with another sweep, with other files, or in use by another run.
     """
     check_writable(output)
     world.check_shared(output, "--output")
@@ -171,7 +196,7 @@ def _take(output: Path, made_with: dict[str, Any], world: World) -> BinaryIO | N
             f"another process is computing in {output}: wait for it, or choose another --output"
         )
     if world.is_main:
-        _check_output(output, made_with)  # it may have been someone else's a moment ago
+        _check_output(output, made_with)  # another run may just have finished in it
         write_json(made_with, output / SWEEP)
         for rest in (output / "edits").glob(".*.png"):  # what a killed process was writing
             rest.unlink(missing_ok=True)
@@ -184,15 +209,16 @@ def _check_output(output: Path, made_with: dict[str, Any]) -> None:
         try:
             found = read_json(output / SWEEP)
         except InputError as error:
-            raise InputError(f"{error}: remove it, the edits beside it are found again") from error
-        for name, value in found.items():
-            if made_with.get(name) != value:
+            raise InputError(f"{error}: remove it, the edits beside it will be found") from error
+        for name in sorted(found, key="code".__eq__):  # the code last: it says least
+            if made_with.get(name) != found[name]:
+                why = f"its {name} is {found[name]!r}, now {made_with.get(name)!r}"
                 raise InputError(
-                    f"{output} holds another sweep, its {name} is {value!r}, now "
-                    f"{made_with.get(name)!r}: choose another --output"
+                    f"{output} holds another sweep, {CODE_CHANGED if name == 'code' else why}: "
+                    "choose another --output"
                 )
     elif any(output.glob("edits_*.jsonl")):
-        return  # the file was lost; each edit knows by its key what it was made with
+        return  # the file was lost; the key of each edit depends on what it was made with
     elif any(not child.name.startswith(".") for child in output.iterdir()):
         raise InputError(f"{output} holds other files, and no sweep: choose another --output")
 
@@ -205,25 +231,26 @@ def _edit(
     device: torch.device,
     world: World,
 ) -> None:
-    """Compute what is missing, shared among the processes."""
+    """Compute what is missing, shared among the processes.
+
+    Raises: InputError if edits are still missing at the end.
+    """
     todo = missing(trials, rows)
     count = len({trial.key for trial in trials})
     world.print(f"{count} edits, {count - len(todo)} of them are there already")
-    world.barrier()  # everyone has counted before anyone adds
+    world.barrier()  # everyone has counted before anyone adds one
     if mine := part_of(todo, world, config.batch_size):
         editor = Editor.load(folder, device=device, dtype=config.dtype)
         weak = None if config.weak_weights is None else editor.load_weak(config.weak_weights)
         for network in filter(None, (editor.unet, weak) if config.compile else ()):
             network.compile()
-        run_trials(
-            *(mine, rows, config.sweep, editor, weak, world),
-            batch_size=config.batch_size,
-            batch_branches=config.batch_branches,
-            compiled=config.compile,
-        )
+        run_trials(mine, rows, config, editor, weak, world)
     world.barrier()
     rows.read()
-    check_complete(trials, rows)
+    if lost := [trial for trial in trials if trial.key not in rows.by_key]:
+        raise InputError(
+            f"{len(lost)} of {len(trials)} edits are not in {config.output}: run it again"
+        )
 
 
 def _about(
@@ -233,22 +260,21 @@ def _about(
     clip: ClipFeatures | None,
 ) -> dict[str, str]:
     """What was compared, for the head of the report."""
-    sweep = config.sweep
     instructions = [*dict.fromkeys(case.instruction for case in cases)]
     more = f" and {len(instructions) - 3} more" if len(instructions) > 3 else ""
-    told = {
+    facts = {
         "command": config.command,
         "weights": weights,
         "weak weights": config.weak_weights or "",
-        "pictures": f"{len(cases)}, long side {sweep.resolution} pixels",
+        "pictures": f"{len(cases)}, long side {config.resolution} pixels",
         "instructions": "; ".join(instructions[:3]) + more,
-        "negative instruction": sweep.negative_instruction,
-        "seeds": ", ".join(map(str, dict.fromkeys(sweep.seeds))),
-        "sampler": ", ".join(dict.fromkeys(sweep.sampler)),
-        "spacing": sweep.spacing,
-        "steps": ", ".join(map(str, dict.fromkeys(sweep.steps))),
-        "CLIP": f"{clip.name}, pictures brought to {clip.size} x {clip.size}" if clip else "",
+        "negative instruction": config.negative_instruction,
+        "seeds": ", ".join(map(str, dict.fromkeys(config.seeds))),
+        "sampler": ", ".join(dict.fromkeys(config.sampler)),
+        "spacing": config.spacing,
+        "steps": ", ".join(map(str, dict.fromkeys(config.steps))),
+        "CLIP": f"{clip.name}, pictures resized to {clip.size} x {clip.size}" if clip else "",
         "versions": f"ipx2p {__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}",
     }
-    return {name: value for name, value in told.items() if value}
+    return {name: value for name, value in facts.items() if value}

@@ -1,101 +1,70 @@
-"""Sheets of a sweep: guidance scale against image guidance scale, and schemes beside each other
-(layer 4)."""
+"""Sheets of a sweep: guidance scales against each other, and schemes side by side (layer 4)."""
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from PIL import Image
 
 from ipx2p.eval.cases import Case
-from ipx2p.eval.rows import key_of
+from ipx2p.eval.rows import file_stem
+from ipx2p.eval.scores import Results
 from ipx2p.eval.sweep import Trial, scales_of
 from ipx2p.images import load_image
 from ipx2p.sheets import contact_sheet, text_tile
 
 MIN_CELL, MAX_CELL = 128, 256  # pixels
 MAX_WIDTH = 50_000  # of a sheet; a JPEG has at most 65 535
-MAX_SLUG = 60
 
 
-def make_grids(
-    trials: Sequence[Trial], folder: Path, *, resolution: int | None, multiple: int
-) -> Iterator[tuple[str, str, Image.Image]]:
-    """Sheets of the trials' pictures: name of the picture, name for a file, sheet.
+def make_grids(results: Results, cases: Sequence[Case]) -> Iterator[tuple[str, str, Image.Image]]:
+    """Sheets of the edits of some cases: name of the picture, name for a file, sheet.
 
     For each picture, sampler, number of steps and seed: one sheet of all schemes at the middle
     image guidance scale, if there are several schemes; then one of each scheme at all scales.
     """
     groups: dict[tuple, list[Trial]] = {}
-    for trial in trials:
-        s = trial.settings
-        groups.setdefault((trial.case, s.sampler, s.num_steps, trial.seed), []).append(trial)
+    for trial in results.trials:
+        if trial.case in cases:
+            s = trial.settings
+            groups.setdefault((trial.case, s.sampler, s.num_steps, trial.seed), []).append(trial)
     for (case, sampler, steps, seed), group in groups.items():
         how = f"{sampler}, {steps} steps, seed {seed}"
-        before = [case.load(resolution, multiple)]
-        if case.target:
-            before.append(case.load_target(before[0].size))
-        schemes = [*dict.fromkeys(trial.settings.guidance for trial in group)]
-        if len(schemes) > 1:
-            sheet = _overview(group, schemes, before, folder, f"{case.instruction} ({how}")
-            yield case.name, _name(case, "schemes", how), sheet
-        for scheme in schemes:
-            mine = [trial for trial in group if trial.settings.guidance == scheme]
-            sheet = _grid(mine, before, folder, f"{scheme}: {case.instruction} ({how})")
-            yield case.name, _name(case, scheme, how), sheet
+        for name, title, columns, rows in _layouts(group):
+            sheet = _sheet(results, case, columns, rows, f"{title}{case.instruction} ({how})")
+            yield case.name, f"{file_stem(case.name, name, how)}.jpg", sheet
 
 
-def _grid(
-    trials: Sequence[Trial], before: list[Image.Image], folder: Path, title: str
-) -> Image.Image:
-    """Image guidance scales downwards, guidance scales to the right."""
-    placed = {(*scales_of(trial.settings).values(),): trial for trial in trials}
-    scales, image_scales = (_sorted(values) for values in zip(*placed, strict=True))
-    return _sheet(
-        [[placed.get((scale, image_scale)) for scale in scales] for image_scale in image_scales],
-        before,
-        folder,
-        column_labels=[_label("guidance scale", scale) for scale in scales],
-        row_labels=[_label("image guidance scale", scale) for scale in image_scales],
-        title=title,
-    )
-
-
-def _overview(
-    trials: Sequence[Trial],
-    schemes: Sequence[str],
-    before: list[Image.Image],
-    folder: Path,
-    title: str,
-) -> Image.Image:
-    """Schemes downwards, guidance scales to the right, at the middle image guidance scale.
+def _layouts(trials: Sequence[Trial]) -> Iterator[tuple[str, str, list[str], dict[str, list]]]:
+    """Name, beginning of the title, labels of the columns, and rows of trials by label.
 
     A scheme that does not use a scale stands at all of its values.
     """
-    placed = {
-        (trial.settings.guidance, *scales_of(trial.settings).values()): trial for trial in trials
-    }
-    _, scales, image_scales = (_sorted(values) for values in zip(*placed, strict=True))
-    middle = image_scales[len(image_scales) // 2]
+    placed = {(t.settings.guidance, *scales_of(t.settings).values()): t for t in trials}
+    schemes = [*dict.fromkeys(scheme for scheme, _, _ in placed)]
 
-    def at(scheme: str, scale: float | None) -> Trial | None:
-        keys = itertools.product([scheme], (scale, None), (middle, None))
+    def at(scheme: str, scale: float | None, image_scale: float | None) -> Trial | None:
+        keys = itertools.product([scheme], (scale, None), (image_scale, None))
         return next((placed[key] for key in keys if key in placed), None)
 
-    where = "" if middle is None else f", {_label('image guidance scale', middle)}"
-    return _sheet(
-        [[at(scheme, scale) for scale in scales] for scheme in schemes],
-        before,
-        folder,
-        column_labels=[_label("guidance scale", scale) for scale in scales],
-        row_labels=schemes,
-        title=f"{title}{where})",
-    )
+    for name in (["schemes"] if len(schemes) > 1 else []) + schemes:
+        shown = schemes if name == "schemes" else [name]
+        scales, images = (_sorted(key[i] for key in placed if key[0] in shown) for i in (1, 2))
+        columns = [_label("guidance scale", scale) for scale in scales]
+        if name == "schemes":
+            middle = images[len(images) // 2]
+            title = "" if middle is None else f"{_label('image guidance scale', middle)}: "
+            rows = {scheme: [at(scheme, scale, middle) for scale in scales] for scheme in schemes}
+        else:
+            title = f"{name}: "
+            rows = {
+                _label("image guidance scale", image): [at(name, scale, image) for scale in scales]
+                for image in images
+            }
+        yield name, title, columns, rows
 
 
 def _sorted(values: Iterable[float | None]) -> list[float | None]:
-    """Values of a scale, each once; None, for those that do not use it, where there is no other."""
+    """The values of a scale, each once; None if no scheme uses it."""
     return sorted({*values} - {None}) or [None]
 
 
@@ -104,41 +73,30 @@ def _label(name: str, scale: float | None) -> str:
 
 
 def _sheet(
-    cells: Sequence[Sequence[Trial | None]],
-    before: list[Image.Image],
-    folder: Path,
-    *,
-    column_labels: Sequence[str],
-    row_labels: Sequence[str],
-    title: str,
+    results: Results, case: Case, columns: list[str], rows: dict[str, list], title: str
 ) -> Image.Image:
-    """The edits, and in front of the first row the source, and the target where there is one.
+    """The edits, and before the first row the source, and the target if there is one.
 
-    An edit that was not finite has no picture, and says so.
+    In place of an edit that was not finite is a tile that says so.
     """
-    cell = min(MAX_CELL, max(MIN_CELL, *before[0].size), MAX_WIDTH // (len(cells[0]) + 4))
+    before = [case.load(results.resolution, results.multiple)]
+    if case.target:
+        before.append(case.load_target(before[0].size))
+    cell = min(MAX_CELL, max(MIN_CELL, *before[0].size), MAX_WIDTH // (len(columns) + 4))
 
     def picture(trial: Trial | None) -> Image.Image | None:
         if trial is None:
             return None
-        path = folder / trial.file
+        path = results.rows.folder / trial.file
         return load_image(path) if path.exists() else text_tile("not finite", cell)
 
-    rows = [
-        [*(image if index == 0 else None for image in before), *map(picture, row)]
-        for index, row in enumerate(cells)
-    ]
     return contact_sheet(
-        rows,
-        column_labels=[*("source", "target")[: len(before)], *column_labels],
-        row_labels=row_labels,
+        [
+            [*(image if index == 0 else None for image in before), *map(picture, row)]
+            for index, row in enumerate(rows.values())
+        ],
+        column_labels=[*("source", "target")[: len(before)], *columns],
+        row_labels=[*rows],
         title=title,
         cell=cell,
     )
-
-
-def _name(case: Case, what: str, how: str) -> str:
-    """A file name; names that look alike once cut are told apart by a hash."""
-    slugs = (re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-") for text in (case.name, what, how))
-    stem = "_".join(slug[:MAX_SLUG] for slug in slugs)
-    return f"{stem}_{key_of([case.name, what, how])[:6]}.jpg"

@@ -1,10 +1,9 @@
-"""The report of a sweep as one page that needs nothing else: pictures are inside it (layer 4)."""
+"""The report of a sweep as one self-contained page, pictures included (layer 4)."""
 
 import base64
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
 
 from ipx2p.eval.curves import Curve
 from ipx2p.eval.scores import METRICS
@@ -30,8 +29,8 @@ img.full { max-width: none; cursor: zoom-out; }
 summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
 code { font-size: 13px; }
 """
-# A click on a heading sorts by its column; numbers as numbers, what is empty last. A click on a
-# picture that is wider than the page shows it in its own size, to scroll.
+# A click on a heading sorts by its column, numbers as numbers and empty cells last. A click on a
+# picture that is wider than the page shows it at full size.
 SCRIPT = """
 for (const image of document.querySelectorAll("img"))
   image.addEventListener("click", () => image.classList.toggle("full"));
@@ -54,17 +53,20 @@ for (const [index, head] of [...document.querySelectorAll("th")].entries()) {
 """
 
 
-class Grid(NamedTuple):
-    """One sheet: the picture it is of, its file name, and the JPEG."""
-
-    picture: str
-    name: str
-    jpeg: bytes
+EXPLAINED = {
+    "effective_guidance_scale": "Effective scales: those at which ip2p is exactly the same; empty "
+    "if there are none. Curves are drawn at them; panels have the scales that were set.",
+    "failed": "Edits that are not finite are excluded from means.",
+    "shared": "Shared with: these edits are the same computation as those of that line, and were "
+    "made once.",
+    "best": "Best scales by: the metrics by which these are the best scales of the scheme at this "
+    "cost.",
+}
 
 
 def make_page(
     lines: Sequence[Line],
-    grids: Sequence[Grid],
+    grids: Sequence[tuple[str, str, bytes]],
     curves: Sequence[Curve],
     about: dict[str, str],
     notes: Sequence[str],
@@ -72,8 +74,9 @@ def make_page(
     """HTML with everything in it.
 
     Args:
-        about: what was compared with what, and on what; name -> value.
-        notes: what is not there, and how to get it.
+        grids: name of the picture, name of the sheet, and the JPEG.
+        about: what was compared, and on what; name -> value.
+        notes: what the reader must know, such as what is missing and how to get it.
     """
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in about.items())
     parts = [
@@ -91,9 +94,9 @@ def make_page(
         parts.append("<h2>Curves</h2>")
         parts += [_figure(curve.png, "png", curve.caption) for curve in curves]
     if grids:
-        parts.append("<h2>Pictures</h2><p>Click one to see it in its own size.</p>")
-    for place, picture in enumerate(dict.fromkeys(grid.picture for grid in grids)):
-        shown = [_figure(g.jpeg, "jpeg", g.name, False) for g in grids if g.picture == picture]
+        parts.append("<h2>Pictures</h2><p>Click one to see it at full size.</p>")
+    for place, picture in enumerate(dict.fromkeys(picture for picture, _, _ in grids)):
+        shown = [_figure(jpeg, "jpeg", name, False) for of, name, jpeg in grids if of == picture]
         is_open = " open" if place == 0 else ""
         parts.append(
             f"<details{is_open}><summary>{escape(picture)}</summary>{''.join(shown)}</details>"
@@ -104,18 +107,12 @@ def make_page(
 
 def _explained(lines: Sequence[Line]) -> str:
     columns = columns_of(lines)
-    told = [
-        f" {METRICS[name].label}: {METRICS[name].about}." for name in columns if name in METRICS
+    parts = [
+        f"{METRICS[name].label}: {METRICS[name].about}." for name in columns if name in METRICS
     ]
-    told.append(" A scale that a scheme does not use is left out.")
-    if "effective_guidance_scale" in columns:
-        told.append(
-            " Effective scales: those at which plain guidance pushes about as much; points of the "
-            "curves stand at them, panels are named by what was asked for."
-        )
-    if "failed" in columns:
-        told.append(" Edits that are not finite count in no mean.")
-    return escape("".join(told))
+    parts.append("A scale that a scheme does not use is empty.")
+    parts += [text for name, text in EXPLAINED.items() if name in columns]
+    return escape("".join(f" {part}" for part in parts))
 
 
 def _table(lines: Sequence[Line]) -> str:

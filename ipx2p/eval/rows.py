@@ -1,24 +1,33 @@
-"""Rows of JSON by key, appended as they come, so that a killed run loses none of them (layer 4)."""
+"""Rows of JSON by key, appended one by one, so that a killed run loses none of them (layer 4)."""
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from ipx2p.errors import InputError
 from ipx2p.files import digest_bytes
 
+MAX_SLUG = 60  # characters of each part of a file name
+
 
 def key_of(content: Any) -> str:
-    """A hash of whatever JSON can write; equal contents have equal keys."""
+    """A hash of anything that JSON can hold; equal contents have equal keys."""
     text = json.dumps(content, sort_keys=True)
     return digest_bytes(text.encode(), 12)
+
+
+def file_stem(*parts: str) -> str:
+    """A file name from texts; a hash tells apart those that look alike when cut."""
+    slugs = (re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")[:MAX_SLUG] for text in parts)
+    return "_".join([*slugs, key_of([*parts])[:6]])
 
 
 class Rows:
     """The rows of all processes, FOLDER/STEM_RANK.jsonl; each appends to its own file.
 
-    A last line that was cut off in the middle does not count.
+    An incomplete last line is ignored.
 
     Raises: InputError for a file with damaged lines before the last.
     """
@@ -28,10 +37,12 @@ class Rows:
         self.stem = stem
         self.path = folder / f"{stem}_{rank:03d}.jsonl"
         self.by_key: dict[str, dict[str, Any]] = {}
+        if self.path.exists():  # what a killed run left half written would spoil the next line
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
         self.read()
 
     def read(self) -> None:
-        """Take in what is on the disk, by whichever process."""
+        """Read what is on the disk, written by any process."""
         for path in sorted(self.folder.glob(f"{self.stem}_*.jsonl")):
             whole, _, _ = path.read_bytes().rpartition(b"\n")
             for number, line in enumerate(whole.split(b"\n"), 1):
@@ -45,13 +56,6 @@ class Rows:
                         f"{path} line {number} is damaged ({error}): remove the line, and what it "
                         "held is computed again"
                     ) from error
-
-    def cut_torn_line(self) -> None:
-        """Before the first row of a run: what a killed one left half written goes."""
-        if self.path.exists():
-            content = self.path.read_bytes()
-            if not content.endswith(b"\n"):
-                os.truncate(self.path, content.rfind(b"\n") + 1)
 
     def add(self, row: dict[str, Any]) -> None:
         """Write one row, in one piece, and keep it."""

@@ -1,12 +1,13 @@
 """What is measured on an edit, as it was saved, against its source and its target (layer 4).
 
-Measured once and kept as rows, like the edits; a CLIP model that is named later adds its numbers
-without editing anything again.
+Scores are measured once and kept as rows, like the edits; a CLIP model that is named later adds
+its numbers without editing again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,23 +29,24 @@ BATCH = 16  # pictures measured at once
 class Shown:
     """N edits of one case, and what they are measured against; all pixels01 (N, 3, H, W).
 
-    clip_*: features of length 1, (N, D).
+    clip_edited, clip, captions: features of length 1 of the edits, the source, and the captions of
+    source and target, (N, D).
     """
 
     edited: Tensor
     source: Tensor
     target: Tensor | None = None
     clip_edited: Tensor | None = None
-    clip_source: Tensor | None = None
-    clip_captions: tuple[Tensor, Tensor] | None = None
+    clip: Tensor | None = None
+    captions: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Metric:
     """One number for each edit.
 
-    needs: "", "targets", "clip" or "captions" (of the source and of the target, and CLIP). least:
-    the shortest side that it can measure, in pixels.
+    needs: the field of `Shown` that it reads. chooses: the best scales are those at which it is
+    highest. least: the shortest side that it can measure, in pixels.
     """
 
     label: str
@@ -52,21 +54,22 @@ class Metric:
     needs: str
     digits: int
     measure: Callable[[Shown], Tensor]
+    chooses: bool = False
     least: int = 1
 
 
 METRICS = {
     "change": Metric(
         "change, %",
-        "mean absolute difference to the source, in % of the range of values",
-        "",
+        "mean absolute difference from the source, in % of the range of values",
+        "source",
         2,
         lambda shown: 100 * l1(shown.edited, shown.source),
     ),
     "clipped": Metric(
         "clipped, %",
         "values at 0 or 255, in % of all: over-saturation",
-        "",
+        "source",
         2,
         lambda shown: (
             100 * ((shown.edited <= 0) | (shown.edited >= 1)).double().mean(dim=(1, 2, 3))
@@ -75,16 +78,18 @@ METRICS = {
     "psnr": Metric(
         "PSNR, dB",
         "against the target; higher is better",
-        "targets",
+        "target",
         2,
         lambda shown: psnr(shown.edited, shown.target),
+        chooses=True,
     ),
     "ssim": Metric(
         "SSIM",
         "against the target, at most 1; higher is better",
-        "targets",
+        "target",
         4,
         lambda shown: ssim(shown.edited, shown.target),
+        chooses=True,
         least=SSIM_WINDOW,
     ),
     "clip_image": Metric(
@@ -92,45 +97,49 @@ METRICS = {
         "cosine of the features of edit and source, at most 1; how much of the source is kept",
         "clip",
         4,
-        lambda shown: (shown.clip_edited * shown.clip_source).sum(dim=-1).clamp(max=1),
+        lambda shown: (shown.clip_edited * shown.clip).sum(dim=-1).clamp(max=1),
     ),
     "clip_direction": Metric(
         "CLIP direction similarity",
-        "cosine of the change of the picture and the change of the captions; 0 for no change",
+        "cosine between the change of the picture and that of the captions; 0 for no change",
         "captions",
         4,
-        lambda shown: direction_similarity(
-            shown.clip_source, shown.clip_edited, *shown.clip_captions
-        ),
+        lambda shown: direction_similarity(shown.clip, shown.clip_edited, *shown.captions),
     ),
 }
 
 
+def lacking(cases: Iterable[Case], has_clip: bool) -> dict[str, str]:
+    """What metrics need and these cases do not have, and how to give it."""
+    missing = {} if has_clip else {"clip": "a CLIP model (--clip)"}
+    if not any(case.target for case in cases):
+        missing["target"] = "targets (--manifest, --target)"
+    if not has_clip or not any(case.captions for case in cases):
+        missing["captions"] = (
+            "a CLIP model and captions (--clip, and source_caption and target_caption in the "
+            "manifest or on the command line)"
+        )
+    return missing
+
+
 def pick_metrics(asked: Sequence[str] | None, cases: Sequence[Case], has_clip: bool) -> list[str]:
-    """Metrics that can be measured for at least one case, all of them or those asked for.
+    """Metrics that can be measured for at least one case: all of them, or those asked for.
 
     Raises: InputError for an unknown one, or one that lacks what it needs.
     """
-    lacking = {
-        "targets": None if any(case.target for case in cases) else "targets: --manifest, --target",
-        "clip": None if has_clip else "a CLIP model: --clip",
-        "captions": None
-        if has_clip and any(case.captions for case in cases)
-        else "a CLIP model and captions: --clip, and source_caption and target_caption in the "
-        "manifest or on the command line",
-    }
+    missing = lacking(cases, has_clip)
     for name in asked or ():
         if name not in METRICS:
             raise InputError(f"unknown metric {name!r}; {suggestion(name, [*METRICS])}")
-        if reason := lacking.get(METRICS[name].needs):
+        if reason := missing.get(METRICS[name].needs):
             raise InputError(f"metric {name} needs {reason}")
     known = METRICS if asked is None else asked
-    return [name for name in METRICS if name in known and not lacking.get(METRICS[name].needs)]
+    return [name for name in METRICS if name in known and METRICS[name].needs not in missing]
 
 
 def score_key(edit: str, case: Case, clip: ClipFeatures | None) -> str:
-    """Of an edit's scores: they hang on what it is measured against."""
-    return key_of([edit, case.target_digest, clip and clip.digest, case.captions])
+    """Of an edit's scores, which depend on what it is measured against, and by what."""
+    return key_of([edit, case.target_digest, clip and clip.digest, case.captions, [*METRICS]])
 
 
 def identity_key(case: Case, resolution: int | None) -> str:
@@ -138,52 +147,66 @@ def identity_key(case: Case, resolution: int | None) -> str:
     return key_of(["identity", case.digest, resolution])
 
 
-def score_trials(
-    trials: Sequence[Trial],
-    rows: Rows,
-    scores: Rows,
-    clip: ClipFeatures | None,
-    world: World,
-    *,
-    resolution: int | None,
-    multiple: int,
-) -> None:
-    """Measure what has no scores yet; cases are shared among the processes."""
-    scores.cut_torn_line()
-    by_case: dict[Case, list[tuple[str, Path | None]]] = {}
-    for trial in trials:
-        edits = by_case.setdefault(trial.case, [(identity_key(trial.case, resolution), None)])
-        if "failed" not in rows.by_key[trial.key]:
-            edits.append((trial.key, rows.folder / trial.file))
-    todo = {
-        case: [edit for edit in edits if score_key(edit[0], case, clip) not in scores.by_key]
-        for case, edits in by_case.items()
-    }
-    for case, edits in world.share([item for item in todo.items() if item[1]]):
-        source = case.load(resolution, multiple)
-        for start in range(0, len(edits), BATCH):
-            batch = edits[start : start + BATCH]
-            pictures = [source if path is None else load_image(path) for _, path in batch]
-            shown = _show(pictures, source, case, clip)
-            numbers = measure(shown)
-            for place, (key, _) in enumerate(batch):
-                measured = {name: values[place].item() for name, values in numbers.items()}
-                scores.add({"key": score_key(key, case, clip), "edit": key, **measured})
+@dataclass
+class Results:
+    """The trials of a sweep, what was recorded of them, and what was measured.
+
+    multiple: sides of edits are multiples of it, in pixels.
+    """
+
+    trials: Sequence[Trial]
+    rows: Rows
+    scores: Rows
+    clip: ClipFeatures | None
+    resolution: int | None
+    multiple: int
+
+    def row(self, trial: Trial) -> dict[str, Any]:
+        """How it was edited, and what that cost."""
+        return self.rows.by_key[trial.key]
+
+    def score(self, trial: Trial) -> dict[str, float]:
+        """By name of the metric; nothing for an edit that is not finite."""
+        if "failed" in self.row(trial):
+            return {}
+        return self.scores.by_key[score_key(trial.key, trial.case, self.clip)]
+
+    def identity(self, case: Case) -> dict[str, float]:
+        """The scores of its source, unchanged."""
+        edit = identity_key(case, self.resolution)
+        return self.scores.by_key[score_key(edit, case, self.clip)]
+
+    def measure(self, world: World) -> None:
+        """Measure what has no scores yet; cases are shared among the processes."""
+        by_case: dict[Case, dict[str, Path | None]] = {}
+        for trial in self.trials:
+            key = score_key(identity_key(trial.case, self.resolution), trial.case, self.clip)
+            edits = by_case.setdefault(trial.case, {key: None})
+            if "failed" not in self.row(trial):
+                key = score_key(trial.key, trial.case, self.clip)
+                edits[key] = self.rows.folder / trial.file
+        todo = []
+        for case, edits in by_case.items():
+            if left := [item for item in edits.items() if item[0] not in self.scores.by_key]:
+                todo.append((case, left))
+        for case, edits in world.share(todo):
+            source = case.load(self.resolution, self.multiple)
+            for start in range(0, len(edits), BATCH):
+                batch = edits[start : start + BATCH]
+                pictures = [source if path is None else load_image(path) for _, path in batch]
+                numbers = measure(_show(pictures, source, case, self.clip))
+                for place, (key, _) in enumerate(batch):
+                    measured = {name: values[place].item() for name, values in numbers.items()}
+                    self.scores.add({"key": key, **measured})
 
 
 def measure(shown: Shown) -> dict[str, Tensor]:
-    """All metrics that what is shown allows, (N,) each."""
-    there = {
-        "": True,
-        "targets": shown.target is not None,
-        "clip": shown.clip_source is not None,
-        "captions": shown.clip_captions is not None,
-    }
+    """Every metric that can be measured, (N,) each."""
     side = min(shown.edited.shape[-2:])
     return {
         name: metric.measure(shown)
         for name, metric in METRICS.items()
-        if there[metric.needs] and side >= metric.least
+        if getattr(shown, metric.needs) is not None and side >= metric.least
     }
 
 

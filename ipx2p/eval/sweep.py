@@ -1,13 +1,13 @@
 """A sweep: every combination of guidance, scales, samplers, steps and seeds, edited once (layer 4).
 
-The noise of an edit belongs to its seed, so all combinations of one seed start from the same. An
-edit is found by a hash of everything that shapes it, so that a run started again, or with more
-scales, computes only what is missing. A scale that a scheme does not use is no part of it.
+The noise of an edit depends on its seed alone, so all combinations of one seed start from the same
+noise. An edit is found by a hash of everything that shapes it: a sweep that is run again, or with
+more scales, computes only what is missing, and schemes that are the same at some scales share it.
 """
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ipx2p.diffusion.guidance.registry import SCHEMES
 from ipx2p.diffusion.guidance.scheme import Scheme
 from ipx2p.distributed import World
 from ipx2p.editing.editor import Editor
@@ -29,13 +30,17 @@ from ipx2p.models.unet import UNet
 from ipx2p.seeds import generator
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-GUIDANCE_CORE = ("branches", "denoiser", "plan", "scheme", "space", "spec")
+# What every edit runs through, beside the files of its schemes.
+CODE = ("models/*.py", "diffusion/**/*.py", "editing/editor.py", "editing/settings.py")
 MAX_LOADED = 64  # pictures held in memory
 
 
 @dataclass
 class SweepConfig:
-    """What is combined with what; the names are those of `EditSettings`, with several values."""
+    """What is combined with what; the names are those of `EditSettings`, with several values.
+
+    compile: for the record, the networks are compiled already.
+    """
 
     guidance: list[str] = field(default_factory=lambda: ["ip2p"])
     guidance_scale: list[float] = field(default_factory=lambda: [7.0])
@@ -46,6 +51,9 @@ class SweepConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     negative_instruction: str = ""
     resolution: int | None = 512
+    batch_size: int = 4
+    batch_branches: bool = True
+    compile: bool = False
 
     def settings(self, *, has_weak: bool) -> list[EditSettings]:
         """Every combination, each once; InputError for one that cannot be edited with."""
@@ -91,8 +99,11 @@ def described(settings: EditSettings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trial:
-    """One edit of a sweep. key: a hash of everything that shapes it; cases that only differ in
-    their target share an edit."""
+    """One edit of a sweep.
+
+    key: a hash of everything that shapes it. Trials with the same key share the edit: guidance that
+    is the same at some scales, and cases that differ only in their target.
+    """
 
     case: Case
     settings: EditSettings
@@ -116,17 +127,19 @@ def make_trials(
 
     Args:
         made_with: what else shapes every edit: weights, resolution, precision.
-        weak: stands for the weights of the second network, which shapes the edits that need one.
+        weak: digest of the second network's weights, which shapes the edits that need one.
     """
     trials = []
     for one in settings:
-        guidance = one.spec
-        guided = described(one) | {"schemes": schemes_digest(guidance.schemes)}
-        if guidance.needs("weak"):
-            guided["weak_weights"] = weak
+        schemes = [one.spec.base, *(modifier.scheme for modifier in one.spec.acting)]
+        digests = [digest_file(path) for path in files_of(schemes)]
+        guided = [one.sampler, one.spacing, one.num_steps, one.spec.canonical, digests]
+        if one.spec.needs("weak"):
+            guided.append(weak)
         for case, seed in itertools.product(cases, dict.fromkeys(config.seeds)):
             asked = {"source": case.digest, "instruction": case.instruction, "seed": seed}
-            trials.append(Trial(case, one, seed, key_of([asked, guided, made_with])))
+            key = key_of([asked, guided, made_with])
+            trials.append(Trial(case, one, seed, key))
     return trials
 
 
@@ -136,23 +149,25 @@ def weights_digest(folder: Path) -> str:
     return key_of([[str(path.relative_to(folder)), digest_file(path)] for path in paths])
 
 
-def schemes_digest(schemes: Sequence[Scheme]) -> str:
-    """A hash of the files that schemes are written in: who changes one compares it anew."""
-    files = {Path(inspect.getsourcefile(scheme.make)) for scheme in schemes}
-    return key_of([digest_file(path) for path in sorted(files)])
-
-
 def code_digest() -> str:
     """A hash of the code that every edit runs through, whatever its schemes."""
+    return key_of([digest_file(path) for path in code_files()])
+
+
+def code_files() -> list[Path]:
+    """That code; the report can be rewritten at any time, its files are not part of it."""
     package = Path(__file__).parents[1]
-    patterns = ("models/*.py", "diffusion/*.py", "editor.py", "edits.py")
-    paths = [path for pattern in patterns for path in package.glob(pattern)]
-    paths += [package / "diffusion" / "guidance" / f"{name}.py" for name in GUIDANCE_CORE]
-    return key_of([digest_file(path) for path in sorted(paths)])
+    paths = {path for pattern in CODE for path in package.glob(pattern)}
+    return sorted(paths - {*files_of(SCHEMES.values())})
+
+
+def files_of(schemes: Iterable[Scheme]) -> list[Path]:
+    """The files that schemes are written in: an edit is redone if one of its own has changed."""
+    return sorted({Path(inspect.getsourcefile(scheme.make)) for scheme in schemes})
 
 
 def missing(trials: Sequence[Trial], rows: Rows) -> list[Trial]:
-    """Trials without a row, or whose picture is gone or damaged; one for each key."""
+    """Trials without a row, or whose picture is missing or damaged; the first of each key."""
 
     def is_there(trial: Trial) -> bool:
         row, path = rows.by_key.get(trial.key), rows.folder / trial.file
@@ -160,11 +175,14 @@ def missing(trials: Sequence[Trial], rows: Rows) -> list[Trial]:
             return row is not None
         return path.is_file() and digest_file(path) == row.get("digest")
 
-    return [*{trial.key: trial for trial in trials if not is_there(trial)}.values()]
+    first: dict[str, Trial] = {}
+    for trial in trials:
+        first.setdefault(trial.key, trial)
+    return [trial for trial in first.values() if not is_there(trial)]
 
 
 def part_of(trials: Sequence[Trial], world: World, batch_size: int) -> list[Trial]:
-    """What this process takes of them: whole batches, drawn, since some settings cost more."""
+    """The share of this process: whole batches, drawn at random since some settings cost more."""
     batches = [
         group[start : start + batch_size]
         for group in _groups(trials)
@@ -181,78 +199,58 @@ def run_trials(
     editor: Editor,
     weak: UNet | None,
     world: World,
-    *,
-    batch_size: int,
-    batch_branches: bool,
-    compiled: bool = False,
 ) -> None:
     """Edit, and write picture and row of each trial as soon as its batch is done.
 
-    Where numbers stop being finite, as extreme scales make them, the row says so, and the sweep
-    goes on.
+    Where an edit is not finite, as at extreme scales, its row says so and the sweep continues.
 
     Args:
-        trials: this process's part. compiled: for the record, the networks are what they are.
+        trials: this process's part.
     """
-    rows.cut_torn_line()
-    how = surroundings(editor) | {
-        "batch_size": batch_size,
-        "batch_branches": batch_branches,
-        "compiled": compiled,
-    }
-    with tqdm(total=len(trials), unit="edit", disable=not world.is_main) as bar:
+    batching = {"batch_size": config.batch_size, "batch_branches": config.batch_branches}
+    how = surroundings(editor) | batching | {"compiled": config.compile}
 
-        def write(trial: Trial, edited: Edited | NotFiniteError) -> None:
-            _write(trial, edited, rows, how)
+    def edit(batch: Sequence[Trial]) -> None:
+        """Edit trials of the same settings; if one fails, those left are edited one by one."""
+        settings = batch[0].settings
+        cases = {trial.case.digest: trial.case for trial in batch}
+        multiple = editor.vae.config.downscale
+        images = {key: case.load(config.resolution, multiple) for key, case in cases.items()}
+        done = set()
+
+        def on_edit(index: int, edited: Edited | NotFiniteError) -> None:
+            done.add(index)
+            _write(batch[index], edited, rows, how)
             bar.update()
 
-        for batch in _batches(trials):
+        try:
+            editor.edit(
+                [images[trial.case.digest] for trial in batch],
+                [trial.case.instruction for trial in batch],
+                **asdict(settings),
+                seeds=[trial.seed for trial in batch],
+                negative_instructions=[config.negative_instruction] * len(batch),
+                weak=weak if settings.spec.needs("weak") else None,
+                **batching,
+                on_edit=on_edit,
+            )
+        except NotFiniteError as error:
+            if len(batch) == 1:
+                on_edit(0, error)
+            else:
+                for index in sorted({*range(len(batch))} - done):
+                    edit([batch[index]])
+
+    with tqdm(total=len(trials), unit="edit", disable=not world.is_main) as bar:
+        for group in _groups(trials):
             try:
-                _edit(batch, config, editor, weak, write, batch_size, batch_branches)
+                for start in range(0, len(group), MAX_LOADED):
+                    edit(group[start : start + MAX_LOADED])
             except torch.OutOfMemoryError as error:
                 raise InputError(
                     f"out of memory on {editor.device}; {len(rows.by_key)} edits are written and "
                     "stay: try a smaller --batch-size, or --one-branch-at-a-time"
                 ) from error
-
-
-def _edit(
-    batch: Sequence[Trial],
-    config: SweepConfig,
-    editor: Editor,
-    weak: UNet | None,
-    write: Callable[[Trial, Edited | NotFiniteError], None],
-    batch_size: int,
-    batch_branches: bool,
-) -> None:
-    """Edit trials of the same settings; those beside one that fails are done by themselves."""
-    settings = batch[0].settings
-    needs_weak = bool(settings.spec.needs("weak"))
-    done = set()
-
-    def on_edit(index: int, edited: Edited) -> None:
-        done.add(index)
-        write(batch[index], edited)
-
-    try:
-        editor.edit(
-            _load(batch, config.resolution, editor.vae.config.downscale),
-            [trial.case.instruction for trial in batch],
-            **asdict(settings),
-            seeds=[trial.seed for trial in batch],
-            negative_instructions=[config.negative_instruction] * len(batch),
-            weak=weak if needs_weak else None,
-            batch_size=batch_size,
-            batch_branches=batch_branches,
-            on_edit=on_edit,
-        )
-    except NotFiniteError as error:
-        left = [trial for index, trial in enumerate(batch) if index not in done]
-        if len(left) == 1:
-            write(left[0], error)
-            return
-        for trial in left:
-            _edit([trial], config, editor, weak, write, batch_size, batch_branches)
 
 
 def _groups(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
@@ -261,24 +259,8 @@ def _groups(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
         yield [*group]
 
 
-def _batches(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
-    """Runs of trials with the same settings, as many as are held in memory."""
-    for group in _groups(trials):
-        for start in range(0, len(group), MAX_LOADED):
-            yield group[start : start + MAX_LOADED]
-
-
-def _load(batch: Sequence[Trial], resolution: int | None, multiple: int) -> list:
-    """Sources at the size of the edits; one picture that is edited several times is shared."""
-    loaded: dict[str, Any] = {}
-    for trial in batch:
-        if trial.case.digest not in loaded:
-            loaded[trial.case.digest] = trial.case.load(resolution, multiple)
-    return [loaded[trial.case.digest] for trial in batch]
-
-
 def _write(trial: Trial, edited: Edited | NotFiniteError, rows: Rows, how: dict[str, Any]) -> None:
-    """The picture first: a row stands for a picture that is there, or for one that cannot be."""
+    """The picture first: a row means that its picture is there, or that there cannot be one."""
     if isinstance(edited, NotFiniteError):
         gave = {"failed": str(edited)}
     else:

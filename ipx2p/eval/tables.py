@@ -1,27 +1,23 @@
 """A sweep as tables: means over pictures and seeds, in Markdown and CSV (layer 4).
 
-Seconds are medians: the first edit of a run, and what else the machine did, must not count.
+Seconds are medians, so that the first edit of a run and other load on the machine do not count.
 
 Lines are ordered by task and by network evaluations, so that schemes of equal cost stand beside
 each other. `identity` is the source unchanged, which every edit has to beat.
 """
 
-import csv
-import io
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from ipx2p.editing.settings import EditSettings
-from ipx2p.errors import InputError
-from ipx2p.eval.cases import Case
-from ipx2p.eval.features import ClipFeatures
-from ipx2p.eval.rows import Rows
-from ipx2p.eval.scores import METRICS, identity_key, score_key
+from ipx2p.eval.scores import METRICS, Results
 from ipx2p.eval.sweep import SCALES, Trial, scales_of
+from ipx2p.files import csv_text
 
 ALL = ""  # stands for the pictures of all tasks
 TRADE_OFF = ("clip_direction", "clip_image")
@@ -39,13 +35,19 @@ COLUMNS: dict[str, tuple[str, int | None]] = {
     "failed": ("not finite, edits", None),
     "evaluations": ("network evaluations per edit", None),
     "seconds": ("seconds per edit", 3),
+    "shared": ("shared with", None),
+    "best": ("best scales by", None),
     **{name: (metric.label, metric.digits) for name, metric in METRICS.items()},
 }
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: settings (None is identity), and means over its edits."""
+    """One line of the table: settings (None is identity), and means over its edits.
+
+    trade_off: means over the edits that have both of its metrics. shared: the line before whose
+    edits these are. best: metrics by which its scales are the best of its scheme at this cost.
+    """
 
     settings: EditSettings | None
     task: str
@@ -54,7 +56,9 @@ class Line:
     seconds: float = 0.0
     means: dict[str, float] = field(default_factory=dict)
     failed: int = 0  # of the edits
-    trade_off: dict[str, float] = field(default_factory=dict)  # means over those that have both
+    trade_off: dict[str, float] = field(default_factory=dict)
+    shared: str | None = None
+    best: tuple[str, ...] = ()
 
     @cached_property
     def scales(self) -> dict[str, float | None]:
@@ -62,107 +66,140 @@ class Line:
         return scales_of(self.settings)
 
     @cached_property
-    def effective(self) -> dict[str, float | None]:
-        """Likewise those at which ip2p is exactly the same, where there are such."""
-        return dict(zip(SCALES, self.settings.spec.effective_scales or (None, None), strict=True))
+    def effective(self) -> tuple[float, float] | None:
+        """Both scales at which ip2p is exactly the same, if there are any."""
+        return self.settings.spec.effective_scales
+
+    @property
+    def cost(self) -> float:
+        """Network evaluations; lines of nothing finite come last."""
+        return math.inf if math.isnan(self.evaluations) else self.evaluations
+
+    @property
+    def place(self) -> tuple:
+        """What is the same for this line in the table of other pictures."""
+        return self.task, *vars(self.settings).values()
 
     def cells(self) -> dict[str, Any]:
         """The line by column; what it does not have is None."""
-        told = {"task": self.task or "all", "edits": self.edits, "guidance": "identity"}
+        cells = {"task": self.task or "all", "edits": self.edits, "guidance": "identity"}
         costs = {"evaluations": self.evaluations, "seconds": self.seconds}
-        told |= {name: value for name, value in costs.items() if not math.isnan(value)}
-        told |= self.means
+        cells |= {name: value for name, value in costs.items() if not math.isnan(value)}
+        cells |= self.means
         if self.settings is not None:
-            for name in ("guidance", "sampler", "num_steps"):
-                told[name] = getattr(self.settings, name)
-            told |= self.scales | {"failed": self.failed}
-            told |= {f"effective_{name}": scale for name, scale in self.effective.items()}
-        return {name: told.get(name) for name in COLUMNS}
+            cells |= asdict(self.settings) | self.scales
+            cells |= {"failed": self.failed, "shared": self.shared}
+            cells["best"] = ", ".join(self.best) or None
+            for name, scale in zip(SCALES, self.effective or (), strict=False):
+                cells[f"effective_{name}"] = scale
+        return {name: cells.get(name) for name in COLUMNS}
 
 
-def make_lines(
-    trials: Sequence[Trial],
-    rows: Rows,
-    scores: Rows,
-    clip: ClipFeatures | None,
-    resolution: int | None,
-    metrics: Sequence[str],
-) -> list[Line]:
-    """The lines of all pictures, then of each task where there are several."""
+def make_lines(results: Results, metrics: Sequence[str]) -> list[Line]:
+    """The lines of all pictures, then of each task if there are several."""
+    trials = results.trials
     tasks = [*dict.fromkeys(trial.case.task for trial in trials)]
-    order = [*dict.fromkeys(t.settings.guidance for t in trials)]
+    order = [*dict.fromkeys(trial.settings.guidance for trial in trials)]
+    first: dict[str, EditSettings] = {}
+    for trial in trials:
+        first.setdefault(trial.key, trial.settings)
     lines = []
     for task in (ALL, *(tasks if len(tasks) > 1 else ())):
         mine = [trial for trial in trials if task in (ALL, trial.case.task)]
-        cases = dict.fromkeys(trial.case for trial in mine)
-        same = [_scores(identity_key(c, resolution), c, scores, clip) for c in cases]
-        lines.append(
-            Line(None, task, len(cases), means=_means(same, metrics), trade_off=_trade_off(same))
-        )
+        same = [results.identity(case) for case in dict.fromkeys(trial.case for trial in mine)]
+        lines.append(_line(None, task, len(same), same, metrics))
         groups: dict[tuple, list[Trial]] = {}
         for trial in mine:
-            groups.setdefault(_values(trial.settings), []).append(trial)
-        made = [_line(group, task, rows, scores, clip, metrics) for group in groups.values()]
-        lines += sorted(made, key=lambda line: (_cost(line), order.index(line.settings.guidance)))
+            groups.setdefault(tuple(vars(trial.settings).values()), []).append(trial)
+        made = [
+            _line_of_edits(group, task, results, metrics, first[group[0].key])
+            for group in groups.values()
+        ]
+        lines += sorted(made, key=lambda line: (line.cost, order.index(line.settings.guidance)))
     return lines
 
 
-def _cost(line: Line) -> float:
-    """Network evaluations; lines of nothing finite come last."""
-    return math.inf if math.isnan(line.evaluations) else line.evaluations
-
-
-def _values(settings: EditSettings) -> tuple:
-    return tuple(vars(settings).values())
-
-
-def _line(
+def _line_of_edits(
     group: Sequence[Trial],
     task: str,
-    rows: Rows,
-    scores: Rows,
-    clip: ClipFeatures | None,
+    results: Results,
     metrics: Sequence[str],
+    computed_for: EditSettings,
 ) -> Line:
-    finite = [trial for trial in group if "failed" not in rows.by_key[trial.key]]
-    costs = [rows.by_key[trial.key] for trial in finite]
-    evaluations = [cost["evaluations"] for cost in costs] or [math.nan]
-    measured = [_scores(trial.key, trial.case, scores, clip) for trial in finite]
-    return Line(
-        group[0].settings,
-        task,
-        len(group),
+    settings = group[0].settings
+    finite = [trial for trial in group if "failed" not in results.row(trial)]
+    costs = [results.row(trial) for trial in finite]
+    line = _line(settings, task, len(group), [results.score(trial) for trial in finite], metrics)
+    return replace(
+        line,
+        evaluations=fmean(cost["evaluations"] for cost in costs) if costs else math.nan,
+        seconds=median(cost["seconds"] for cost in costs) if costs else math.nan,
         failed=len(group) - len(finite),
-        evaluations=math.fsum(evaluations) / len(evaluations),
-        seconds=median([cost["seconds"] for cost in costs] or [math.nan]),
-        means=_means(measured, metrics),
-        trade_off=_trade_off(measured),
+        shared=None if computed_for == settings else _named(computed_for),
     )
 
 
-def _scores(edit: str, case: Case, scores: Rows, clip: ClipFeatures | None) -> dict[str, float]:
-    return scores.by_key[score_key(edit, case, clip)]
+def _named(settings: EditSettings) -> str:
+    """Guidance and the scales that it uses."""
+    scales = [f"{scale:g}" for scale in scales_of(settings).values() if scale is not None]
+    return f"{settings.guidance} at {', '.join(scales)}" if scales else settings.guidance
 
 
-def _means(measured: Sequence[dict[str, float]], metrics: Sequence[str]) -> dict[str, float]:
-    """Means over the edits that have the metric."""
-    there = {name: [one[name] for one in measured if name in one] for name in metrics}
-    return {name: sum(values) / len(values) for name, values in there.items() if values}
+def _line(
+    settings: EditSettings | None,
+    task: str,
+    edits: int,
+    measured: Sequence[dict[str, float]],
+    metrics: Sequence[str],
+) -> Line:
+    """Means over the edits that have a metric."""
+
+    def means(measured: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, float]:
+        there = {name: [one[name] for one in measured if name in one] for name in names}
+        return {name: fmean(values) for name, values in there.items() if values}
+
+    both = [one for one in measured if "clip_direction" in one]
+    trade_off = means(both, TRADE_OFF)
+    return Line(settings, task, edits, means=means(measured, metrics), trade_off=trade_off)
 
 
-def _trade_off(measured: Sequence[dict[str, float]]) -> dict[str, float]:
-    return _means([one for one in measured if "clip_direction" in one], TRADE_OFF)
+def choose(lines: Sequence[Line], choosing: Sequence[Line]) -> list[Line]:
+    """The same lines, the best scales of each scheme, sampler and cost among them marked.
+
+    Args:
+        choosing: lines of the same settings, of the pictures that decide which are the best.
+    """
+    deciding = {line.place: line.means for line in choosing if line.settings is not None}
+    groups: dict[tuple, list[Line]] = {}
+    for line in lines:
+        if line.settings is not None:
+            key = (line.task, line.settings.guidance, line.settings.sampler, line.cost)
+            groups.setdefault(key, []).append(line)
+    best: dict[int, list[str]] = {}
+    for group, name in itertools.product(groups.values(), METRICS):
+        there = [line for line in group if name in line.means]
+        if there and METRICS[name].chooses:
+            scores = [deciding[line.place].get(name, -math.inf) for line in there]
+            best.setdefault(id(there[scores.index(max(scores))]), []).append(name)
+    return [replace(line, best=tuple(best.get(id(line), ()))) for line in lines]
+
+
+def has_choice(lines: Sequence[Line]) -> bool:
+    """Whether `choose` had several scales to choose from."""
+    return len({line.best for line in lines if line.settings is not None and line.means}) > 1
 
 
 def columns_of(lines: Sequence[Line]) -> list[str]:
-    """Columns that say something: one task, or scales that act as they are, need none."""
+    """Columns that say something: one task needs none, and effective scales that are those set."""
     guided = [line for line in lines if line.settings is not None]
     idle = set()
     if len({line.task for line in lines}) == 1:
         idle.add("task")
     if not any(line.failed for line in guided):
         idle.add("failed")
-    if all(line.effective == line.scales for line in guided):
+    if not has_choice(lines):
+        idle.add("best")
+    if all(line.effective in (None, (*line.scales.values(),)) for line in guided):
         idle |= {f"effective_{name}" for name in SCALES}
     cells = [line.cells() for line in lines]
     for name in ("sampler", "num_steps"):  # one for all stands in the head of the report
@@ -210,7 +247,7 @@ def _groups(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
     identity = {line.task: line for line in lines if line.settings is None}
     for line in lines:
         if line.settings is not None:
-            groups.setdefault((line.task, _cost(line)), [identity[line.task]]).append(line)
+            groups.setdefault((line.task, line.cost), [identity[line.task]]).append(line)
     for (task, cost), group in groups.items():
         prefix = f"{escaped(task or 'all')}: " if several else ""
         title = f"{cost:g} network evaluations per edit" if cost < math.inf else "no finite edit"
@@ -219,43 +256,26 @@ def _groups(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
 
 def csv_of_lines(lines: Sequence[Line]) -> str:
     """The table for programs: all digits, the names of the columns as in the code."""
-    columns = [*COLUMNS]
-    return _csv(columns, ([line.cells()[name] for name in columns] for line in lines))
+    return csv_text([*COLUMNS], (line.cells() for line in lines))
 
 
-def csv_of_edits(
-    trials: Sequence[Trial], rows: Rows, scores: Rows, clip: ClipFeatures | None
-) -> str:
+def csv_of_edits(results: Results) -> str:
     """One line for each edit: its row and its scores."""
-    columns = [*dict.fromkeys(name for trial in trials for name in rows.by_key[trial.key])]
+    columns = [*dict.fromkeys(name for trial in results.trials for name in results.row(trial))]
 
-    def line(trial: Trial) -> list[Any]:
-        row = rows.by_key[trial.key]
-        measured = {} if "failed" in row else _scores(trial.key, trial.case, scores, clip)
-        case = trial.case  # an edit may have been made for another one, or typed otherwise
-        row = row | asdict(trial.settings) | scales_of(trial.settings)
-        row |= {"source": case.source, "instruction": case.instruction, "task": case.task}
-        return [
-            trial.case.name,
-            *(row.get(name) for name in columns),
-            *(measured.get(name) for name in METRICS),
-        ]
+    def cells(trial: Trial) -> dict[str, Any]:
+        case = trial.case  # the row may be that of another case or scheme which shares the edit
+        asked = {"picture": case.name, "source": case.source, "instruction": case.instruction}
+        asked |= {"task": case.task} | asdict(trial.settings) | scales_of(trial.settings)
+        return results.row(trial) | asked | results.score(trial)
 
-    return _csv(["picture", *columns, *METRICS], map(line, trials))
+    return csv_text(["picture", *columns, *METRICS], map(cells, results.trials))
 
 
-def _csv(columns: Sequence[str], lines: Iterator[Sequence[Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(lines)
-    return file.getvalue()
-
-
-def computed_on(trials: Sequence[Trial], rows: Rows) -> str:
-    """What the edits were computed on, and how: their seconds hang on it."""
+def computed_on(results: Results) -> str:
+    """What the edits were computed on, and how; their seconds depend on it."""
     ways: dict[str, None] = {}
-    for row in (rows.by_key[trial.key] for trial in trials):
+    for row in map(results.row, results.trials):
         place = row["device"].partition(":")[0]
         threads = f", {row['threads']} threads" if place == "cpu" else ""
         compiled = ", compiled" if row["compiled"] else ""
@@ -266,12 +286,3 @@ def computed_on(trials: Sequence[Trial], rows: Rows) -> str:
         ] = None
     several = " (seconds of different ones do not compare)" if len(ways) > 1 else ""
     return "; ".join(ways) + several
-
-
-def check_complete(trials: Sequence[Trial], rows: Rows) -> None:
-    """Raise InputError when edits are missing that should be there."""
-    lost = [trial for trial in trials if trial.key not in rows.by_key]
-    if lost:
-        raise InputError(
-            f"{len(lost)} of {len(trials)} edits are not in {rows.folder}: run it again"
-        )

@@ -78,6 +78,12 @@ def finished(arguments, tmp_path_factory):
 
 
 @pytest.fixture
+def no_curves(monkeypatch):
+    """Reports without curves, which take longest to make."""
+    monkeypatch.setattr("ipx2p.eval.report.has_matplotlib", lambda: False)
+
+
+@pytest.fixture
 def copied(finished, tmp_path):
     """The same, to change."""
     return shutil.copytree(finished, tmp_path / "out")

@@ -1,11 +1,15 @@
 """The command as a person meets it: one line for every kind of bad input, before anything runs."""
 
+import csv
+import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
+from PIL import Image, ImageOps
 
 import ipx2p.eval.compare
 from ipx2p.diffusion.guidance.registry import SCHEMES
@@ -16,6 +20,7 @@ from ipx2p.eval.sweep import SweepConfig
 from tests.conftest import GOLDEN, ROOT
 from tests.eval.conftest import WEIGHTS, assert_one_line, run
 
+pytestmark = pytest.mark.usefixtures("no_curves")
 IMAGE = ["--image", GOLDEN / "coffee_64.png", "--instruction", "make it snow"]
 LDM = GOLDEN / "ldm.safetensors"
 
@@ -37,7 +42,7 @@ LDM = GOLDEN / "ldm.safetensors"
         (["--batch-size", "0"], "batch_size is 0"),
         (["--limit", "0"], "limit is 0, expected 1 or more pictures"),
         (["--grids", "-1"], "grids is -1, expected 0 or more"),
-        (["--metrics", "psnr"], "metric psnr needs targets: --manifest, --target"),
+        (["--metrics", "psnr"], r"metric psnr needs targets \(--manifest, --target\)"),
         (["--metrics", "clip_direction"], "clip_direction needs a CLIP model and captions"),
         (["--clip", "nowhere"], "nowhere is no folder with a CLIP model"),
         (["--clip", WEIGHTS], "holds no CLIP model with a tokenizer"),
@@ -152,7 +157,61 @@ def test_other_weights_or_other_code_may_not_either(capsys, finished, arguments,
     assert_one_line(run(capsys, *others, "--output", finished), "another sweep, its weights is '")
     monkeypatch.setattr("ipx2p.eval.comparison.code_digest", lambda: "changed")
     result = run(capsys, *arguments, "--output", finished)
-    assert_one_line(result, "holds another sweep, its code is '.*, now 'changed': choose another")
+    message = (
+        r"another sweep, made by other code \(networks, .* not compare .*: choose another --out"
+    )
+    assert_one_line(result, message)
+
+
+def select_on(folder, manifest):
+    """A manifest of one pair like the first of the other, of another picture."""
+    pair = json.loads(manifest.read_text().splitlines()[0])
+    image = Image.open(manifest.parent / pair["source"])
+    ImageOps.mirror(image).save(folder / "a.png")
+    image.save(folder / "b.png")
+    (folder / "val.jsonl").write_text(json.dumps(pair))
+    return folder / "val.jsonl"
+
+
+def test_best_scales_are_chosen_on_other_pairs_and_reported_on_these(
+    capsys, arguments, manifest, tmp_path
+):
+    pairs, out = tmp_path / "pairs" / "one.jsonl", tmp_path / "out"
+    shutil.copytree(manifest.parent, pairs.parent)
+    pairs.write_text(manifest.read_text().splitlines()[0])
+    argv = [*arguments, "--manifest", pairs, "--guidance", "ip2p", "--output", out, "--grids", 0]
+    code, _, err = run(capsys, *argv)
+    assert code == 0, err
+    assert "chosen on the reported pictures themselves" in (out / "table.md").read_text()
+    code, said, err = run(capsys, *argv, "--select-on", select_on(tmp_path, manifest))
+    assert code == 0 and "8 edits, 4 of them are there already" in said, err
+    assert "Best scales were chosen on" in (out / "index.html").read_text()
+    reported, chosen_on = (
+        {
+            (row["guidance_scale"], row["image_guidance_scale"]): row
+            for row in csv.DictReader(io.StringIO((out / name).read_text()))
+            if row["guidance"] != "identity"
+        }
+        for name in ("table.csv", "chosen_on.csv")
+    )
+    assert reported.keys() == chosen_on.keys() and len(reported) == 4
+    assert all(reported[scales]["psnr"] != chosen_on[scales]["psnr"] for scales in reported)
+    for cost in {row["evaluations"] for row in reported.values()}:
+        group = {s: float(chosen_on[s]["psnr"]) for s in reported if
+                 reported[s]["evaluations"] == cost}  # fmt: skip
+        best = [scales for scales in group if "psnr" in reported[scales]["best"]]
+        assert best == [max(group, key=group.get)]
+
+
+def test_scales_are_not_chosen_on_reported_pictures_or_other_tasks(
+    capsys, arguments, manifest, tmp_path
+):
+    argv = [*arguments, "--output", tmp_path / "out", "--select-on"]
+    assert_one_line(run(capsys, *argv, manifest), "2 of its pictures are also reported on")
+    other = select_on(tmp_path, manifest)
+    assert_one_line(run(capsys, *argv, other), "val.jsonl has no pairs of the task 'night'")
+    alone = [WEIGHTS, *IMAGE, "--select-on", other]
+    assert_one_line(run(capsys, *alone), "--select-on chooses the scales .* for a --manifest")
 
 
 def test_the_folder_is_held_while_it_computes(capsys, arguments, tmp_path, monkeypatch):
@@ -202,7 +261,7 @@ def test_defaults_and_lists_of_the_command_are_those_of_the_code():
     sweep, config = SweepConfig(), CompareConfig()
     for name in ("guidance", "guidance_scale", "image_guidance_scale", "sampler", "spacing"):
         assert getattr(args, name) == getattr(sweep, name)
-    assert (args.steps, args.seed, args.resolution) == (sweep.steps, sweep.seeds, sweep.resolution)
+    assert (args.steps, args.seeds, args.resolution) == (sweep.steps, sweep.seeds, sweep.resolution)
     assert (args.output, args.grids, args.batch_size) == (
         *(config.output, config.grids, config.batch_size),
     )

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -15,19 +16,23 @@ from PIL import Image
 import ipx2p.eval.compare
 from ipx2p.editing.settings import EditSettings
 from ipx2p.eval import curves, tables
-from ipx2p.eval.page import Grid, make_page
-from ipx2p.eval.report import make_notes
-from ipx2p.eval.scores import METRICS
-from ipx2p.eval.tables import ALL, TRADE_OFF, Line, columns_of, csv_of_lines, markdown
+from ipx2p.eval.page import make_page
+from ipx2p.eval.report import make_notes, note_of_choice
+from ipx2p.eval.scores import METRICS, Results
+from ipx2p.eval.tables import ALL, TRADE_OFF, Line, choose, columns_of, csv_of_lines, markdown
+from ipx2p.files import FORMULA, csv_text
 from tests.eval.conftest import SPECS, WEIGHTS, run
-
-HALF = "fdg:low=0.5,high=0.5"  # exactly half the push
 
 
 def line(guidance, scale, image_scale, evaluations=60, steps=20, sampler="euler", **means):
     settings = EditSettings(sampler, "linspace", steps, guidance, scale, image_scale)
     both = {name: means[name] for name in TRADE_OFF if name in means}
     return Line(settings, ALL, 2, evaluations, 1.5, means, trade_off=both)
+
+
+def drawn_of(lines):
+    """Curves, with the best scales chosen among these lines themselves."""
+    return curves.make_curves(choose(lines, lines))
 
 
 def table_of(folder):
@@ -67,13 +72,36 @@ def test_each_task_has_its_own_lines_with_its_own_identity(finished):
     ]
 
 
-def test_the_damped_scheme_stands_at_its_effective_scale():
-    lines = [Line(None, ALL, 2), line("ip2p", 3.0, 1.5), line(f"{HALF},on=text", 3.0, 1.5)]
-    lines += [line(HALF, 3.0, 1.5), line("tcfg", 3.0, 1.5)]
-    names = ["effective_guidance_scale", "effective_image_guidance_scale"]
-    effective = [tuple(one.cells()[name] for name in names) for one in lines]
-    assert effective == [(None, None), (3, 1.5), (2, 1.5), (2, 1.25), (None, None)]
-    assert {*names} <= {*columns_of(lines)} and not {*names} & {*columns_of(lines[:2])}
+@pytest.mark.parametrize(
+    ("spec", "scales", "effective"),
+    [
+        ("ip2p", (5.0, 1.5), (5, 1.5)),
+        ("nested", (5.0, 1.5), (7.5, 1.5)),
+        ("joint", (5.0, 1.5), (5, 5)),
+        ("text_only", (5.0, 1.5), (5, 1)),
+        ("free:null=-0.5,image=-3.5", (5.0, 1.5), (5, 1.5)),
+        ("fdg:low=.3,high=.3", (5.0, 1.5), (2.2, 1.15)),
+        ("fdg:low=0.5,high=0.5,on=text", (3.0, 1.5), (2, 1.5)),
+        ("symmetric", (5.0, 1.5), None),
+        ("symmetric", (0.5, 0.5), (1, 1)),
+        ("text_first", (3.0, 3.0), (3, 3)),
+        ("tcfg", (5.0, 1.5), None),
+        ("interval+apg", (1.0, 1.0), (1, 1)),
+        ("cfgpp", (1.0, 1.0), None),
+        ("cads", (1.0, 1.0), None),
+    ],
+)
+def test_effective_scales_are_those_at_which_ip2p_is_exactly_the_same(spec, scales, effective):
+    cells = line(spec, *scales).cells()
+    got = cells["effective_guidance_scale"], cells["effective_image_guidance_scale"]
+    assert got == (effective or (None, None))
+
+
+def test_columns_of_effective_scales_are_there_where_they_say_something():
+    names = {"effective_guidance_scale", "effective_image_guidance_scale"}
+    identity, plain, damped = Line(None, ALL, 2), line("ip2p", 3.0, 1.5), line("tcfg", 3.0, 1.5)
+    assert not names & {*columns_of([identity, plain, damped])}
+    assert names <= {*columns_of([identity, plain, line("nested", 3.0, 1.5)])}
 
 
 def test_schemes_at_equal_evaluations_stand_beside_each_other():
@@ -93,6 +121,30 @@ def test_csv_names_its_columns_as_the_code_does():
     head, first = csv_of_lines([line("ip2p", 7.0, 1.5, psnr=20.123456789)]).splitlines()
     assert head.startswith("task,guidance,guidance_scale,image_guidance_scale,effective_guidance_")
     assert "20.123456789" in first
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", "+1", "-5 degrees", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''-x", "it's", "'quoted'", ""],
+)
+def test_text_in_a_csv_is_no_formula_and_can_be_read_back(text):
+    rows = [{"text": text, "number": -1.5, "none": None}]
+    [row] = csv.DictReader(io.StringIO(csv_text([*rows[0]], rows), newline=""))
+    assert not row["text"].startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    assert row["number"] == "-1.5" and row["none"] == ""
+    written = row["text"]
+    assert (written[1:] if written[:1] == "'" and FORMULA.match(written) else written) == text
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_an_instruction_that_looks_like_a_formula_stays_text(tmp_path, coffee, capsys):
+    coffee.save(tmp_path / "=a.png")
+    argv = [*(WEIGHTS, "--device", "cpu", "--resolution", 16, "--steps", 1, "--grids", 0)]
+    argv += ["--image", tmp_path / "=a.png", "--instruction", "@SUM(A1)", "--output"]
+    code, _, err = run(capsys, *argv, tmp_path / "out")
+    assert code == 0, err
+    [edit] = csv.DictReader(io.StringIO((tmp_path / "out" / "edits.csv").read_text()))
+    assert (edit["picture"], edit["instruction"]) == ("'=a", "'@SUM(A1)")
 
 
 class References(HTMLParser):
@@ -137,13 +189,17 @@ def test_the_page_lists_every_line_with_units_command_and_versions(finished):
         assert one["guidance"] in page.values
     for told in ("PSNR, dB", "seconds per edit", "network evaluations per edit", "change, %"):
         assert f"<th>{told}</th>" in text
-    assert "python -m ipx2p.eval.compare" in text and "torch 2" in text and "effective" in text
+    assert (
+        "python -m ipx2p.eval.compare" in text
+        and "torch 2" in text
+        and "ip2p at 1, 1" in page.values
+    )
 
 
 def test_what_people_type_is_escaped():
     text = make_page(
         [Line(None, ALL, 1), line("ip2p", 7.0, 1.5)],
-        [Grid("<b>cat</b>", 'cat" onload="x', b"")],
+        [("<b>cat</b>", 'cat" onload="x', b"")],
         [],
         {"command": "<script>alert(1)</script>"},
         [],
@@ -159,6 +215,7 @@ def test_grids_have_a_column_for_each_scale(finished):
         assert sheet.width > 4 * 128 and sheet.height > 2 * 128  # source, target, 2 x 2 scales
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_only_as_many_pictures_get_grids_as_are_asked_for(copied, arguments, capsys):
     code, _, _ = run(capsys, *arguments, "--output", copied, "--grids", 1)
     assert code == 0
@@ -168,17 +225,16 @@ def test_only_as_many_pictures_get_grids_as_are_asked_for(copied, arguments, cap
 
 def test_what_is_not_there_is_said(finished, monkeypatch):
     text = (finished / "index.html").read_text()
-    assert "No CLIP columns: name a CLIP model with --clip" in text
-    nothing = ([], None, None, None)
+    assert "No CLIP image similarity: needs a CLIP model (--clip)." in text
     monkeypatch.setattr("ipx2p.eval.report.has_matplotlib", lambda: True)
-    assert make_notes(None, [*METRICS], *nothing) == []
-    assert [note[:14] for note in make_notes(None, ["change"], *nothing)] == [
-        *("No CLIP column", "No PSNR and SS")
+    nothing = Results([], None, None, None, None, 1)
+    notes = make_notes(None, ["change"], nothing)
+    assert [note[:16] for note in notes] == [
+        *("No CLIP image si", "No PSNR and SSIM", "No CLIP directio")
     ]
-    assert "source_caption" in make_notes(None, ["psnr", "clip_image"], *nothing)[0]
-    assert make_notes(["change"], ["change"], *nothing) == []  # left out on purpose
+    assert make_notes(["change"], ["change"], nothing) == []  # left out on purpose
     monkeypatch.setattr("ipx2p.eval.report.has_matplotlib", lambda: False)
-    assert 'pip install -e ".[plots]"' in make_notes(None, [*METRICS], *nothing)[0]
+    assert 'pip install -e ".[plots]"' in make_notes(["change"], ["change"], nothing)[0]
 
 
 @pytest.fixture(scope="module")
@@ -248,9 +304,10 @@ def test_the_source_unchanged_has_no_direction(odd):
 def test_the_trade_off_is_of_the_pictures_that_have_captions(odd):
     pytest.importorskip("matplotlib")
     measured = [{"clip_direction": 0.1, "clip_image": 0.5}, {"clip_image": 0.9}]
-    assert tables._trade_off(measured) == {"clip_direction": 0.1, "clip_image": 0.5}
-    names = sorted(path.name for path in (odd / "curves").iterdir())
-    assert "trade_off_euler_1_steps.png" in names and "psnr_evaluations.png" in names
+    line = tables._line(None, ALL, 2, measured, ["clip_image"])
+    assert line.trade_off == measured[0] and line.means == {"clip_image": pytest.approx(0.7)}
+    names = sorted(path.name.rpartition("_")[0] for path in (odd / "curves").iterdir())
+    assert "all_trade-off-euler-1-steps" in names and "z-i_psnr-evaluations" in names
 
 
 @pytest.mark.parametrize("metrics", [["clip_direction"], ["clip_image"], ["ssim", "change"]])
@@ -267,7 +324,7 @@ def test_any_choice_of_metrics_is_reported(odd, metrics, clip_folder, capsys, tm
 def full_lines():
     """Two schemes at 2 x 3 scales with every metric."""
     lines = [Line(None, ALL, 1, means=dict.fromkeys(METRICS, 0.5))]
-    for guidance in ("ip2p", HALF):
+    for guidance in ("ip2p", "fdg:low=0.5,high=0.5"):
         for scale in (3.0, 7.0):
             for image_scale in (1.0, 1.5, 2.0):
                 means = dict.fromkeys(METRICS, 0.1 * scale + 0.05 * image_scale)
@@ -277,7 +334,7 @@ def full_lines():
 
 def test_curves_of_everything_that_can_be_drawn():
     pytest.importorskip("matplotlib")
-    drawn = {curve.name: curve for curve in curves.make_curves(full_lines())}
+    drawn = {curve.name: curve for curve in drawn_of(full_lines())}
     how = "euler_20_steps"
     assert [*drawn] == [
         f"trade_off_{how}",
@@ -301,7 +358,7 @@ def test_the_trade_off_has_the_axes_of_the_paper(monkeypatch):
         for scale in (1.0, 2.0) if spec == "ip2p" else (1.0,):
             means = {"clip_image": 0.7 + 0.1 * scale, "clip_direction": 0.3 - 0.1 * scale}
             lines.append(line(spec, 7.0, scale, **means))
-    curves.make_curves(lines)
+    drawn_of(lines)
     [(axes, labels)] = [(axes, labels) for axes, labels in drawn if labels]
     assert axes.get_xlabel() == "CLIP direction similarity"
     assert axes.get_ylabel() == "CLIP image similarity"
@@ -323,21 +380,69 @@ def test_samplers_have_lines_of_their_own_against_evaluations(monkeypatch):
     lines = [Line(None, ALL, 1, means={"psnr": 20.0})]
     for sampler in ("euler", "heun"):
         lines += [line("ip2p", 1.0, 1.0, cost, sampler=sampler, psnr=cost) for cost in (1, 2)]
-    curves.make_curves(lines)
+    drawn_of(lines)
     handles, labels = legends[-1]
     assert labels[:2] == ["ip2p, euler", "ip2p, heun"]
     assert handles[0].get_linestyle() != handles[1].get_linestyle()
 
 
-def test_points_of_the_trade_off_stand_at_effective_scales(monkeypatch):
+def test_points_stand_at_effective_scales_or_are_called_nominal(monkeypatch):
     pytest.importorskip("matplotlib")
     drawn = []
-    monkeypatch.setattr(curves, "_place_labels", lambda axes, labels: drawn.extend(labels))
-    lines = [Line(None, ALL, 2, means={"clip_image": 1.0, "clip_direction": 0.0})]
-    lines += [line(HALF, 7.0, s, clip_image=s / 4, clip_direction=0.1) for s in (1.0, 2.0)]
-    [trade_off, *_] = curves.make_curves(lines)
-    assert [text for _, _, text, _ in drawn if text] == ["1", "1.5"]
-    assert "labelled by effective image guidance scale" in trade_off.caption
+    monkeypatch.setattr(curves, "_panels", lambda panels, *axes, **_: drawn.append((panels, axes)))
+    lines = [Line(None, ALL, 2, means={"clip_image": 1.0, "clip_direction": 0.0, "change": 0.0})]
+    for spec in ("nested", "tcfg"):
+        means = {"clip_image": 0.5, "clip_direction": 0.1}
+        lines += [line(spec, scale, 1.5, change=scale, **means) for scale in (1.0, 2.0)]
+    trade_off, _ = drawn_of(lines)
+    [(trade_off_panels, _), (panels, axes)] = drawn
+    assert [(one.label, one.texts) for [*panel] in trade_off_panels.values() for one in panel] == [
+        *(("nested", ["1.5", "3"]), ("tcfg (nominal scale)", ["1", "2"]))
+    ]
+    assert [(one.label, one.points) for [*panel] in panels.values() for one in panel] == [
+        ("nested", [(1.5, 1.0), (3.0, 2.0)]),
+        ("tcfg (nominal scale)", [(1.0, 1.0), (2.0, 2.0)]),
+    ]
+    assert axes[0] == "effective guidance scale"
+    assert "labelled by effective guidance scale" in trade_off.caption
+    # Where all of them stand where they were set, nothing is said.
+    drawn.clear()
+    drawn_of([one for one in lines if one.settings is None or "tcfg" in one.place])
+    assert drawn[1][1][0] == "guidance scale"
+    assert [one.label for panel in drawn[1][0].values() for one in panel] == ["tcfg"]
+
+
+def test_each_task_has_curves_of_its_own():
+    """PSNR rises with the scale in one task and falls in the other: a mean of both is flat."""
+    pytest.importorskip("matplotlib")
+    lines = []
+    for task, sign in ((ALL, 0), ("rise", 1), ("fall", -1)):
+        lines.append(replace(Line(None, ALL, 1, means={"psnr": 20.0}), task=task))
+        made = [line("ip2p", s, 1.0, psnr=20 + sign * s) for s in (1.0, 2.0)]
+        lines += [replace(one, task=task) for one in made]
+    drawn = drawn_of(lines)
+    assert [curve.name.split("_")[:2] for curve in drawn] == [
+        *(["rise", "psnr-scale-euler-20-steps"], ["rise", "psnr-evaluations"]),
+        *(["fall", "psnr-scale-euler-20-steps"], ["fall", "psnr-evaluations"]),
+    ]
+    assert drawn[0].caption.startswith("rise: PSNR")
+    assert len({curve.png for curve in drawn}) == 4
+
+
+def test_best_scales_are_those_of_the_choosing_pictures():
+    def lines(*numbers):
+        made = [line("ip2p", s, 1.0, psnr=p) for s, p in zip((1.0, 2.0, 3.0), numbers, strict=True)]
+        return [Line(None, ALL, 1, means={"psnr": 20.0}), *made]
+
+    reported, choosing = lines(21.0, 22.0, 23.0), lines(9.0, 11.0, 10.0)
+    assert [one.best for one in choose(reported, choosing)] == [(), (), ("psnr",), ()]
+    assert [one.best for one in choose(reported, reported)] == [(), (), (), ("psnr",)]
+    chosen = choose(reported, choosing)
+    assert chosen[2].means == {"psnr": 22.0} and "best" in columns_of(chosen)
+    assert "on the reported pictures themselves" in note_of_choice(chosen, None)[0]
+    assert "chosen on val.jsonl" in note_of_choice(chosen, "val.jsonl")[0]
+    alone = choose(reported[:2], reported[:2])
+    assert note_of_choice(alone, None) == [] and "best" not in columns_of(alone)
 
 
 def test_curves_are_drawn_for_the_metrics_that_were_asked_for():
@@ -345,11 +450,12 @@ def test_curves_are_drawn_for_the_metrics_that_were_asked_for():
     for metric in ("psnr", "ssim", "change"):
         lines = [Line(None, ALL, 1, means={metric: 1.0})]
         lines += [line("ip2p", scale, 1.0, **{metric: scale}) for scale in (1.0, 2.0)]
-        names = [curve.name for curve in curves.make_curves(lines)]
+        names = [curve.name for curve in drawn_of(lines)]
         assert names[0] == f"{metric}_scale_euler_20_steps"
         assert names[1:] == ([] if metric == "change" else [f"{metric}_evaluations"])
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_scheme_without_a_scale_has_one_line_and_stands_in_every_panel(
     arguments, tmp_path, capsys
 ):
@@ -374,6 +480,7 @@ def test_a_scheme_without_a_scale_has_one_line_and_stands_in_every_panel(
     assert len(sheets) == 4 and any("schemes" in name for name in sheets)
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_seconds_are_medians_and_say_what_they_were_measured_on(copied, arguments, capsys):
     rows = copied / "edits_000.jsonl"
     found = [json.loads(text) for text in rows.read_text().splitlines()]
@@ -393,7 +500,7 @@ def test_curves_of_one_setting_or_of_a_perfect_edit_are_drawn_too():
     pytest.importorskip("matplotlib")
     means = {"psnr": float("inf"), "ssim": 1.0, "change": 0.0}
     identity = Line(None, ALL, 1, means=means)
-    assert curves.make_curves([identity, line("ip2p", 1.0, 1.0, **means)])
+    assert drawn_of([identity, line("ip2p", 1.0, 1.0, **means)])
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from ipx2p.errors import InputError
 from ipx2p.eval.cases import cases_of_manifest
 from ipx2p.eval.features import ClipFeatures, direction_similarity
 from ipx2p.eval.rows import Rows, key_of
-from ipx2p.eval.scores import Shown, identity_key, measure, pick_metrics, score_key
+from ipx2p.eval.scores import METRICS, Shown, identity_key, measure, pick_metrics, score_key
 from tests.eval.conftest import run
 
+pytestmark = pytest.mark.usefixtures("no_curves")
 CPU = torch.device("cpu")
 
 
@@ -97,7 +98,7 @@ def test_clip_named_later_is_measured_without_editing_again(
     assert code == 0, err
     table = (copied / "table.md").read_text()
     assert "CLIP direction similarity" in table and "No CLIP" not in table
-    assert f"CLIP: {clip_folder}, pictures brought to 32 x 32" in table
+    assert f"CLIP: {clip_folder}, pictures resized to 32 x 32" in table
 
 
 def test_the_identity_is_measured_as_the_source_unchanged(finished, manifest):
@@ -122,11 +123,18 @@ def test_scores_belong_to_a_target_a_clip_model_and_captions(manifest):
     assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
 
 
+def test_a_further_metric_is_measured_on_edits_that_have_scores(manifest, monkeypatch):
+    case = cases_of_manifest(manifest)[0]
+    before = score_key("edit", case, None)
+    monkeypatch.setitem(METRICS, "new", METRICS["change"])
+    assert score_key("edit", case, None) != before
+
+
 def test_metrics_asked_for_need_what_they_need(manifest):
     with_all = cases_of_manifest(manifest)
     assert pick_metrics(None, with_all, True)[-1] == "clip_direction"
     assert pick_metrics(["ssim", "psnr"], with_all, False) == ["psnr", "ssim"]
-    with pytest.raises(InputError, match="metric clip_image needs a CLIP model: --clip"):
+    with pytest.raises(InputError, match=r"metric clip_image needs a CLIP model \(--clip\)"):
         pick_metrics(["clip_image"], with_all, False)
     with pytest.raises(InputError, match=r"unknown metric 'pnsr'; did you mean psnr\?"):
         pick_metrics(["pnsr"], with_all, False)
