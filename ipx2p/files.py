@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO
 from ipx2p.errors import InputError
 
 PATIENCE_S = 1.0  # with a lock that is held
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}(?:\..*)?")
 
 
 @contextmanager
@@ -47,6 +49,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     with suppress(OSError):  # not every file system flushes folders
         flush_to_disk(path.parent)
+
+
+def remove_stale_temporaries(folder: str | Path) -> None:
+    """Remove what `atomic_write` left in a folder when its process was killed."""
+    for path in Path(folder).glob(".*"):
+        if TEMPORARY.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def digest_bytes(data: bytes) -> str:

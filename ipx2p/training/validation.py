@@ -1,12 +1,12 @@
-"""Validation: fixed held-out pairs, edited and measured against what is possible (layer 4).
+"""Validation: fixed held-out pairs, edited and measured against the best possible (layer 4).
 
-A restoration score means little alone: beside the score of the edit stand that of the unedited
-input and that of the target after a round trip through the autoencoder, which an edit can hardly
-beat. The edits of the averaged weights count; those of the raw ones stand beside them.
+A restoration score means little alone, so it comes with that of the unedited input and that of the
+target after a round trip through the autoencoder, which an edit can hardly beat. The edits with the
+averaged weights count; edits with the raw weights, and without guidance, are scored as well.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from PIL import Image
@@ -15,46 +15,53 @@ from torch import Tensor
 from ipx2p.data.pairs import EditPair, Pairs, centre_geometry
 from ipx2p.distributed import World
 from ipx2p.editing.editor import Editor
+from ipx2p.editing.settings import EditSettings
 from ipx2p.images import (
     image_from_pixels01,
     pixels01_from_pixels,
     pixels_from_pixels01,
 )
-from ipx2p.metrics import psnr, ssim
+from ipx2p.metrics import METRICS
 from ipx2p.models.vae import VAE
 from ipx2p.seeds import generator
 from ipx2p.sheets import contact_sheet
 from ipx2p.training.config import ValidationConfig
 
 SHEET_ROWS = 8
-
-
-METRICS = {"psnr": psnr, "ssim": ssim}
+MAIN = "psnr"  # chooses the best checkpoint, and stands in the table
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Means over the pairs of one task: PSNR in dB, SSIM up to 1.
+    """Means over the pairs of one task, by METRIC_COLUMN.
 
-    Of the unedited input, of the edits by the averaged and by the raw weights, and of the targets
-    after a round trip through the autoencoder. An autoencoder has only the last.
+    METRIC is one of `METRICS`. COLUMN is `input` for the unedited input, `edit` and `edit_raw` for
+    edits with the averaged and the raw weights, `edit_unguided` for those of the averaged weights
+    without guidance, where the settings have some, and `ceiling` for the targets after a round trip
+    through the autoencoder. An autoencoder has only the last.
     """
 
     task: str
     pairs: int
-    psnr_ceiling: float
-    ssim_ceiling: float
-    psnr_input: float | None = None
-    ssim_input: float | None = None
-    psnr_edit: float | None = None
-    ssim_edit: float | None = None
-    psnr_edit_raw: float | None = None
-    ssim_edit_raw: float | None = None
+    means: dict[str, float]
+
+    def row(self) -> dict:
+        """The score as one flat JSON object."""
+        return {"task": self.task, "pairs": self.pairs, **self.means}
+
+    @classmethod
+    def from_row(cls, row: dict) -> "TaskScore":
+        """The inverse of `row`."""
+        return cls(row.pop("task"), row.pop("pairs"), row)
+
+    def main(self, column: str) -> float | None:
+        """The mean of the main metric, where it was measured."""
+        return self.means.get(f"{MAIN}_{column}")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a validation found: a score per task, losses, and a sheet of its pictures."""
+    """The result of a validation: a score per task, losses, and a sheet of its pictures."""
 
     scores: list[TaskScore]
     sheet: Image.Image
@@ -63,32 +70,47 @@ class Report:
     def scalars(self) -> dict[str, float]:
         """The numbers under the names that logs use."""
         scores = {
-            f"{name}/{score.task}": value
+            f"{name}/{score.task}": mean
             for score in self.scores
-            for name, value in asdict(score).items()
-            if name.startswith(tuple(METRICS)) and value is not None
+            for name, mean in score.means.items()
         }
         return scores | {f"validation_{name}": value for name, value in self.losses.items()}
 
     def quality(self) -> float:
-        """One number, higher is better: mean PSNR over the tasks."""
-        values = [s.psnr_ceiling if s.psnr_edit is None else s.psnr_edit for s in self.scores]
-        return sum(values) / len(values)
+        """One number for the best checkpoint: the mean of the main metric over the tasks."""
+        column = "ceiling" if self.scores[0].main("edit") is None else "edit"
+        return sum(score.main(column) for score in self.scores) / len(self.scores)
 
 
 def score_table(scores: Sequence[TaskScore]) -> str:
-    """The scores as text, for people: PSNR on held-out pictures in dB."""
+    """The scores as text: the main metric on held-out pictures, and which tasks got worse."""
+    metric = METRICS[MAIN]
+    columns = {"input": "input", "edit_unguided": "unguided", "edit": "edit",
+               "ceiling": "VAE ceiling"}  # fmt: skip
+    if all(score.main("edit_unguided") is None for score in scores):
+        del columns["edit_unguided"]
     width = max(12, *(len(score.task) + 1 for score in scores))
-    lines = [f"{'task':<{width}}{'pairs':>6}{'input dB':>10}{'edit dB':>10}{'VAE ceiling dB':>16}"]
+    titles = [f"{title} {metric.unit}" for title in columns.values()]
+    widths = [max(10, 2 + len(title)) for title in titles]
+    cells = [["task", "pairs", *titles]]
+    notes = []
     for score in scores:
-        row = (score.psnr_input, score.psnr_edit, score.psnr_ceiling)
-        before, after, ceiling = ("-" if value is None else f"{value:.2f}" for value in row)
-        lines.append(f"{score.task:<{width}}{score.pairs:>6}{before:>10}{after:>10}{ceiling:>16}")
-    return "\n".join(lines)
+        means = [score.main(column) for column in columns]
+        texts = ["-" if mean is None else f"{mean:.{metric.digits}f}" for mean in means]
+        cells.append([score.task, str(score.pairs), *texts])
+        before, after = score.main("input"), score.main("edit")
+        if after is not None and after != before and (after < before) == metric.higher_is_better:
+            notes.append(f"{score.task}: the edits are further from their targets than the input")
+    lines = [
+        f"{task:<{width}}{pairs:>6}"
+        + "".join(f"{c:>{w}}" for c, w in zip(row, widths, strict=True))
+        for task, pairs, *row in cells
+    ]
+    return "\n".join([*lines, *notes])
 
 
 def fixed_pairs(pairs: Pairs, *, per_task: int, resolution: int, seed: int) -> list[EditPair]:
-    """The first pairs of each task, always cut and degraded alike."""
+    """The first pairs of each task, always with the same crop and degradation."""
     return [
         pairs.get(
             item,
@@ -103,10 +125,10 @@ def fixed_pairs(pairs: Pairs, *, per_task: int, resolution: int, seed: int) -> l
 class EditValidation:
     """Edits the sources of fixed pairs, with the same noise every time, and scores the results.
 
-    The processes of a run share the work; every one of them gets the whole report.
+    The processes of a run share the work; each of them gets the whole report.
 
     Args:
-        vae: stays the same over a run, and so does the ceiling that it sets.
+        vae: frozen, so the ceiling that it sets is the same over a run.
     """
 
     def __init__(
@@ -132,16 +154,19 @@ class EditValidation:
         """Edit and score; the sheet has a row per pair.
 
         Args:
-            check: called now and then by all processes; it may raise to leave the validation.
+            check: called now and then by all processes; it may raise to abandon the validation.
         """
-        edits = self._edit(averaged, check)
-        after, after_raw = self._measure(edits), self._measure(self._edit(raw, check))
+        guided = self.config.edit
+        unguided = replace(guided, guidance="ip2p", guidance_scale=1.0, image_guidance_scale=1.0)
+        edits = self._edit(averaged, guided, check)
         columns = {
             "ceiling": self.ceiling,
             "input": self.before,
-            "edit": after,
-            "edit_raw": after_raw,
+            "edit": self._measure(edits),
+            "edit_raw": self._measure(self._edit(raw, guided, check)),
         }
+        if unguided != guided:
+            columns["edit_unguided"] = self._measure(self._edit(averaged, unguided, check))
         scores = []
         for task in sorted({pair.task for pair in self.pairs}):
             rows = [index for index, pair in enumerate(self.pairs) if pair.task == task]
@@ -150,8 +175,8 @@ class EditValidation:
                 for column, values in columns.items()
                 for metric in METRICS
             }
-            scores.append(TaskScore(task, len(rows), **means))
-        before_db, after_db = self.before["psnr"].tolist(), after["psnr"].tolist()
+            scores.append(TaskScore(task, len(rows), means))
+        before_db, after_db = (columns[name]["psnr"].tolist() for name in ("input", "edit"))
         labels = [
             f"{pair.instruction}: {before_db[i]:.1f} dB before, {after_db[i]:.1f} dB after"
             for i, pair in enumerate(self.pairs)
@@ -159,7 +184,9 @@ class EditValidation:
         rows = [*zip(self.sources, edits, self.targets, strict=True)]
         return scores, _sheet(rows, ["before", "after", "target"], labels)
 
-    def _edit(self, editor: Editor, check: Callable[[], None]) -> list[Tensor]:
+    def _edit(
+        self, editor: Editor, settings: EditSettings, check: Callable[[], None]
+    ) -> list[Tensor]:
         mine = self.world.share(range(len(self.pairs)))
         size = self.config.batch_size
         results: list[Tensor] = []
@@ -172,7 +199,7 @@ class EditValidation:
             results += editor.edit(
                 [image_from_pixels01(self.sources[index]) for index in part],
                 [self.pairs[index].instruction for index in part],
-                **asdict(self.config.edit),
+                **asdict(settings),
                 seeds=[self.seed + index for index in part],
                 batch_size=size,
             ).pixels01
@@ -188,7 +215,7 @@ def validate_autoencoder(vae: VAE, pairs: Sequence[EditPair], world: World) -> R
     round_trips = world.merge(round_trip(vae, world.share(targets)))
     ceiling = _measure(round_trips, targets)
     means = {f"{metric}_ceiling": values.mean().item() for metric, values in ceiling.items()}
-    score = TaskScore("round trip", len(targets), **means)
+    score = TaskScore("round trip", len(targets), means)
     labels = [f"{value:.1f} dB" for value in ceiling["psnr"].tolist()]
     rows = [*zip(targets, round_trips, strict=True)]
     return Report([score], _sheet(rows, ["picture", "round trip"], labels))
@@ -208,13 +235,13 @@ def round_trip(vae: VAE, pictures: Sequence[Tensor]) -> list[Tensor]:
 def _measure(pictures: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, Tensor]:
     """Each metric of every picture, (N,)."""
     a, b = torch.stack([*pictures]), torch.stack([*targets])
-    return {name: metric(a, b) for name, metric in METRICS.items()}
+    return {name: metric.measure(a, b) for name, metric in METRICS.items()}
 
 
 def _sheet(
     rows: Sequence[Sequence[Tensor]], columns: Sequence[str], labels: Sequence[str]
 ) -> Image.Image:
-    """At most `SHEET_ROWS` of the rows, evenly taken, so that every task is seen."""
+    """At most `SHEET_ROWS` of the rows, evenly spaced, so that every task is shown."""
     stride = max(1, -(-len(rows) // SHEET_ROWS))
     side = rows[0][0].shape[-1]
     return contact_sheet(

@@ -47,6 +47,8 @@ def find_folder(source: str | Path) -> Path:
             f"{source} is a single file, expected a weights folder: "
             f"run convert_weights.py {source} FOLDER"
         )
+    if (path / "checkpoints").is_dir() and not (path / "model_index.json").exists():
+        raise InputError(f"{source} is the folder of a run: name its weights, {path / 'weights'}")
     return path
 
 

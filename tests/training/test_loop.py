@@ -55,7 +55,7 @@ def test_a_finished_run_says_so_and_does_nothing(make_config, finished_run, caps
     capsys.readouterr()
     train(make_config())
     out = capsys.readouterr().out
-    assert "is finished, 4 steps" in out and "VAE ceiling" in out and "step_000004.png" in out
+    assert "is finished, all 4 steps" in out and "VAE ceiling" in out and "step_000004.png" in out
     assert "eta" not in out
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
 
@@ -73,7 +73,9 @@ def test_a_finished_run_goes_on_when_asked_for_more_steps(make_config, run_folde
 
 
 def test_more_steps_of_a_cosine_schedule_are_another_run(make_config, finished_run):
-    with pytest.raises(InputError, match=r"train\.steps was 4 and is 6"):
+    with pytest.raises(
+        InputError, match=r"train\.steps was 4 and is 6\. A cosine .* model\.weights=.*/weights"
+    ):
         train(make_config("train.steps=6"))
 
 
@@ -153,7 +155,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     train(make_config())
     out = capsys.readouterr().out
     assert re.search(f"warning: .*{message}.*going back to the checkpoint before it", out)
-    assert f"going on from {older}" in out
+    assert f"resuming from {older}" in out
     assert f"is kept as {newest.with_name('damaged_step_000004')}" in out and "step 4/4" in out
     assert_same_run(finished_run, trained_once)
     train(make_config())
@@ -170,7 +172,7 @@ def test_damage_to_what_is_not_trained_is_named_and_mended(
     vae.write_bytes(content)  # in place: the file of all checkpoints
     train(make_config())
     out = capsys.readouterr().out
-    assert f"warning: {vae} is damaged" in out and "written anew with the next checkpoint" in out
+    assert f"warning: {vae} is damaged" in out and "will be rewritten at the next checkpoint" in out
     assert "step 4/4" not in out  # nothing had to be learned again
     assert_same_run(finished_run, trained_once)
     assert not damages(find_checkpoints(finished_run)[-1])
@@ -228,7 +230,7 @@ def test_half_a_checkpoint_is_not_taken_for_one(finished_run):
     assert [path.name for path in find_checkpoints(finished_run)] == ["step_000002"]
 
 
-@pytest.mark.parametrize(("channels", "said"), [(8, "taken as they are"), (4, "widened to 8")])
+@pytest.mark.parametrize(("channels", "said"), [(8, "used as they are"), (4, "widened to 8")])
 def test_starting_weights_are_widened_or_taken(make_config, tmp_path, channels, said, capsys):
     start = tmp_path / "start"
     shutil.copytree(GOLDEN / "diffusers", start)
@@ -291,7 +293,7 @@ def test_weights_of_the_loss_change_what_is_learned_but_not_what_is_logged(
     [
         ("objective.min_snr_gamma=5", r"objective\.min_snr_gamma is for objective\.kind edit"),
         ("train.precision=bfloat16", "an autoencoder is trained in float32"),
-        ("data.draws=1 data.cache=true", "data.cache holds what an autoencoder gives"),
+        ("data.draws=1 data.cache=true", "data.cache holds the output of an autoencoder"),
     ],
 )
 def test_what_means_nothing_to_an_autoencoder_is_refused(make_config, override, message):
@@ -354,7 +356,7 @@ def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_fold
         ("data.held_out=[[a]]", r"data\.held_out is \[\['a'\]\], expected a list of single values"),
         ("data.workers=1000000", r"data\.workers is 1000000, expected at most 256"),
         ("data.draws=0", r"data\.draws is 0, expected 1 or more"),
-        ("data.cache=true", r"data\.cache cannot hold what data\.photos draws anew.* data\.draws"),
+        ("data.cache=true", r"data\.cache cannot hold what data\.photos draws again.* data\.draws"),
         ("train.precision=float16", r"train\.precision is 'float16'; .*bfloat16"),
         ("train.accumulate=2", r"batch_size is 3, expected a multiple of 2: 1 processes with 2"),
         ("train.max_bad_steps=0", r"train\.max_bad_steps is 0"),

@@ -117,10 +117,10 @@ def test_a_signal_ends_the_run_in_order_and_it_goes_on_bitwise(
     train(make_config())
     out = capsys.readouterr().out
     assert f"{number.name}: stopping after this step" in out
-    assert f"stopped after step {steps}; the same command goes on from there" in out
+    assert f"stopped after step {steps}; run the same command to resume" in out
     monkeypatch.undo()
     train(make_config())
-    assert f"going on from {run_folder / 'checkpoints' / f'step_{steps:06d}'}" in (
+    assert f"resuming from {run_folder / 'checkpoints' / f'step_{steps:06d}'}" in (
         capsys.readouterr().out
     )
     assert_same_run(run_folder, trained_once)
@@ -183,7 +183,7 @@ def test_a_manifest_that_changed_is_refused_with_what_changed(make_config, tmp_p
     for changed, message in (
         ([*lines[:2], lines[2].replace("2", "4")], r'1 are new, such as .*"derain 4"'),
         (lines[:2], "there were 3 pairs and are 2"),
-        (lines[::-1], "they stand in another order"),
+        (lines[::-1], "their order differs"),
     ):
         manifest.write_text("\n".join(changed))
         with pytest.raises(InputError, match=f"the pairs are not those .*: {message}"):
@@ -201,5 +201,7 @@ def test_another_number_of_processes_goes_on_and_says_what_is_lost(
     state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
     train(make_config("train.accumulate=3"))
     out = capsys.readouterr().out
-    assert "not bit for bit as without the stop: train.accumulate was 1 and is 3; there were 2 "
+    assert (
+        "the weights will differ in their last bits: train.accumulate was 1 and is 3; there were 2 "
+    )
     assert "processes and are 1" in out and "step 4/4" in out
