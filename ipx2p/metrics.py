@@ -7,7 +7,7 @@ range gives numbers that look right. Higher is better for PSNR and SSIM, lower f
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,14 +62,17 @@ def ssim(pixels01: Tensor, reference01: Tensor) -> Tensor:
     return (luminance * structure).mean(dim=(1, 2, 3))
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A metric of two batches, (N,) values, and how to print it."""
+class Metric(NamedTuple):
+    """A metric of two batches, and how to print and compare its values."""
 
     measure: Callable[[Tensor, Tensor], Tensor]
     unit: str
     digits: int
     higher_is_better: bool = True
+
+    def is_worse(self, one: float, other: float) -> bool:
+        """Whether the first value is worse than the second."""
+        return one < other if self.higher_is_better else one > other
 
 
 METRICS = {"psnr": Metric(psnr, "dB", 2), "ssim": Metric(ssim, "", 4)}

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -126,16 +126,20 @@ class CheckpointSaver:
         network = getattr(raw, self.part)
         moments = optimizer_tensors(network, optimizer)
         copied = 2 * [*network.state_dict().values()] + [*moments.values()]
-        if not self.background or sum(tensor.nbytes for tensor in copied) > free_memory() / 2:
-            self._save(step, averaged, raw, moments, notes)
-            return
-        averaged, raw = (
-            replace(weights, **{self.part: _copy_to_cpu(getattr(weights, self.part))})
-            for weights in (averaged, raw)
+        in_background = (
+            self.background and sum(tensor.nbytes for tensor in copied) <= free_memory() / 2
         )
-        moments = {name: tensor.to("cpu", copy=True) for name, tensor in moments.items()}
-        arguments = (step, averaged, raw, moments, notes)
-        self._thread = threading.Thread(target=self._save, args=arguments)
+        if in_background:
+            averaged, raw = (
+                replace(weights, **{self.part: _copy_to_cpu(getattr(weights, self.part))})
+                for weights in (averaged, raw)
+            )
+            moments = {name: tensor.to("cpu", copy=True) for name, tensor in moments.items()}
+        parts = {"averaged": averaged, "raw": raw, "moments": moments, "notes": notes}
+        if not in_background:
+            self._save(step, parts)
+            return
+        self._thread = threading.Thread(target=self._save, args=(step, parts))
         self._thread.start()
 
     def wait(self) -> None:
@@ -150,22 +154,11 @@ class CheckpointSaver:
         if self.error is not None:
             raise self.error
 
-    def _save(
-        self, step: int, averaged: Weights, raw: Weights, moments: dict, notes: Mapping[str, int]
-    ) -> None:
+    def _save(self, step: int, parts: dict[str, Any]) -> None:
+        keep = {"keep": self.config.keep_checkpoints, "keep_every": self.config.keep_every}
         self.error = None
         try:
-            self.newest = save_checkpoint(
-                self.run,
-                step,
-                averaged=averaged,
-                raw=raw,
-                moments=moments,
-                notes=notes,
-                link_from=self.newest,
-                keep=self.config.keep_checkpoints,
-                keep_every=self.config.keep_every,
-            )
+            self.newest = save_checkpoint(self.run, step, **parts, link_from=self.newest, **keep)
         except Exception as error:  # of any library: nothing else watches this thread
             self.error = InputError(f"checkpoint of step {step} was not written: {error}")
             print(f"warning: {self.error}; the next one will be tried", file=sys.stderr, flush=True)

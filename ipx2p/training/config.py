@@ -6,6 +6,7 @@ names; `group.key=value` on the command line overrides them.
 
 import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from omegaconf import MISSING
@@ -21,11 +22,42 @@ from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
 
 MAX_COUNT = 2**31 - 1  # of steps, samples and pixels: larger ones are typing errors
-MAX_WORKERS = 256
-OBJECTIVES = ("edit", "autoencoder")
-LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
-PRECISIONS = ("auto", "float32", "bfloat16")
-ON_ERROR = ("stop", "skip")
+CHOICES = {
+    "objective.kind": ("edit", "autoencoder"),
+    "objective.prediction_type": PREDICTION_TYPES,
+    "data.instructions": POLICIES,
+    "data.on_error": ("stop", "skip"),
+    "optimizer.schedule": ("constant", "linear", "cosine"),
+    "train.precision": ("auto", "float32", "bfloat16"),
+}
+RANGES = {
+    f"1 or more, at most {MAX_COUNT}": (
+        lambda value: 1 <= value <= MAX_COUNT,
+        "data.resolution data.draws train.steps train.batch_size train.accumulate "
+        "train.max_bad_steps train.keep_every train.log_every train.checkpoint_every "
+        "train.keep_checkpoints validation.every validation.pairs_per_task validation.batch_size",
+    ),
+    "0 or more, at most 256": (lambda value: 0 <= value <= 256, "data.workers"),
+    "a number that is 0 or more": (
+        lambda value: 0 <= value < math.inf,
+        "optimizer.warmup_steps optimizer.weight_decay objective.kl_weight",
+    ),
+    "a number that is 1 or more": (lambda value: 1 <= value < math.inf, "data.max_zoom"),
+    "a number above 0": (
+        lambda value: 0 < value < math.inf,
+        "objective.min_snr_gamma train.bucket_mb",
+    ),
+    "a number above 0, or .inf": (
+        lambda value: value > 0,
+        "data.temperature optimizer.max_grad_norm",
+    ),
+    "a number above 0, at most 1": (lambda value: 0 < value <= 1, "data.fraction"),
+    "a number above 0, at most 1000": (
+        lambda value: 0 < value <= 1000,
+        "optimizer.learning_rate",
+    ),
+    "0 to below 1": (lambda value: 0 <= value < 1, "train.ema_decay"),
+}
 
 
 @dataclass
@@ -159,9 +191,7 @@ class TrainConfig:
         """Raise InputError for settings that cannot be or do not go together."""
         _check_data(self.data)
         _check_shares(self.data)
-        _check_choices(self)
-        _check_counts(self)
-        _check_numbers(self)
+        _check_values(self)
         if self.run.name != Path(self.run.name).name or self.run.name in ("", ".."):
             raise InputError(f"run.name is {self.run.name!r}, expected the name of one folder")
         if self.data.cache and self.data.on_error == "skip":
@@ -177,74 +207,19 @@ class TrainConfig:
         check_needs(self.validation.edit, negatives=None, has_weak=False)
 
 
-def _check_choices(config: TrainConfig) -> None:
-    for key, value, known in (
-        ("objective.kind", config.objective.kind, OBJECTIVES),
-        ("data.instructions", config.data.instructions, POLICIES),
-        ("data.on_error", config.data.on_error, ON_ERROR),
-        ("optimizer.schedule", config.optimizer.schedule, LEARNING_RATE_SCHEDULES),
-        ("objective.prediction_type", config.objective.prediction_type, PREDICTION_TYPES),
-        ("train.precision", config.train.precision, PRECISIONS),
-    ):
+def _check_values(config: TrainConfig) -> None:
+    for key, known in CHOICES.items():
+        value = attrgetter(key)(config)
         if value is not None and value not in known:
             raise InputError(f"{key} is {value!r}; {suggestion(value, known)}")
-
-
-def _check_counts(config: TrainConfig) -> None:
-    for key, value in (
-        ("data.resolution", config.data.resolution),
-        ("data.draws", config.data.draws),
-        ("train.steps", config.train.steps),
-        ("train.batch_size", config.train.batch_size),
-        ("train.accumulate", config.train.accumulate),
-        ("train.max_bad_steps", config.train.max_bad_steps),
-        ("train.keep_every", config.train.keep_every),
-        ("train.log_every", config.train.log_every),
-        ("train.checkpoint_every", config.train.checkpoint_every),
-        ("train.keep_checkpoints", config.train.keep_checkpoints),
-        ("validation.every", config.validation.every),
-        ("validation.pairs_per_task", config.validation.pairs_per_task),
-        ("validation.batch_size", config.validation.batch_size),
-    ):
-        if value is not None and value < 1:
-            raise InputError(f"{key} is {value}, expected 1 or more")
-        if value is not None and value > MAX_COUNT:
-            raise InputError(f"{key} is {value}, expected at most {MAX_COUNT}")
-    if config.data.workers > MAX_WORKERS:
-        raise InputError(
-            f"data.workers is {config.data.workers}, expected at most {MAX_WORKERS} processes"
-        )
-
-
-def _check_numbers(config: TrainConfig) -> None:
-    optimizer, gamma = config.optimizer, config.objective.min_snr_gamma
-    if optimizer.max_grad_norm != math.inf and not optimizer.max_grad_norm > 0:
-        raise InputError(
-            f"optimizer.max_grad_norm is {optimizer.max_grad_norm}, expected a number above 0, or "
-            ".inf for no limit"
-        )
-    if not 0 < optimizer.learning_rate <= 1000:
-        raise InputError(
-            f"optimizer.learning_rate is {optimizer.learning_rate}, expected a number above 0 and "
-            "at most 1000"
-        )
-    if gamma is not None and not 0 < gamma < math.inf:
-        raise InputError(f"objective.min_snr_gamma is {gamma}, expected a number above 0")
-    for key, value in (
-        ("data.workers", config.data.workers),
-        ("optimizer.warmup_steps", optimizer.warmup_steps),
-        ("optimizer.weight_decay", optimizer.weight_decay),
-        ("objective.kl_weight", config.objective.kl_weight),
-    ):
-        if not 0 <= value < math.inf:
-            raise InputError(f"{key} is {value}, expected a number that is 0 or more")
-    bucket_mb = config.train.bucket_mb
-    if bucket_mb is not None and not 0 < bucket_mb < math.inf:
-        raise InputError(f"train.bucket_mb is {bucket_mb}, expected a number above 0")
-    if not 0 <= config.train.ema_decay < 1:
-        raise InputError(f"train.ema_decay is {config.train.ema_decay}, expected 0 to below 1")
-    if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
-        raise InputError(f"optimizer.betas is {optimizer.betas}, expected two in [0, 1)")
+    for expected, (is_right, keys) in RANGES.items():
+        for key in keys.split():
+            value = attrgetter(key)(config)
+            if value is not None and not is_right(value):
+                raise InputError(f"{key} is {value}, expected {expected}")
+    betas = config.optimizer.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise InputError(f"optimizer.betas is {betas}, expected two in [0, 1)")
 
 
 def _check_autoencoder(config: TrainConfig) -> None:
@@ -268,8 +243,6 @@ def _check_data(data: DataConfig) -> None:
             check_task(task, "data.tasks")
         if not data.held_out:
             raise InputError("data.held_out is empty: name photos to use only for validation")
-    if not 1 <= data.max_zoom < math.inf:
-        raise InputError(f"data.max_zoom is {data.max_zoom}, expected a number that is 1 or more")
     data.degrade.check("data.degrade")
     if data.cache and data.draws is None and (data.photos is not None or data.max_zoom > 1):
         what = "data.photos" if data.photos is not None else f"data.max_zoom={data.max_zoom}"
@@ -281,14 +254,8 @@ def _check_data(data: DataConfig) -> None:
 
 def _check_shares(data: DataConfig) -> None:
     """Check the shares of the tasks."""
-    if not 0 < data.fraction <= 1:
-        raise InputError(f"data.fraction is {data.fraction}, expected a number above 0, at most 1")
     if data.mixture is not None and data.temperature is not None:
         raise InputError("data.mixture and data.temperature both set the tasks' shares: choose one")
-    if data.temperature is not None and not data.temperature > 0:
-        raise InputError(
-            f"data.temperature is {data.temperature}, expected a number above 0, or .inf"
-        )
     weights = data.mixture if data.mixture is not None else {"": 1.0}
     for task, weight in weights.items():
         if not 0 <= weight < math.inf:

@@ -52,7 +52,7 @@ class Interrupts:
         """
         if self.world.size == 1:
             return self.requested
-        stop = self._agreement is not None and self._settled()
+        stop = self.settle()
         self._flag = torch.tensor([self.requested], dtype=torch.int32)
         self._agreement = dist.all_reduce(self._flag, dist.ReduceOp.MAX, async_op=True)
         return stop
@@ -63,12 +63,10 @@ class Interrupts:
         if self.world.any(self.requested):
             raise Stopped
 
-    def settle(self) -> None:
-        """Wait for the answer to the last question, before the processes part."""
-        if self._agreement is not None:
-            self._settled()
-
-    def _settled(self) -> bool:
+    def settle(self) -> bool:
+        """Wait for the answer to the last question; the processes must not part before it."""
+        if self._agreement is None:
+            return False
         self._agreement.wait()
         self._agreement = None
         return bool(self._flag.item())

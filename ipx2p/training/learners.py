@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -59,12 +59,27 @@ class Losses:
     hidden: dict[str, int] = field(default_factory=dict)
 
 
-class Learner(Protocol):
-    """What the loop knows about a model in training."""
+class Learner:
+    """What the loop knows about a model in training.
+
+    Raises: InputError for weights or settings that do not go together.
+    """
 
     module: nn.Module  # the one that is optimized
     network: nn.Module  # for the forward pass: the module, or its wrapper for several processes
     part: str  # its folder in a weights folder
+
+    def __init__(
+        self, config: TrainConfig, device: torch.device, held_out: Sequence[EditPair], world: World
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.held_out = held_out
+        self.world = world
+        self.folder = find_folder(config.model.weights)
+        self.noise_schedule = ScheduleConfig.read(
+            self.folder / "scheduler" / "scheduler_config.json"
+        )
 
     def losses(self, batch: Batch) -> Losses:
         """The losses of a micro-batch."""
@@ -107,26 +122,16 @@ class FrozenParts:
         return _frozen(vae, self.device), _frozen(text, self.device)
 
 
-class EditLearner:
-    """The U-Net of an edit model; autoencoder and text encoder are frozen.
-
-    Raises: InputError for weights or settings that do not go together.
-    """
+class EditLearner(Learner):
+    """The U-Net of an edit model; autoencoder and text encoder are frozen."""
 
     part = "unet"
 
     def __init__(
-        self,
-        config: TrainConfig,
-        device: torch.device,
-        held_out: Sequence[EditPair],
-        world: World,
+        self, config: TrainConfig, device: torch.device, held_out: Sequence[EditPair], world: World
     ) -> None:
-        self.config = config
-        self.device = device
-        self.world = world
-        folder = find_folder(config.model.weights)
-        schedule = _read_schedule(folder)
+        super().__init__(config, device, held_out, world)
+        schedule = self.noise_schedule
         for name, choice in (
             ("prediction_type", config.objective.prediction_type),
             ("rescale_betas_zero_snr", config.objective.zero_terminal_snr),
@@ -139,20 +144,19 @@ class EditLearner:
                 "objective.prediction_type to v_prediction"
             )
         self.schedule = Schedule(schedule)
-        self.frozen = FrozenParts(folder, device)
+        self.frozen = FrozenParts(self.folder, device)
         vae, text = self.frozen.get()
         self.vae_config = vae.config
         _check_resolution(config, vae)
         edit = config.validation.edit
         self.schedule.plan(edit.sampler, edit.spacing, edit.num_steps)
 
-        self.module = self.network = self._unet(folder).to(device).train()
+        self.module = self.network = self._unet().to(device).train()
         self.side = config.data.resolution // vae.config.downscale
         self.module.config = replace(self.module.config, sample_size=self.side)
         self.precision = pick_dtype(config.train.precision, device)
         self.editor(self.module)  # raises if the parts do not fit together
         self.null_text = text.encode([""])
-        self.held_out = held_out
         self.validation = EditValidation(held_out, vae, config.validation, config.run.seed, world)
 
     def losses(self, batch: Batch | EncodedBatch) -> Losses:
@@ -255,39 +259,30 @@ class EditLearner:
             states = text.encode(distinct).index_select(0, copy_to(rows, self.device))
         return target, source_latents, states
 
-    def _unet(self, folder: Path) -> UNet:
+    def _unet(self) -> UNet:
         sizes = self.config.model.unet
         if sizes is not None:
             return fresh_network(lambda: UNet(sizes), self.config.run.seed, self.world)
-        unet = UNet.load(folder / "unet")
+        unet = UNet.load(self.folder / "unet")
         channels = unet.config.in_channels
         start = "widened to 8" if channels == LATENT_CHANNELS else "used as they are"
-        self.world.print(f"U-Net from {folder}, {channels} input channels, {start}")
+        self.world.print(f"U-Net from {self.folder}, {channels} input channels, {start}")
         return widen(unet)
 
 
-class AutoencoderLearner:
+class AutoencoderLearner(Learner):
     """The autoencoder, from scratch or tuned: pixel loss and a little of the posterior's KL."""
 
     part = "vae"
 
     def __init__(
-        self,
-        config: TrainConfig,
-        device: torch.device,
-        held_out: Sequence[EditPair],
-        world: World,
+        self, config: TrainConfig, device: torch.device, held_out: Sequence[EditPair], world: World
     ) -> None:
-        self.config = config
-        self.device = device
-        self.world = world
-        self.held_out = held_out
-        folder = find_folder(config.model.weights)
-        self.schedule = _read_schedule(folder)
-        self.text = TextEncoder.load(folder, dtype=None)
+        super().__init__(config, device, held_out, world)
+        self.text = TextEncoder.load(self.folder, dtype=None)
         sizes = config.model.vae
         if sizes is None:
-            vae = VAE.load(folder / "vae")
+            vae = VAE.load(self.folder / "vae")
         else:
             vae = fresh_network(lambda: VAE(sizes), config.run.seed, world)
         _check_resolution(config, vae)
@@ -319,13 +314,10 @@ class AutoencoderLearner:
             scale = round(1 / module.encode(pixels).mean.std().item(), 5)
             module = copy.copy(module)
             module.config = replace(module.config, scaling_factor=scale)
-        return Weights(None, module, self.text if whole else None, self.schedule)
+        return Weights(None, module, self.text if whole else None, self.noise_schedule)
 
     def networks(self) -> list[nn.Module]:
         return [self.module]
-
-    def flops_per_sample(self) -> None:
-        return None
 
 
 LEARNERS: dict[str, type] = {"edit": EditLearner, "autoencoder": AutoencoderLearner}
@@ -338,10 +330,6 @@ def _count_hidden(hide_text: Tensor, hide_source: Tensor) -> dict[str, int]:
         "image": int((hide_source & ~hide_text).sum()),
         "both": int((hide_text & hide_source).sum()),
     }
-
-
-def _read_schedule(folder: Path) -> ScheduleConfig:
-    return ScheduleConfig.read(folder / "scheduler" / "scheduler_config.json")
 
 
 def _check_resolution(config: TrainConfig, vae: VAE) -> None:

@@ -1,7 +1,6 @@
 """The training loop: one linear function from settings to a trained model (layer 4)."""
 
 import copy
-import hashlib
 import itertools
 import os
 from contextlib import closing
@@ -17,6 +16,7 @@ from ipx2p.data.workers import micro_batches
 from ipx2p.devices import memory_advice, pick_device
 from ipx2p.distributed import World, open_world
 from ipx2p.errors import InputError
+from ipx2p.files import digest_bytes
 from ipx2p.training.checkpoint import (
     CheckpointSaver,
     damages,
@@ -221,9 +221,10 @@ def check_batch(config: StepsConfig, world: World) -> None:
 
 def check_agreement(config: TrainConfig, learner: Learner, world: World) -> None:
     """Raise InputError unless all processes start from the same settings, code and weights."""
-    world.check_same("the settings", _hash(repr(config).encode()))
+    world.check_same("the settings", digest_bytes(repr(config).encode()))
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    world.check_same("the code of ipx2p", _hash(b"".join(path.read_bytes() for path in files)))
+    code = digest_bytes(b"".join(path.read_bytes() for path in files))
+    world.check_same("the code of ipx2p", code)
     for network in learner.networks():
         name = type(network).__name__
         world.check_same(f"the {name} at the start", weights_hash(network))
@@ -235,11 +236,7 @@ def weights_hash(module: nn.Module) -> str:
         (p.detach().contiguous().view(torch.int32).long() * (1 + i)).sum()
         for i, p in enumerate(module.parameters())
     ]
-    return _hash(str(torch.stack(sums).tolist()).encode())
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+    return digest_bytes(str(torch.stack(sums).tolist()).encode())
 
 
 def check_finite(run: Run, module: nn.Module, step: int) -> None:
@@ -262,8 +259,10 @@ def check_updates(run: Run, monitor: Monitor, step: int) -> None:
 def divergence(run: Run, what: str, first: int) -> str:
     """The message for a run that diverged at the step `first`."""
     good = [folder for folder in find_checkpoints(run.folder) if num_steps(folder) < first]
-    last = f"the last checkpoint before that is {good[-1]}" if good else "none was saved before"
-    return f"{what}, {last}: lower optimizer.learning_rate, or check the pictures"
+    last = (
+        f"last checkpoint before that is {good[-1]}" if good else "no checkpoint was saved before"
+    )
+    return f"{what}; {last}: lower optimizer.learning_rate, or check the pictures"
 
 
 def surroundings(world: World) -> dict[str, int]:

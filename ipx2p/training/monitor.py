@@ -56,8 +56,8 @@ class Monitor:
         if flops_per_sample is not None:
             self.peak = world.size * peak_flops(device, pick_dtype(config.precision, device))
         self.steps_done = self.logged_step = steps_done
-        self.records: list[tuple[list[Losses], Tensor]] = []
-        self.newest: tuple[int, float, Tensor] | None = None  # step, rate, norm of the gradient
+        # Of each step since the last row: losses, whether it was bad, rate, norm of the gradient.
+        self.records: list[tuple[list[Losses], Tensor, float, Tensor]] = []
         self.busy_s = self.logged_busy_s = self.waiting_s = 0.0
         self.bad_steps, self.bad_in_row = bad_steps, 0
         self.worst_row = (0, 0)  # length and first step of the longest row of bad steps
@@ -95,8 +95,7 @@ class Monitor:
         self, step: int, losses: list[Losses], rate: float, grad_norm: Tensor, bad: Tensor
     ) -> None:
         """Note one finished step, counted from 1; every `log_every` steps, write a row."""
-        self.records.append((losses, bad))
-        self.newest = step, rate, grad_norm
+        self.records.append((losses, bad, rate, grad_norm))
         if step % self.config.log_every == 0 or step == self.config.steps:
             self.log()
         else:
@@ -106,15 +105,24 @@ class Monitor:
         """Write a row about the steps since the last one, if there were any."""
         if not self.records:
             return
-        step, rate, grad_norm = self.newest
-        values = self._collect(step)  # waits for the device
-        values |= {"learning_rate": rate, "grad_norm": grad_norm.item()}
+        step = self.logged_step + len(self.records)
+        *_, rate, grad_norm = self.records[-1]
+        values = self._collect()  # waits for the device
         self._stop_clock()
-        self._log(step, values | self._speed(step))
+        values |= {"learning_rate": rate, "grad_norm": grad_norm.item(), **self._speed(step)}
+        step_s = self.busy_s / (step - self.steps_done)
+        eta = _clock(step_s * (self.config.steps - step))
+        mfu = f"  mfu {values['mfu']:.1%}" if "mfu" in values else ""
+        self.world.print(
+            f"step {step}/{self.config.steps}  loss {values['loss']:.4f}  "
+            f"{values['samples_per_s']:.1f} samples/s{mfu}  "
+            f"waiting {values['waiting_share']:.0%}  eta {eta}"
+        )
+        self.scalars(step, values)
 
     def count_bad(self) -> int:
         """All updates of the run that were left out, those since the last row included."""
-        return self.bad_steps + int(sum(bad for _, bad in self.records))
+        return self.bad_steps + int(sum(bad for _, bad, *_ in self.records))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Write numbers to TensorBoard and as a line of JSON."""
@@ -156,11 +164,10 @@ class Monitor:
                 print(f"warning: the log is not written: {error}", file=sys.stderr, flush=True)
             self.is_writing, self.board = False, None
 
-    def _collect(self, step: int) -> dict[str, float]:
+    def _collect(self) -> dict[str, float]:
         """Means over the steps since the last row and over all processes."""
-        first = step - len(self.records) + 1
-        losses = [part for parts, _ in self.records for part in parts]
-        bad = torch.stack([bad for _, bad in self.records]).tolist()
+        losses = [part for parts, *_ in self.records for part in parts]
+        bad = torch.stack([bad for _, bad, *_ in self.records]).tolist()
         plain = torch.cat([part.plain for part in losses]).tolist()
         names = ["loss"] * len(plain)
         if losses[0].quartiles is not None:
@@ -174,8 +181,8 @@ class Monitor:
                 counts[name] += 1
         hidden = sum((Counter(part.hidden) for part in losses), Counter())
         self.records.clear()
-        for offset, left_out in enumerate(bad):
-            self._count_bad(first + offset, bool(left_out))
+        for step, is_bad in enumerate(bad, 1 + self.logged_step):
+            self._count_bad(step, bool(is_bad))
 
         gathered = self.world.gather((sums, counts, hidden, self.skipped - self.named))
         sums = sum((part[0] for part in gathered), Counter())
@@ -225,17 +232,6 @@ class Monitor:
         values["memory_gib"] = memory_bytes(self.device) / 2**30
         self.logged_step, self.logged_busy_s, self.waiting_s = step, self.busy_s, 0.0
         return values
-
-    def _log(self, step: int, values: dict[str, float]) -> None:
-        step_s = self.busy_s / (step - self.steps_done)
-        eta = _clock(step_s * (self.config.steps - step))
-        mfu = f"  mfu {values['mfu']:.1%}" if "mfu" in values else ""
-        self.world.print(
-            f"step {step}/{self.config.steps}  loss {values['loss']:.4f}  "
-            f"{values['samples_per_s']:.1f} samples/s{mfu}  "
-            f"waiting {values['waiting_share']:.0%}  eta {eta}"
-        )
-        self.scalars(step, values)
 
 
 def _pass_over_writer(args: threading.ExceptHookArgs) -> None:

@@ -4,6 +4,7 @@ import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ipx2p.config import config_differences, load_config, save_config
 from ipx2p.errors import InputError
@@ -18,7 +19,7 @@ from ipx2p.training.checkpoint import (
     sweep,
 )
 from ipx2p.training.config import TrainConfig
-from ipx2p.training.validation import Report, TaskScore
+from ipx2p.training.validation import Report
 
 # Settings that may change between two starts: they do not affect what a step learns.
 FREE = {
@@ -121,17 +122,16 @@ class Run:
         """
         try:
             save_image(report.sheet, self.sheet_path(step))
-            write_json({"scores": [s.row() for s in report.scores]}, self._scores_path(step))
+            write_json({"scores": report.scores}, self._scores_path(step))
             mark_best(self.folder, step, report.quality())
         except (InputError, OSError) as error:
             if step == self.num_steps:
                 raise
             print(f"warning: {error}", file=sys.stderr, flush=True)
 
-    def final_scores(self) -> list[TaskScore]:
+    def final_scores(self) -> list[dict[str, Any]]:
         """The scores of the validation after the last step."""
-        scores = read_json(self._scores_path(self.num_steps))["scores"]
-        return [TaskScore.from_row(row) for row in scores]
+        return read_json(self._scores_path(self.num_steps))["scores"]
 
     def _scores_path(self, step: int) -> Path:
         return self.sheet_path(step).with_suffix(".json")

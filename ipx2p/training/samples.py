@@ -3,7 +3,6 @@
 import base64
 import json
 from collections.abc import Callable
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from ipx2p.data.pairs import DegradedPhotos, ManifestPairs, Pairs
 from ipx2p.data.selection import Worded, leave_out, open_banks, take_fraction
 from ipx2p.distributed import World
 from ipx2p.errors import InputError, suggestion
-from ipx2p.files import read_json, write_json
+from ipx2p.files import digest_bytes, read_json, write_json
 from ipx2p.training.config import DataConfig, TrainConfig
 from ipx2p.training.learners import Learner
 
@@ -26,7 +25,10 @@ PAIRS = "pairs.json"
 
 def open_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
     """The pairs to train on, and those used only for validation."""
-    trained, held_out = _open_manifests(config) if config.manifest else _open_photos(config)
+    if config.manifest:
+        trained, held_out = map(ManifestPairs, (config.manifest, config.validation_manifest))
+    else:
+        trained, held_out = _open_photos(config)
     banks = open_banks(config.banks, {*trained.by_task(), *held_out.by_task()})
     trained = take_fraction(leave_out(trained, config.holdout_tasks), config.fraction)
     if config.instructions == "per_step" and not banks:
@@ -35,10 +37,6 @@ def open_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
         Worded(trained, config.instructions, banks),
         Worded(held_out, config.instructions, banks),
     )
-
-
-def _open_manifests(config: DataConfig) -> tuple[Pairs, Pairs]:
-    return ManifestPairs(config.manifest), ManifestPairs(config.validation_manifest)
 
 
 def _open_photos(config: DataConfig) -> tuple[Pairs, Pairs]:
@@ -122,7 +120,7 @@ def open_stream(
 def check_unchanged(pairs: Pairs, run: Path, world: World) -> None:
     """Raise InputError if a run is resumed with other pairs than it began with."""
     digests = _digests(pairs)
-    world.check_same("the list of pairs", blake2b(digests.tobytes()).hexdigest()[:16])
+    world.check_same("the list of pairs", digest_bytes(digests.tobytes()))
     path = run / PAIRS
     before = _read_digests(path) if path.exists() else digests
     if np.array_equal(before, digests):

@@ -7,6 +7,7 @@ averaged weights count; edits with the raw weights, and without guidance, are sc
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -31,82 +32,64 @@ SHEET_ROWS = 8
 MAIN = "psnr"  # chooses the best checkpoint, and stands in the table
 
 
-@dataclass(frozen=True)
-class TaskScore:
-    """Means over the pairs of one task, by METRIC_COLUMN.
-
-    METRIC is one of `METRICS`. COLUMN is `input` for the unedited input, `edit` and `edit_raw` for
-    edits with the averaged and the raw weights, `edit_unguided` for those of the averaged weights
-    without guidance, where the settings have some, and `ceiling` for the targets after a round trip
-    through the autoencoder. An autoencoder has only the last.
-    """
-
-    task: str
-    pairs: int
-    means: dict[str, float]
-
-    def row(self) -> dict:
-        """The score as one flat JSON object."""
-        return {"task": self.task, "pairs": self.pairs, **self.means}
-
-    @classmethod
-    def from_row(cls, row: dict) -> "TaskScore":
-        """The inverse of `row`."""
-        return cls(row.pop("task"), row.pop("pairs"), row)
-
-    def main(self, column: str) -> float | None:
-        """The mean of the main metric, where it was measured."""
-        return self.means.get(f"{MAIN}_{column}")
+TITLES = {
+    "input": "input",
+    "edit_unguided": "unguided",
+    "edit": "edit",
+    "ceiling": "VAE ceiling",
+}
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a validation: a score per task, losses, and a sheet of its pictures."""
+    """The result of a validation: a score per task, losses, and a sheet of its pictures.
 
-    scores: list[TaskScore]
+    A score has `task`, the number of its `pairs`, and their means as METRIC_COLUMN. METRIC is one
+    of `METRICS`. COLUMN is `input` for the unedited input; `edit` and `edit_raw` for edits with the
+    averaged and the raw weights; `edit_unguided` for the averaged ones without guidance, if the
+    settings have some; `ceiling` for the targets after a round trip through the autoencoder, the
+    only one for an autoencoder.
+    """
+
+    scores: list[dict[str, Any]]
     sheet: Image.Image
     losses: dict[str, float] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """The numbers under the names that logs use."""
         scores = {
-            f"{name}/{score.task}": mean
+            f"{name}/{score['task']}": mean
             for score in self.scores
-            for name, mean in score.means.items()
+            for name, mean in score.items()
+            if name not in ("task", "pairs")
         }
         return scores | {f"validation_{name}": value for name, value in self.losses.items()}
 
     def quality(self) -> float:
         """One number for the best checkpoint: the mean of the main metric over the tasks."""
-        column = "ceiling" if self.scores[0].main("edit") is None else "edit"
-        return sum(score.main(column) for score in self.scores) / len(self.scores)
+        values = [s.get(f"{MAIN}_edit", s[f"{MAIN}_ceiling"]) for s in self.scores]
+        return sum(values) / len(values)
 
 
-def score_table(scores: Sequence[TaskScore]) -> str:
+def score_table(scores: Sequence[dict[str, Any]]) -> str:
     """The scores as text: the main metric on held-out pictures, and which tasks got worse."""
     metric = METRICS[MAIN]
-    columns = {"input": "input", "edit_unguided": "unguided", "edit": "edit",
-               "ceiling": "VAE ceiling"}  # fmt: skip
-    if all(score.main("edit_unguided") is None for score in scores):
-        del columns["edit_unguided"]
-    width = max(12, *(len(score.task) + 1 for score in scores))
-    titles = [f"{title} {metric.unit}" for title in columns.values()]
-    widths = [max(10, 2 + len(title)) for title in titles]
-    cells = [["task", "pairs", *titles]]
-    notes = []
-    for score in scores:
-        means = [score.main(column) for column in columns]
-        texts = ["-" if mean is None else f"{mean:.{metric.digits}f}" for mean in means]
-        cells.append([score.task, str(score.pairs), *texts])
-        before, after = score.main("input"), score.main("edit")
-        if after is not None and after != before and (after < before) == metric.higher_is_better:
-            notes.append(f"{score.task}: the edits are further from their targets than the input")
-    lines = [
-        f"{task:<{width}}{pairs:>6}"
-        + "".join(f"{c:>{w}}" for c, w in zip(row, widths, strict=True))
-        for task, pairs, *row in cells
-    ]
-    return "\n".join([*lines, *notes])
+    rows = [{column: score.get(f"{MAIN}_{column}") for column in TITLES} for score in scores]
+    titles = {column: f"{title} {metric.unit}" for column, title in TITLES.items()}
+    if all(row["edit_unguided"] is None for row in rows):
+        del titles["edit_unguided"]
+    width = max(12, *(len(score["task"]) + 1 for score in scores))
+    lines = [f"{'task':<{width}}{'pairs':>6}"]
+    lines += [f"{score['task']:<{width}}{score['pairs']:>6}" for score in scores]
+    for column, title in titles.items():
+        values = [row[column] for row in rows]
+        texts = ["-" if value is None else f"{value:.{metric.digits}f}" for value in values]
+        for place, text in enumerate([title, *texts]):
+            lines[place] += f"{text:>{max(10, 2 + len(title))}}"
+    for score, row in zip(scores, rows, strict=True):
+        if row["edit"] is not None and metric.is_worse(row["edit"], row["input"]):
+            lines.append(f"{score['task']}: edits are further from their targets than the input is")
+    return "\n".join(lines)
 
 
 def fixed_pairs(pairs: Pairs, *, per_task: int, resolution: int, seed: int) -> list[EditPair]:
@@ -150,7 +133,7 @@ class EditValidation:
 
     def __call__(
         self, averaged: Editor, raw: Editor, check: Callable[[], None]
-    ) -> tuple[list[TaskScore], Image.Image]:
+    ) -> tuple[list[dict[str, Any]], Image.Image]:
         """Edit and score; the sheet has a row per pair.
 
         Args:
@@ -175,7 +158,7 @@ class EditValidation:
                 for column, values in columns.items()
                 for metric in METRICS
             }
-            scores.append(TaskScore(task, len(rows), means))
+            scores.append({"task": task, "pairs": len(rows), **means})
         before_db, after_db = (columns[name]["psnr"].tolist() for name in ("input", "edit"))
         labels = [
             f"{pair.instruction}: {before_db[i]:.1f} dB before, {after_db[i]:.1f} dB after"
@@ -215,7 +198,7 @@ def validate_autoencoder(vae: VAE, pairs: Sequence[EditPair], world: World) -> R
     round_trips = world.merge(round_trip(vae, world.share(targets)))
     ceiling = _measure(round_trips, targets)
     means = {f"{metric}_ceiling": values.mean().item() for metric, values in ceiling.items()}
-    score = TaskScore("round trip", len(targets), means)
+    score = {"task": "round trip", "pairs": len(targets), **means}
     labels = [f"{value:.1f} dB" for value in ceiling["psnr"].tolist()]
     rows = [*zip(targets, round_trips, strict=True)]
     return Report([score], _sheet(rows, ["picture", "round trip"], labels))

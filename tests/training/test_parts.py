@@ -18,7 +18,7 @@ from ipx2p.training.learners import EditLearner
 from ipx2p.training.loop import train
 from ipx2p.training.run import Run
 from ipx2p.training.samples import open_pairs
-from ipx2p.training.validation import TaskScore, fixed_pairs, score_table
+from ipx2p.training.validation import fixed_pairs, score_table
 from tests.conftest import GOLDEN
 from tests.training.conftest import QUICK_VAE
 
@@ -123,20 +123,12 @@ def test_equal_seeds_give_equal_fresh_weights(make_config):
 def test_table_shows_every_score():
     table = score_table(
         [
-            TaskScore(
-                "enhance",
-                4,
-                {
-                    "psnr_ceiling": 25.789,
-                    "psnr_input": 9.123,
-                    "psnr_edit": 15.456,
-                    "ssim_edit": 0.9,
-                },
-            ),
-            TaskScore("x", 1, {"psnr_ceiling": 20.0}),
-            TaskScore("turn it into an old photograph", 2, {"psnr_ceiling": 20.0}),
+            {"task": "enhance", "pairs": 4, "psnr_input": 9.123, "psnr_edit": 15.456,
+             "psnr_ceiling": 25.789, "ssim_edit": 0.9},
+            {"task": "x", "pairs": 1, "psnr_ceiling": 20},
+            {"task": "turn it into an old photograph", "pairs": 2, "psnr_ceiling": 20},
         ]
-    )
+    )  # fmt: skip
     assert len({len(line) for line in table.splitlines()}) == 1  # columns stand below one another
     assert [*table.splitlines()[1].split()] == ["enhance", "4", "9.12", "15.46", "25.79"]
     assert [*table.splitlines()[2].split()] == ["x", "1", "-", "-", "20.00"]
@@ -197,4 +189,4 @@ def test_autoencoder_learns(make_config):
                          "optimizer.learning_rate=3e-3", "train.ema_decay=0.99")  # fmt: skip
     train(config)
     [score] = Run(config).final_scores()
-    assert score.main("ceiling") > 16  # untrained: below 10
+    assert score["psnr_ceiling"] > 16  # untrained: below 10
