@@ -136,6 +136,29 @@ def test_defaults_of_the_command_are_those_of_the_code():
         assert getattr(args, name) == getattr(settings, name)
 
 
+# train.py
+
+
+def test_train_alone_lists_the_configs(command):
+    assert_one_line(command("train"), r"name the settings .*configs/quickstart\.yaml, configs/rest")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["configs/nope.yaml"], "config file configs/nope.yaml does not exist"),
+        (["configs/quickstart.yaml", "steps", "4"], "'steps' is not an override, expected key=val"),
+    ],
+)
+def test_a_slip_is_answered_before_torch_is_imported(argv, message):
+    probe = f"import sys, train\ntry: train.main({argv})\nexcept ValueError as e: print(e)\n"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{probe}assert 'torch' not in sys.modules"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert message in run.stdout
+
+
 # sample.py
 
 

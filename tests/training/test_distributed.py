@@ -247,6 +247,22 @@ def test_a_signal_to_all_processes_ends_them_in_order(launch):
     assert_same_run(stopped, whole)
 
 
+@pytest.mark.slow
+def test_a_sigterm_to_torchrun_and_its_processes_writes_a_checkpoint(launch):
+    """As `scancel` and `kill -TERM -GROUP` send it; torchrun forwards its own on top."""
+    process = launch.start("stopped", 2, *SHORT, "train.steps=200", "train.checkpoint_every=200")
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            break
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    for pid in [process.pid, *map(int, children.stdout.split())]:
+        os.kill(pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    found = re.search(r"stopped after step (\d+); run the same command", out)
+    assert found, out
+    assert [*(launch.folder / "stopped" / "checkpoints").glob(f"step_*{found[1]}")]
+
+
 def test_what_torchrun_did_not_set_is_named(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("WORLD_SIZE", raising=False)

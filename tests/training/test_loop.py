@@ -17,6 +17,7 @@ from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
 from ipx2p.training.checkpoint import damages, find_checkpoints
 from ipx2p.training.config import OptimizerConfig
+from ipx2p.training.learners import EditLearner
 from ipx2p.training.loop import train
 from ipx2p.training.optimizer import learning_rate
 from tests.conftest import GOLDEN
@@ -29,7 +30,7 @@ def test_a_run_writes_what_is_promised(make_config, run_folder, capsys):
     train(make_config())
     out = capsys.readouterr().out
     assert "fresh UNet" in out and "28 pairs to train on, 4 held out, on cpu" in out
-    assert out.count("eta") == 4
+    assert out.count("eta") == 4 and "mfu" not in out
     table = out[out.index("task") :]
     assert all(word in table for word in ("denoise", "enhance", "input dB", "VAE ceiling dB"))
     for name in ("config.yaml", "command.txt", "tensorboard"):
@@ -85,6 +86,23 @@ def test_other_settings_are_refused_by_key(make_config, finished_run):
     train(make_config("train.log_every=2", "validation.every=2"))
 
 
+def test_a_run_in_place_of_its_weights_is_refused(make_config, finished_run):
+    weights = f"model.weights={finished_run}"
+    with pytest.raises(InputError, match=r"is the folder of a run: name its weights, .*/weights$"):
+        train(make_config("run.name=other", weights, "model.unet=null"), dry_run=True)
+
+
+def test_weights_say_at_what_size_they_were_trained(finished_run):
+    config = json.loads((finished_run / "weights" / "unet" / "config.json").read_text())
+    assert config["sample_size"] == 32 // 8
+
+
+def test_training_out_of_memory_is_one_line_with_advice(make_config, monkeypatch):
+    monkeypatch.setattr(EditLearner, "losses", lambda *_: torch.empty(10**15))
+    with pytest.raises(InputError, match=r"out of memory: raise train\.accumulate"):
+        train(make_config())
+
+
 def test_a_start_that_failed_does_not_hold_the_name(make_config, run_folder):
     with pytest.raises(InputError, match="held_out"):
         train(make_config("data.held_out=[no.jpg]"))
@@ -112,11 +130,19 @@ def test_what_a_killed_process_left_is_swept_and_links_are_set_right(make_config
     checkpoints = finished_run / "checkpoints"
     (checkpoints / ".step_000006").mkdir()
     (checkpoints / ".step_000002.removed").mkdir()
+    unfinished = [
+        finished_run / f".{8 * 'ab'}.jsonl",
+        finished_run / "samples" / f".{8 * 'cd'}.png",
+    ]
+    for path in unfinished:
+        path.touch()
+        os.utime(path, (0, 0))
     shutil.copytree(checkpoints / "step_000004", checkpoints / ".step_000004.replaced")
     (finished_run / "weights").unlink()
     (finished_run / "samples" / "step_000004.json").unlink()
     train(make_config())
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_000002", "step_000004"]
+    assert not any(path.exists() for path in unfinished)
     assert (finished_run / "weights").resolve() == checkpoints / "step_000004" / "weights"
 
 
@@ -347,6 +373,7 @@ def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_fold
         ("optimizer.betas=[0.9]", r"optimizer\.betas is \[0\.9\]"),
         ("train.steps=0", r"train\.steps is 0, expected 1 or more"),
         ("train.ema_decay=1", r"train\.ema_decay is 1"),
+        ("train.bucket_mb=0", r"train\.bucket_mb is 0\.0, expected a number above 0"),
         ("train.device=cuda:9", "device 'cuda:9' is not available"),
         ("run.name=a/b", r"run\.name is 'a/b', expected the name of one folder"),
         ("run.name=..", r"run\.name is '\.\.', expected the name of one folder"),
@@ -390,6 +417,7 @@ def test_learning_rate_warms_up_then_falls_to_zero():
     config = OptimizerConfig(learning_rate=2.0, schedule="cosine", warmup_steps=4)
     rates = [learning_rate(config, step, 104) for step in range(105)]
     assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert rates[103] > 0  # the last step still learns
     assert rates[54] == pytest.approx(1.0) and rates[104] == pytest.approx(0, abs=1e-12)
     assert all(before >= after for before, after in pairwise(rates[4:]))
     constant = OptimizerConfig(learning_rate=2.0)

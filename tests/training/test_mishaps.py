@@ -276,7 +276,8 @@ def test_the_log_holds_every_number_once(make_config, run_folder):
     assert numbers <= whole[0].keys()
     assert any(name.startswith("loss_q") for name in whole[0])
     fixed = {f"validation_loss_q{quartile}" for quartile in (1, 2, 3, 4)}
-    kinds = ("psnr_input", "psnr_edit", "psnr_edit_raw", "psnr_ceiling", "ssim_edit")
+    kinds = ("psnr_input", "psnr_edit", "psnr_edit_raw", "psnr_edit_unguided", "psnr_ceiling",
+             "ssim_edit")  # fmt: skip
     assert fixed | {f"{kind}/enhance" for kind in kinds} <= whole[3].keys()
     for one, other in zip(whole, again, strict=True):
         measured = ("_s", "share", "mfu", "memory_gib")

@@ -14,6 +14,7 @@ import ipx2p.data.cache
 import ipx2p.training.checkpoint
 from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
+from ipx2p.files import read_json, write_json
 from ipx2p.training.loop import train
 from ipx2p.training.optimizer import Stepper
 from tests.conftest import ROOT
@@ -114,7 +115,9 @@ def test_a_signal_ends_the_run_in_order_and_it_goes_on_bitwise(
     number, owner, name, call, steps,
 ):  # fmt: skip
     signal_when(owner, name, call, number)
-    train(make_config())
+    train(make_config("train.log_every=2"))
+    rows = (run_folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["step"] == steps
     out = capsys.readouterr().out
     assert f"{number.name}: stopping after this step" in out
     assert f"stopped after step {steps}; run the same command to resume" in out
@@ -193,15 +196,42 @@ def test_a_manifest_that_changed_is_refused_with_what_changed(make_config, tmp_p
     train(config)
 
 
-def test_another_number_of_processes_goes_on_and_says_what_is_lost(
+def test_another_number_of_processes_or_threads_resumes_and_says_what_is_lost(
     make_config, finished_run, capsys
 ):
     forget(finished_run, 2)
     state = finished_run / "checkpoints" / "step_000002" / "state.json"
-    state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
+    numbers = json.loads(state.read_text())
+    threads = numbers["threads"]
+    state.write_text(json.dumps(numbers | {"world_size": 2, "threads": threads + 1}))
     train(make_config("train.accumulate=3"))
     out = capsys.readouterr().out
     assert (
         "the weights will differ in their last bits: train.accumulate was 1 and is 3; there were 2 "
     )
-    assert "processes and are 1" in out and "step 4/4" in out
+    assert f"processes and are 1; there were {threads + 1} threads and are {threads}" in out
+    assert "step 4/4" in out
+
+
+def test_a_checkpoint_from_before_numbers_were_recorded_resumes(make_config, finished_run, capsys):
+    forget(finished_run, 2)
+    state = finished_run / "checkpoints" / "step_000002" / "state.json"
+    numbers = json.loads(state.read_text())
+    del numbers["threads"], numbers["bad_steps"]
+    state.write_text(json.dumps(numbers))
+    train(make_config())
+    out = capsys.readouterr().out
+    assert "step 4/4" in out and "last bits" not in out
+
+
+def test_other_validation_settings_start_a_new_best(make_config, finished_run, capsys):
+    forget(finished_run, 2)
+    write_json({"step": 2, "score": 99.0}, finished_run / "best.json")
+    train(make_config())
+    assert read_json(finished_run / "best.json") == {"step": 2, "score": 99.0}
+    forget(finished_run, 2)
+    train(make_config("validation.pairs_per_task=1", "validation.every=2"))
+    out = capsys.readouterr().out
+    assert "validation.pairs_per_task was 2 and is 1: earlier scores do not compare" in out
+    best = read_json(finished_run / "best.json")
+    assert best["step"] == 4 and best["score"] < 99
