@@ -22,7 +22,7 @@ from statistics import median
 import torch
 import transformers
 from omegaconf import MISSING
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ipx2p import __version__
@@ -39,7 +39,7 @@ from ipx2p.models.vae import VAE, VAEConfig
 from ipx2p.seeds import generator
 from ipx2p.training.config import ModelConfig, TrainConfig
 from ipx2p.training.ema import EMA
-from ipx2p.training.learners import EditLearner, FrozenParts, fresh_network
+from ipx2p.training.learners import EditLearner, FrozenParts, fresh_network, num_parameters
 from ipx2p.training.loop import check_batch
 from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
 from ipx2p.training.samples import open_pairs, open_stream
@@ -206,12 +206,9 @@ class Bench:
         else:
             self.learner.frozen = FrozenParts(self.learner.frozen.folder, self.device)
         train, first = self.config.train, index * (1 + num_steps)
-        sampler = StepSampler(
-            range(first, first + 1 + num_steps),
-            train.batch_size,
-            accumulate=train.accumulate,
-            world=self.world,
-        )
+        steps = range(first, first + 1 + num_steps)
+        share = {"accumulate": train.accumulate, "world": self.world}
+        sampler = StepSampler(steps, train.batch_size, **share)
         batches = micro_batches(self.streams[kind], sampler, workers=self.config.data.workers)
         _reset_peak_memory(self.device)
         self._step(batches)
@@ -284,11 +281,6 @@ class Bench:
             f"{peak / 1e12:.3g} TFLOP/s"
         )
         return "\n".join(lines)
-
-
-def num_parameters(network: nn.Module) -> int:
-    """The number of its parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _synchronize(device: torch.device) -> None:

@@ -119,28 +119,26 @@ class CheckpointSaver:
         averaged: Weights,
         raw: Weights,
         optimizer: Optimizer,
-        notes: Mapping[str, int],
+        notes: dict[str, int],
     ) -> None:
         """Save the present state; in the background, only copying the network takes time."""
         self.wait()
         network = getattr(raw, self.part)
         moments = optimizer_tensors(network, optimizer)
         copied = 2 * [*network.state_dict().values()] + [*moments.values()]
-        in_background = (
-            self.background and sum(tensor.nbytes for tensor in copied) <= free_memory() / 2
-        )
-        if in_background:
+        fits = sum(tensor.nbytes for tensor in copied) <= free_memory() / 2
+        if self.background and fits:
             averaged, raw = (
                 replace(weights, **{self.part: _copy_to_cpu(getattr(weights, self.part))})
                 for weights in (averaged, raw)
             )
             moments = {name: tensor.to("cpu", copy=True) for name, tensor in moments.items()}
         parts = {"averaged": averaged, "raw": raw, "moments": moments, "notes": notes}
-        if not in_background:
+        if self.background and fits:
+            self._thread = threading.Thread(target=self._save, args=(step, parts))
+            self._thread.start()
+        else:
             self._save(step, parts)
-            return
-        self._thread = threading.Thread(target=self._save, args=(step, parts))
-        self._thread.start()
 
     def wait(self) -> None:
         """Return when nothing is being written."""

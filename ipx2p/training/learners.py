@@ -351,6 +351,11 @@ def fresh_network(build: Callable[[], Network], seed: int, world: World) -> Netw
     with torch.random.fork_rng(devices=[]):  # networks are built on the CPU
         torch.manual_seed(generator(seed, "weights").initial_seed())
         network = build()
-    num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    world.print(f"fresh {type(network).__name__}, {num_parameters / 1e6:.1f} M parameters")
+    size = num_parameters(network) / 1e6
+    world.print(f"fresh {type(network).__name__}, {size:.1f} M parameters")
     return network
+
+
+def num_parameters(network: nn.Module) -> int:
+    """The number of its parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -129,7 +129,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         world.check_same(f"step {step}: its average", weights_hash(average.module))
         if world.is_main:
             averaged = learner.weights(average.module, whole=saver.newest is None)
-            notes = surroundings(world) | {"bad_steps": monitor.count_bad()}
+            notes = surroundings(world, device) | {"bad_steps": monitor.count_bad()}
             saver.save(step, averaged, learner.weights(plain, whole=False), optimizer, notes)
 
     def validate() -> None:
@@ -259,15 +259,14 @@ def check_updates(run: Run, monitor: Monitor, step: int) -> None:
 def divergence(run: Run, what: str, first: int) -> str:
     """The message for a run that diverged at the step `first`."""
     good = [folder for folder in find_checkpoints(run.folder) if num_steps(folder) < first]
-    last = (
-        f"last checkpoint before that is {good[-1]}" if good else "no checkpoint was saved before"
-    )
+    last = f"the last checkpoint before is {good[-1]}" if good else "no checkpoint was saved before"
     return f"{what}; {last}: lower optimizer.learning_rate, or check the pictures"
 
 
-def surroundings(world: World) -> dict[str, int]:
-    """What a run must find again to resume bit for bit."""
-    return {"world_size": world.size, "threads": torch.get_num_threads()}
+def surroundings(world: World, device: torch.device) -> dict[str, int]:
+    """The numbers that must be the same again for a run to resume bit for bit."""
+    threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
+    return {"world_size": world.size, **threads}
 
 
 def resume(
@@ -293,13 +292,8 @@ def resume(
         if errors:
             raise InputError(f"no checkpoint is whole: {errors[0]}")
         return 0, True, 0
-    state = load_checkpoint(
-        folder,
-        part=learner.part,
-        average=average.module,
-        module=learner.module,
-        optimizer=optimizer,
-    )
+    networks = {"average": average.module, "module": learner.module}
+    state = load_checkpoint(folder, part=learner.part, **networks, optimizer=optimizer)
     world.barrier()
     if world.is_main:
         for damaged in found[found.index(folder) + 1 :]:
@@ -312,7 +306,7 @@ def resume(
         world.print(f"warning: {line}: it will be rewritten at the next checkpoint")
     changes = [
         f"there were {state[name]} {name.replace('world_size', 'processes')} and are {now}"
-        for name, now in surroundings(world).items()
+        for name, now in surroundings(world, learner.device).items()
         if state.get(name, now) != now  # older checkpoints do not record all of them
     ]
     if changes := [*run.rounding, *changes]:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,7 @@ class Monitor:
         self._stop_clock()
         values |= {"learning_rate": rate, "grad_norm": grad_norm.item(), **self._speed(step)}
         step_s = self.busy_s / (step - self.steps_done)
-        eta = _clock(step_s * (self.config.steps - step))
+        eta = timedelta(seconds=round(step_s * (self.config.steps - step)))
         mfu = f"  mfu {values['mfu']:.1%}" if "mfu" in values else ""
         self.world.print(
             f"step {step}/{self.config.steps}  loss {values['loss']:.4f}  "
@@ -272,9 +273,3 @@ def _cut_lines(path: Path, steps_done: int) -> None:
         print(f"warning: {path}: set aside {len(damaged)} unreadable lines in {place}", flush=True)
     with atomic_write(path) as temporary:
         temporary.write_bytes(b"".join(kept))
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

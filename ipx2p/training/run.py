@@ -21,30 +21,17 @@ from ipx2p.training.checkpoint import (
 from ipx2p.training.config import TrainConfig
 from ipx2p.training.validation import Report
 
-# Settings that may change between two starts: they do not affect what a step learns.
+# Settings that may change between two starts: they do not affect what a step learns. A run that
+# stopped at its first broken picture has not trained on any, so data.on_error is one of them.
 FREE = {
-    "run.dir",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.keep_every",
-    "train.max_bad_steps",
-    "data.cache_dir",
-    "validation.every",
-    "validation.batch_size",
-    "data.on_error",  # a run that stopped at its first broken picture has not trained on any
-    "data.workers",
+    *("run.dir", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"),
+    *("train.keep_every", "train.max_bad_steps", "data.cache_dir", "data.on_error"),
+    *("data.workers", "validation.every", "validation.batch_size"),
 }
 # These may change too, but then the weights differ in their last bits.
 ROUNDING = {
-    "train.device",
-    "train.accumulate",
-    "train.channels_last",
-    "train.compile",
-    "train.deterministic",
-    "train.bucket_mb",
-    "train.recompute_activations",
-    "data.cache",
+    *("train.device", "train.accumulate", "train.channels_last", "train.compile", "data.cache"),
+    *("train.deterministic", "train.bucket_mb", "train.recompute_activations"),
 }
 LEARNED = {"edit": "unet", "autoencoder": "vae"}  # by objective.kind
 

@@ -7,6 +7,7 @@ PaLM (arXiv:2204.02311, app. B); recomputation to save memory does not count.
 import os
 import re
 import time
+from functools import partial
 
 import torch
 from torch import nn
@@ -81,15 +82,7 @@ def recompute_activations(module: nn.Module) -> None:
     """Keep only the input of each residual block and transformer for the backward pass."""
     for block in module.modules():
         if isinstance(block, (ResnetBlock, Transformer)):
-            block.forward = _Recomputed(block.forward)
-
-
-class _Recomputed:
-    def __init__(self, forward) -> None:
-        self.forward = forward
-
-    def __call__(self, *args):
-        return checkpoint(self.forward, *args, use_reentrant=False)
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def training_flops(config: UNetConfig, side: int) -> float:

@@ -17,11 +17,7 @@ from ipx2p.data.pairs import EditPair, Pairs, centre_geometry
 from ipx2p.distributed import World
 from ipx2p.editing.editor import Editor
 from ipx2p.editing.settings import EditSettings
-from ipx2p.images import (
-    image_from_pixels01,
-    pixels01_from_pixels,
-    pixels_from_pixels01,
-)
+from ipx2p.images import image_from_pixels01, pixels01_from_pixels, pixels_from_pixels01
 from ipx2p.metrics import METRICS
 from ipx2p.models.vae import VAE
 from ipx2p.seeds import generator
@@ -32,12 +28,7 @@ SHEET_ROWS = 8
 MAIN = "psnr"  # chooses the best checkpoint, and stands in the table
 
 
-TITLES = {
-    "input": "input",
-    "edit_unguided": "unguided",
-    "edit": "edit",
-    "ceiling": "VAE ceiling",
-}
+TITLES = {"input": "input", "edit_unguided": "unguided", "edit": "edit", "ceiling": "VAE ceiling"}
 
 
 @dataclass(frozen=True)
@@ -115,12 +106,7 @@ class EditValidation:
     """
 
     def __init__(
-        self,
-        pairs: Sequence[EditPair],
-        vae: VAE,
-        config: ValidationConfig,
-        seed: int,
-        world: World,
+        self, pairs: Sequence[EditPair], vae: VAE, config: ValidationConfig, seed: int, world: World
     ) -> None:
         self.pairs = pairs
         self.config = config
