@@ -189,8 +189,10 @@ def find_checkpoints(run: Path) -> list[Path]:
 
 
 def read_state(checkpoint: Path) -> dict[str, int]:
-    """The numbers that stand in a checkpoint: `step`, and those of the run that wrote it,
-    `world_size`, `threads`, `bad_steps`. InputError if its step is not that of its name."""
+    """The numbers of a checkpoint: `step`, and `world_size`, `threads`, `bad_steps` of its run.
+
+    Raises: InputError if its step is not that of its name.
+    """
     state = read_json(checkpoint / STATE)
     if state.get("step") != num_steps(checkpoint):
         raise InputError(

@@ -92,7 +92,7 @@ class DataConfig:
     held_out: list[str] = field(default_factory=list)  # names of photos used only for validation
     tasks: list[str] = field(default_factory=lambda: ["denoise", "enhance"])
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
-    fraction: float = 1.0  # of each task's pairs; smaller ones lie inside larger ones
+    fraction: float = 1.0  # of each task's pairs; smaller ones are subsets of larger ones
     holdout_tasks: list[str] = field(default_factory=list)  # tasks used only for validation
     mixture: dict[str, float] | None = None  # weight of each task; None: as many as it has pairs
     temperature: float | None = None  # weights n^(1 / temperature); .inf: equal tasks

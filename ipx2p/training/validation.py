@@ -25,7 +25,7 @@ from ipx2p.sheets import contact_sheet
 from ipx2p.training.config import ValidationConfig
 
 SHEET_ROWS = 8
-MAIN = "psnr"  # chooses the best checkpoint, and stands in the table
+MAIN = "psnr"  # the metric of the best checkpoint and of the table
 
 
 TITLES = {"input": "input", "edit_unguided": "unguided", "edit": "edit", "ceiling": "VAE ceiling"}

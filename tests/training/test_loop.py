@@ -83,6 +83,8 @@ def test_more_steps_of_a_cosine_schedule_are_another_run(make_config, finished_r
 def test_other_settings_are_refused_by_key(make_config, finished_run):
     with pytest.raises(InputError, match=r"data\.resolution was 32 and is 64.*run\.name"):
         train(make_config("data.resolution=64"))
+    with pytest.raises(InputError, match=r"data\.mixture\.denoise was None and is 2\.0; data\."):
+        train(make_config("data.mixture={denoise: 2, enhance: 1}"))
     train(make_config("train.log_every=2", "validation.every=2"))
 
 
