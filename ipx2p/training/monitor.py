@@ -258,14 +258,14 @@ def _cut_lines(path: Path, steps_done: int) -> None:
     """Keep the lines of the steps done. Later ones go, and one that a kill cut short; any other
     that cannot be read is set aside."""
     content = path.read_bytes() if path.exists() else b""
-    *lines, _ = content.split(b"\n")  # the last one has no end
     kept, damaged = [], []
-    for line in lines:
+    for line in (lines := content.split(b"\n")):
         try:
             if json.loads(line)["step"] <= steps_done:
                 kept.append(line + b"\n")
         except (ValueError, LookupError, TypeError, RecursionError):
-            damaged.append(line + b"\n")
+            if line is not lines[-1]:  # which has no end
+                damaged.append(line + b"\n")
     if damaged:
         place = path.with_name("metrics.damaged.jsonl")
         with place.open("ab") as file:

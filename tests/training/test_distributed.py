@@ -202,7 +202,7 @@ def test_processes_that_disagree_are_told(launch, change, message):
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_restarted_and_the_run_goes_on_bitwise(launch, tmp_path):
+def test_a_killed_process_is_restarted_and_the_run_resumes_bitwise(launch, tmp_path):
     change = (
         "from ipx2p.training.ema import EMA\n"
         "import signal\n"

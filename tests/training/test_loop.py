@@ -64,7 +64,7 @@ def test_a_finished_run_says_so_and_does_nothing(make_config, finished_run, caps
 CONSTANT = "optimizer.schedule=constant"
 
 
-def test_a_finished_run_goes_on_when_asked_for_more_steps(make_config, run_folder, capsys):
+def test_a_finished_run_takes_more_steps_of_a_constant_schedule(make_config, run_folder, capsys):
     train(make_config(CONSTANT))
     train(make_config(CONSTANT, "train.steps=6"))
     assert find_checkpoints(run_folder)[-1].name == "step_000006"

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been, bit for bit."""
+"""An interrupted run resumes bit for bit."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_the_point_of_an_epoch_does_not_matter(make_config, run_folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [(), CACHE], ids=["pictures", "cached"])
-def test_a_new_process_goes_on_bitwise(make_config, run_folder, tmp_path, cache, kind):
+def test_a_new_process_resumes_bitwise(make_config, run_folder, tmp_path, cache, kind):
     extra = (*BF16, *kind, cache)
     train(make_config(*extra))
     whole = shutil.copytree(run_folder, run_folder.with_name("whole"), symlinks=True)
@@ -110,7 +110,7 @@ def signal_when(monkeypatch):
         pytest.param(signal.SIGTERM, Editor, "edit", 1, 3, id="validation"),
     ],
 )
-def test_a_signal_ends_the_run_in_order_and_it_goes_on_bitwise(
+def test_a_signal_ends_the_run_in_order_and_it_resumes_bitwise(
     make_config, run_folder, trained_once, signal_when, monkeypatch, capsys,
     number, owner, name, call, steps,
 ):  # fmt: skip
