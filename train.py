@@ -2,12 +2,13 @@
 
 import argparse
 import os
+from pathlib import Path
 
 from ipx2p.cli import Parser, run_command
 
 DESCRIPTION = "Train an edit model, or an autoencoder for one, as a config file says."
 EXAMPLES = """\
-Starting the same command again continues the run; a finished run says so.
+Run the same command again to resume; a finished run says so.
 
 examples:
   # a small model on the photographs of this repository, minutes on a laptop
@@ -25,23 +26,32 @@ examples:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the arguments; needs nothing but the standard library."""
+    """Parse the arguments, with the standard library alone."""
     parser = Parser(prog="train.py", description=DESCRIPTION, epilog=EXAMPLES)
-    parser.add_argument("config", metavar="CONFIG.yaml", help="settings of the run")
+    parser.add_argument("config", metavar="CONFIG.yaml", nargs="?", help="settings of the run")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change")
     parser.add_argument("--dry-run", action="store_true", help="check everything, train nothing")
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if args.config is None:
+        known = sorted(map(os.path.relpath, Path(__file__).parent.glob("configs/*.yaml")))
+        parser.error(f"name the settings of the run, CONFIG.yaml: {', '.join(known)}")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the settings and train."""
     args = parse(argv)
-    # Large pages on the CPU, read when torch starts: a step takes and gives back gigabytes.
+    from ipx2p.config import read_settings
+
+    read_settings(args.config, args.overrides)  # refuses what it can before torch is imported
+    # Large pages on the CPU, set before torch starts: a step allocates and frees gigabytes.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from ipx2p.training.config import TrainConfig
+
+    config = TrainConfig.load(args.config, args.overrides)
     from ipx2p.training.loop import train
 
-    train(TrainConfig.load(args.config, args.overrides), dry_run=args.dry_run)
+    train(config, dry_run=args.dry_run)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,15 @@ WHAT = {
     "data": "Measure reading pairs with several numbers of data workers, in turns.",
 }
 EXAMPLES = """\
-Pictures are made up, but for --manifest. Whatever is written is removed at the end. `train` without
---weights has networks in the sizes of Stable Diffusion 1.5 with random weights, and needs 20 GiB of
+Pictures are made up unless --manifest names some. All files are removed at the end. Without
+--weights, `train` uses random networks in the sizes of Stable Diffusion 1.5 and needs 20 GiB of
 memory. Options: python -m ipx2p.bench train --help, python -m ipx2p.bench data --help
 
 examples:
   # Stable Diffusion 1.5, one picture a step
   python -m ipx2p.bench train
 
-  # as on a large GPU; with data workers, measure many steps: they read ahead
+  # for a large GPU; measure many steps when data workers read ahead
   python -m ipx2p.bench train --batch-size 32 --workers 8 --turns 3 --steps 50 --compile
 
   # your own weights
@@ -39,7 +39,7 @@ examples:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the arguments; needs nothing but the standard library."""
+    """Parse the arguments, with the standard library alone."""
     parser = Parser(prog="python -m ipx2p.bench", description=DESCRIPTION, epilog=EXAMPLES)
     whats = parser.add_subparsers(dest="what", metavar="train|data", required=True)
     for what, add in (("train", _add_train), ("data", _add_data)):
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _train(args: argparse.Namespace, command: str) -> None:
-    # Large pages on the CPU, read when torch starts: a step takes and gives back gigabytes.
+    # Large pages on the CPU, set before torch starts: a step allocates and frees gigabytes.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from ipx2p.training.benchmark import benchmark_training
     from ipx2p.training.config import DataConfig, ModelConfig, RunConfig, StepsConfig, TrainConfig

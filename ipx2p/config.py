@@ -33,17 +33,8 @@ def load_config(
     Raises: InputError for a missing or broken file, an unknown key, a wrong type, a missing value.
     """
     settings = OmegaConf.structured(kind)
-    if path is not None:
-        settings = _merge(settings, _read_yaml(Path(path)), where=str(path))
-    for override in overrides:
-        key, separator, _ = override.partition("=")
-        if not separator or not key:
-            raise InputError(f"{override!r} is not an override, expected key=value")
-        try:
-            values = OmegaConf.from_dotlist([override])
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise InputError(f"{override!r}: the value is not YAML: {_one_line(error)}") from error
-        settings = _merge(settings, values, where="command line")
+    for where, values in read_settings(path, overrides):
+        settings = _merge(settings, values, where)
     try:
         missing = OmegaConf.missing_keys(settings)
         if missing:
@@ -52,6 +43,22 @@ def load_config(
     except OmegaConfBaseException as error:  # an interpolation such as ${oc.env:HOME} that fails
         key = f"{error.full_key}: " if error.full_key else ""
         raise InputError(f"{path}: {key}{_one_line(str(error).splitlines()[0])}") from error
+
+
+def read_settings(
+    path: str | Path | None, overrides: Sequence[str] = ()
+) -> list[tuple[str, DictConfig]]:
+    """The YAML file and the overrides, each with its place for messages; keys are not checked."""
+    found = [] if path is None else [(str(path), _read_yaml(Path(path)))]
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator or not key:
+            raise InputError(f"{override!r} is not an override, expected key=value")
+        try:
+            found.append(("command line", OmegaConf.from_dotlist([override])))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise InputError(f"{override!r}: the value is not YAML: {_one_line(error)}") from error
+    return found
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -125,6 +132,8 @@ def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from _flatten(value, f"{prefix}{field.name}.")
+        elif isinstance(value, dict):
+            yield from ((f"{prefix}{field.name}.{name}", item) for name, item in value.items())
         else:
             yield f"{prefix}{field.name}", value
 

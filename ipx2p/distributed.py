@@ -1,7 +1,7 @@
-"""Several processes, one run: what `torchrun` sets up, and how its processes agree (layer 0).
+"""Several processes of one run, started by `torchrun`, and how they agree (layer 0).
 
 Gradients travel over NCCL on CUDA and over gloo on the CPU. Small messages between the processes
-(agreement, scores, errors) always go over gloo, from CPU tensors, so that no device waits for them.
+(agreement, scores, errors) always go over gloo, from CPU tensors, so that no device waits.
 """
 
 import ctypes
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from ipx2p.errors import InputError
 
-# How long a process waits for the others. Validation and encoding are spread evenly, so this is
-# for machines that differ in speed, not for work that only one process does.
+# How long a process waits for the others. Validation and encoding are divided evenly, so this
+# allows for machines of different speed, not for work of a single process.
 TIMEOUT = timedelta(minutes=30)
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-# How gloo and NCCL say that another process is no longer there.
+# How gloo and NCCL report that another process has ended.
 CLOSED = ("closed by peer", "Connection reset", "Broken pipe", "remote process exited")
 
 
@@ -34,8 +34,8 @@ CLOSED = ("closed by peer", "Connection reset", "Broken pipe", "remote process e
 class World:
     """The processes of a run. One process alone is a world of size 1, without a process group.
 
-    rank: 0..size - 1, over all machines. local_rank: on this machine, the number of its GPU.
-    local_size: how many are on this machine.
+    rank: 0..size - 1, over all machines. local_rank: on this machine, also the index of its GPU.
+    local_size: the number of processes on this machine.
     """
 
     rank: int = 0
@@ -49,16 +49,16 @@ class World:
         return self.rank == 0
 
     def print(self, *values: object) -> None:
-        """Print, once per run and not once per process."""
+        """Print once per run, not once per process."""
         if self.is_main:
             print(*values, flush=True)
 
     def share(self, items: Sequence) -> Sequence:
-        """The part of a list that this process takes: every size-th from its rank on."""
+        """This process's part of a list: every size-th item from its rank on."""
         return items[self.rank :: self.size]
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank, on every process. They are pickled: small ones."""
+        """The values of all processes, by rank, on every process; they are pickled."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -74,7 +74,7 @@ class World:
         return merged
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any of the processes; all of them wait for one another."""
+        """Whether the flag is set in any process; all of them wait for one another."""
         return any(self.gather(flag))
 
     def barrier(self) -> None:
@@ -82,7 +82,7 @@ class World:
         self.gather(None)
 
     def check_same(self, what: str, value: str) -> None:
-        """Raise InputError on every process unless all of them have the same value."""
+        """Raise InputError on every process unless all have the same value."""
         values = self.gather(value)
         for rank, other in enumerate(values):
             if other != values[0]:
@@ -92,7 +92,7 @@ class World:
                 )
 
     def check_shared(self, folder: Path, key: str) -> None:
-        """Raise InputError unless what the first process writes to a folder is seen by all."""
+        """Raise InputError unless all processes see what the first one writes to a folder."""
         if self.size == 1:
             return
         token = folder / f".shared_{secrets.token_hex(8)}"
@@ -107,11 +107,11 @@ class World:
         if not all(seen):
             raise InputError(
                 f"{key} is {folder}, which rank {seen.index(False)} does not share with rank 0: "
-                "choose a folder that all machines see"
+                "choose a folder that all machines share"
             )
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean of a tensor over the processes, on its device; the device is not waited for."""
+        """Mean of a tensor over the processes, on its device; the host does not wait for it."""
         if self.size > 1:
             value = value / self.size
             dist.all_reduce(value)
@@ -119,10 +119,10 @@ class World:
 
 
 def _end_with_parent() -> None:
-    """Let this process be told to stop (SIGTERM) when `torchrun` dies, however it dies.
+    """Ask for a SIGTERM to this process when `torchrun` dies for any reason.
 
-    Otherwise a torchrun that is killed leaves its processes behind, computing in a folder that the
-    next start of the command needs.
+    Otherwise a killed torchrun leaves its processes behind, training in the folder that the next
+    start of the command needs.
     """
     if sys.platform == "linux":
         prctl = getattr(ctypes.CDLL(None), "prctl", None)
@@ -139,16 +139,16 @@ def _read_environment() -> World:
         if 0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size:
             return world
     raise InputError(
-        f"the environment has RANK, but the numbers beside it do not make sense: {values}; start "
-        "with torchrun, or set them all"
+        f"the environment has RANK, but these numbers do not make sense: {values}; start with "
+        "torchrun, or set them all"
     )
 
 
 def _open_store(world: World) -> dist.Store:
-    """Where the processes find one another.
+    """The store in which the processes find one another.
 
-    On one machine `torchrun --max-restarts` keeps it from one attempt to the next: the addresses of
-    the processes that ended must not be found there. On several machines each attempt has its own.
+    On one machine `torchrun --max-restarts` keeps it from one attempt to the next, where addresses
+    of ended processes must not be found. On several machines each attempt has its own.
     """
     store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=TIMEOUT))
     if world.local_size < world.size:
@@ -161,11 +161,11 @@ def open_world(*, cuda: bool, timeout: timedelta = TIMEOUT) -> Iterator[World]:
     """The world that `torchrun` describes in the environment, or this process alone.
 
     Args:
-        cuda: whether each process works on a GPU of its own.
+        cuda: whether each process has a GPU of its own.
         timeout: how long a process waits for the others.
 
-    Raises: InputError when the processes cannot find one another; one that is raised inside gets
-        the number of its process; when another process has ended, one that says so.
+    Raises: InputError if the processes cannot find one another, or another process has ended. An
+        InputError from inside gets the rank in front.
     """
     if "RANK" not in os.environ:
         yield World()
@@ -175,7 +175,7 @@ def open_world(*, cuda: bool, timeout: timedelta = TIMEOUT) -> Iterator[World]:
     if cuda:
         if world.local_rank >= torch.cuda.device_count():
             raise InputError(
-                f"rank {world.rank}: there is no GPU number {world.local_rank}: start at most "
+                f"rank {world.rank}: there is no GPU {world.local_rank}: start at most "
                 f"{torch.cuda.device_count()} processes on this machine"
             )
         torch.cuda.set_device(world.local_rank)
@@ -199,4 +199,4 @@ def open_world(*, cuda: bool, timeout: timedelta = TIMEOUT) -> Iterator[World]:
         raise InputError(
             f"rank {world.rank}: another process of this run has ended, see its message"
         ) from error
-    dist.destroy_process_group()  # only after success: a process that failed must not wait here
+    dist.destroy_process_group()  # only after success: a failed process must not wait here

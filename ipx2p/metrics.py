@@ -3,7 +3,11 @@
 All take `pixels01`, float in [0, 1], (N, 3, H, W), and give one value per sample, (N,) float64,
 computed in float64 on the device of the input. Anything else is refused: a metric fed with another
 range gives numbers that look right. Higher is better for PSNR and SSIM, lower for L1 and L2.
+`METRICS` lists those of validation: a new one is one more entry.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +60,22 @@ def ssim(pixels01: Tensor, reference01: Tensor) -> Tensor:
     luminance = (2 * mean_a * mean_b + SSIM_C1) / (mean_a**2 + mean_b**2 + SSIM_C1)
     structure = (2 * covariance + SSIM_C2) / (var_a + var_b + SSIM_C2)
     return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+class Metric(NamedTuple):
+    """A metric of two batches, and how to print and compare its values."""
+
+    measure: Callable[[Tensor, Tensor], Tensor]
+    unit: str
+    digits: int
+    higher_is_better: bool = True
+
+    def is_worse(self, one: float, other: float) -> bool:
+        """Whether the first value is worse than the second."""
+        return one < other if self.higher_is_better else one > other
+
+
+METRICS = {"psnr": Metric(psnr, "dB", 2), "ssim": Metric(ssim, "", 4)}
 
 
 def _window_mean(x: Tensor) -> Tensor:

@@ -14,7 +14,11 @@ from ipx2p.files import hash_bytes
 
 
 def generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
-    """A CPU generator for one purpose and index of a seed; equal keys give equal streams."""
+    """A CPU generator for one purpose and index of a seed; equal keys give equal streams.
+
+    All bits of the seed enter the hash. PyTorch's generator then uses the lower 32 bits of that, so
+    two of n keys share a stream with a chance of about n^2 / 2^33.
+    """
     key = hash_bytes(f"{seed}/{purpose}/{index}".encode(), 8)
     return torch.Generator().manual_seed(int.from_bytes(key, "little"))
 

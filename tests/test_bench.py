@@ -104,7 +104,7 @@ def test_made_up_pictures_cost_a_decoder_as_much_as_photographs(tmp_path):
         ([*TINY, "--batch-size", "0"], r"train\.batch_size is 0, expected 1 or more"),
         ([*TINY, "--accumulate", "2"], r"train\.batch_size is 1, expected a multiple of 2"),
         ([*TINY, "--resolution", "33"], r"data\.resolution is 33, expected a multiple"),
-        ([*TINY, "--workers", "-1"], r"data\.workers is -1, expected a number that is 0 or more"),
+        ([*TINY, "--workers", "-1"], r"data\.workers is -1, expected 0 or more, at most 256"),
         ([*TINY, "--precision", "float8"], r"train\.precision is 'float8'; .*known here: auto"),
         ([*TINY, "--device", "abacus"], "device 'abacus' is not available"),
         (["train", "--weights", "nowhere"], "nowhere"),

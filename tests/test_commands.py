@@ -135,6 +135,25 @@ def test_defaults_of_the_command_are_those_of_the_code():
         assert getattr(args, name) == getattr(settings, name)
 
 
+# train.py
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["configs/nope.yaml"], "config file configs/nope.yaml does not exist"),
+        (["configs/quickstart.yaml", "steps", "4"], "'steps' is not an override, expected key=val"),
+    ],
+)
+def test_a_slip_is_answered_before_torch_is_imported(argv, message):
+    probe = f"import sys, train\ntry: train.main({argv})\nexcept ValueError as e: print(e)\n"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{probe}assert 'torch' not in sys.modules"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert message in run.stdout
+
+
 # sample.py
 
 
@@ -443,7 +462,7 @@ def test_tensors_of_another_rank_get_one_line(command, tmp_path, key, shape):
     [
         (["configs/no.yaml"], r"config file configs/no\.yaml does not exist"),
         (["setup.cfg"], "setup.cfg"),
-        ([], "the following arguments are required: CONFIG.yaml"),
+        ([], r"name the settings .*configs/quickstart\.yaml, configs/restore_tiny"),
         (["configs/quickstart.yaml", "train.stepz=3"], r"unknown key train\.stepz; did you mean"),
         (["configs/quickstart.yaml", "train.steps=x"], r"train\.steps: Value 'x' .* Integer"),
         (["configs/quickstart.yaml", "run.dir=/proc/x"], "cannot write into /proc/x"),

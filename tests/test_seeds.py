@@ -12,7 +12,7 @@ def test_equal_keys_give_equal_streams():
 
 
 def test_every_part_of_the_key_counts():
-    keys = [*itertools.product([0, 1, 12], ["a", "b"], [0, 1, 2])]
+    keys = [*itertools.product([0, 1, 12, 2**40, 2**63], ["a", "b"], [0, 1, 2])]
     draws = {tuple(unit_noise((4,), *key).tolist()) for key in keys}
     assert len(draws) == len(keys)
 

@@ -1,9 +1,10 @@
 """How fast training is: steps that encode their pictures beside steps with `data.cache` (layer 4).
 
-What is timed is the trainer's own: learner, stepper, average, stream of samples, cache. The two
-kinds take turns in one process, on the same samples, so that what else the machine does falls on
-both. A turn has the networks in memory that its kind needs; its first step, in which data workers
-start and a compiler may run, is left out. Results are medians over the turns of a kind.
+It times the trainer's own learner, stepper, average, stream of samples and cache. The two kinds
+take turns in one process, on the same samples, so that other load on the machine affects both; the
+device's peak is measured in every turn, too. A turn holds only the networks that its kind needs;
+its first step, in which data workers start and a compiler may run, is not measured. Results are
+medians over the turns of a kind.
 """
 
 import itertools
@@ -21,7 +22,7 @@ from statistics import median
 import torch
 import transformers
 from omegaconf import MISSING
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ipx2p import __version__
@@ -39,7 +40,7 @@ from ipx2p.published_fields import CLIP_L
 from ipx2p.seeds import generator
 from ipx2p.training.config import ModelConfig, TrainConfig
 from ipx2p.training.ema import EMA
-from ipx2p.training.learners import EditLearner, FrozenParts, fresh_network
+from ipx2p.training.learners import EditLearner, FrozenParts, fresh_network, num_parameters
 from ipx2p.training.loop import check_batch
 from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
 from ipx2p.training.samples import open_pairs, open_stream
@@ -50,20 +51,21 @@ from ipx2p.weights.folder import Weights
 PICTURES, CACHE = "pictures (encoding each step)", "data.cache"
 WIDTH = len(PICTURES)
 NETWORKS = ("U-Net", "autoencoder", "text encoder")
-MIN_PAIRS = 4  # and at least one for each sample of a step, so that no sentence comes twice in it
-PICTURE_SCALE = 2  # pictures are so much larger than what is trained on
+MIN_PAIRS = 4  # and at least one for each sample of a step, so that no sentence repeats in it
+PICTURE_SCALE = 2  # made-up pictures are this much larger than the training resolution
 TOKENIZER = Path(__file__).parents[2] / "assets" / "tiny" / "tokenizer"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn took: the mean time of a step, on the clock and on all cores of this process
-    together, the share of it that passed waiting for data, and the most memory held."""
+    """Means over the steps of one turn: wall time, CPU time of this process over all its cores, and
+    the share spent waiting for data. Also the peak memory, and the FLOP/s a device could reach."""
 
     step_s: float
     cpu_s: float
     waiting_share: float
     memory_gib: float
+    peak_flops: float
 
 
 def benchmark_training(config: TrainConfig, *, turns: int, steps: int, command: str) -> None:
@@ -71,9 +73,9 @@ def benchmark_training(config: TrainConfig, *, turns: int, steps: int, command: 
 
     Args:
         config: settings to measure; pictures, and where they are missing weights, are made up.
-        turns: of each kind. steps: those of a turn that are measured.
+        turns: of each kind. steps: measured in each turn.
         command: as it was typed.
-    Raises: InputError for bad settings or weights, and for steps that come to no update.
+    Raises: InputError for bad settings or weights, and for steps without an update.
     """
     for name, value in (("--turns", turns), ("--steps", steps)):
         if value < 1:
@@ -93,7 +95,7 @@ def benchmark_training(config: TrainConfig, *, turns: int, steps: int, command: 
             world.print(f"turn {1 + index} of {turns}: {kind}: {times}")
             done[kind].append(turn)
         world.print(bench.table(done))
-        world.barrier()  # nobody needs the folder any more
+        world.barrier()  # no process needs the folder any more
 
 
 @contextmanager
@@ -111,7 +113,7 @@ def _temporary_folder(world: World) -> Iterator[Path]:
 def complete(config: TrainConfig, folder: Path, world: World) -> TrainConfig:
     """The settings with made-up pictures and, where they name none, made-up weights.
 
-    Raises: InputError for settings that cannot be, before anything is written.
+    Raises: InputError for impossible settings, before anything is written.
     """
     data = replace(
         config.data,
@@ -153,7 +155,7 @@ def write_pictures(config: TrainConfig, folder: Path) -> None:
 
 
 def write_weights(folder: Path, seed: int, world: World) -> None:
-    """The frozen parts of Stable Diffusion 1.5 in their real sizes, random, 0.8 GB."""
+    """The frozen parts of Stable Diffusion 1.5 in their real sizes, with random weights, 0.8 GB."""
     vae = fresh_network(lambda: VAE(VAEConfig()), seed, world)
     model = fresh_network(lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)), seed, world)
     text = TextEncoder(model, CLIP_L, *load_tokenizer(TOKENIZER))
@@ -161,7 +163,7 @@ def write_weights(folder: Path, seed: int, world: World) -> None:
 
 
 class Bench:
-    """A run that is not kept: what the training loop builds, and turns of its steps."""
+    """A temporary run: the parts of the training loop, and turns of its steps."""
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config = config
@@ -178,7 +180,6 @@ class Bench:
         self.stepper = Stepper(learner, optimizer, config.optimizer, world)
         self.dtype = pick_dtype(config.train.precision, self.device)
         self.flops = learner.flops_per_sample()
-        self.peak = world.size * peak_flops(self.device, self.dtype)
         self.steps_done = 0
         networks = zip(NETWORKS, (learner.module, *learner.frozen.get()), strict=True)
         self.sizes = [f"{name} {num_parameters(network) / 1e6:.1f} M" for name, network in networks]
@@ -188,18 +189,15 @@ class Bench:
             self.streams[kind] = open_stream(config, pairs, learner, world, lambda: None)
 
     def turn(self, kind: str, index: int, num_steps: int) -> Turn:
-        """One step that is not measured, and `num_steps` that are; equal index, equal samples."""
+        """One step that is not measured, then `num_steps` that are; equal index, equal samples."""
         if kind == CACHE:
             self.learner.frozen.release()
         else:
             self.learner.frozen = FrozenParts(self.learner.frozen.folder, self.device)
         train, first = self.config.train, index * (1 + num_steps)
-        sampler = StepSampler(
-            range(first, first + 1 + num_steps),
-            train.batch_size,
-            accumulate=train.accumulate,
-            world=self.world,
-        )
+        steps = range(first, first + 1 + num_steps)
+        share = {"accumulate": train.accumulate, "world": self.world}
+        sampler = StepSampler(steps, train.batch_size, **share)
         batches = micro_batches(self.streams[kind], sampler, workers=self.config.data.workers)
         _reset_peak_memory(self.device)
         self._step(batches)
@@ -209,28 +207,29 @@ class Bench:
         _synchronize(self.device)
         elapsed_s, cpu_s = time.perf_counter() - since, time.process_time() - cpu_since
         if any(bad.item() for _, bad in steps):
-            raise InputError(f"{kind}: a loss or gradient was not finite, such steps are shorter")
+            raise InputError(f"{kind}: a loss or gradient was not finite, which shortens the step")
         return Turn(
             step_s=elapsed_s / num_steps,
             cpu_s=cpu_s / num_steps,
             waiting_share=sum(waiting_s for waiting_s, _ in steps) / elapsed_s,
             memory_gib=memory_bytes(self.device) / 2**30,
+            peak_flops=self.world.size * peak_flops(self.device, self.dtype),
         )
 
     def _step(self, batches: Iterator) -> tuple[float, Tensor]:
-        """One step of the training loop: seconds spent waiting for data, and whether its update
-        was left out."""
+        """One step of the training loop: seconds spent waiting for data, and whether its update was
+        left out."""
         since = time.perf_counter()
         parts = [*itertools.islice(batches, self.config.train.accumulate)]
         waiting_s = time.perf_counter() - since
         rate = learning_rate(self.config.optimizer, self.steps_done, self.config.train.steps)
         _, _, bad = self.stepper(parts, rate)
         self.steps_done += 1
-        self.average.update(self.learner.module, self.steps_done)
+        self.average.update(self.learner.module, self.steps_done, bad)
         return waiting_s, bad
 
     def header(self, command: str) -> str:
-        """What is measured, on what, and how to do it again."""
+        """What is measured, on what, and how to repeat it."""
         data, train = self.config.data, self.config.train
         ways = [name for name in ("compile", "recompute_activations") if getattr(train, name)]
         return "\n".join(
@@ -242,18 +241,17 @@ class Bench:
                 f"parameters: {', '.join(self.sizes)}",
                 f"step: {data.resolution} px, batch size {train.batch_size}, accumulate "
                 f"{train.accumulate}, {data.workers} workers{''.join(f', {way}' for way in ways)}",
-                f"MFU: {self.flops / 1e12:.3g} TFLOP a sample (U-Net, forward and backward) "
-                f"against {self.peak / 1e12:.3g} TFLOP/s",
                 f"command: {command}",
             )
         )
 
     def table(self, done: dict[str, list[Turn]]) -> str:
-        """Medians over the turns of each kind, and how their rates compare."""
+        """Medians over the turns of each kind, and the ratio of their rates."""
         lines = [
             f"{'':<{WIDTH}}{'step s':>9}{'fastest':>9}{'samples/s':>11}{'MFU':>8}{'GiB':>8}"
             f"{'waiting':>9}"
         ]
+        peak = median(turn.peak_flops for turns in done.values() for turn in turns)
         middle, fastest = {}, {}
         for kind, turns in done.items():
             middle[kind] = step_s = median(turn.step_s for turn in turns)
@@ -261,20 +259,17 @@ class Bench:
             rate = self.config.train.batch_size / step_s
             lines.append(
                 f"{kind:<{WIDTH}}{step_s:>9.4g}{fastest[kind]:>9.4g}{rate:>11.4g}"
-                f"{rate * self.flops / self.peak:>8.1%}"
+                f"{rate * self.flops / peak:>8.1%}"
                 f"{median(turn.memory_gib for turn in turns):>8.2f}"
                 f"{median(turn.waiting_share for turn in turns):>9.1%}"
             )
         lines.append(
             f"samples/s with / without data.cache: {middle[PICTURES] / middle[CACHE]:.2f} "
-            f"(fastest turns: {fastest[PICTURES] / fastest[CACHE]:.2f})"
+            f"(fastest turns: {fastest[PICTURES] / fastest[CACHE]:.2f})\n"
+            f"MFU: {self.flops / 1e12:.3g} TFLOP a sample (U-Net, forward and backward) against "
+            f"{peak / 1e12:.3g} TFLOP/s"
         )
         return "\n".join(lines)
-
-
-def num_parameters(network: nn.Module) -> int:
-    """How many numbers it learns, or has learned."""
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _synchronize(device: torch.device) -> None:

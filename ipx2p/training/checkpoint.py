@@ -1,4 +1,4 @@
-"""Checkpoints: all state of a run, written whole or not at all (layer 4).
+"""Checkpoints: the whole state of a run, written atomically (layer 4).
 
     checkpoints/step_000500/weights/      averaged (EMA), a complete weights folder
     checkpoints/step_000500/weights_raw/  the optimized weights themselves, likewise
@@ -6,8 +6,8 @@
     weights, weights_raw                  symbolic links into the newest checkpoint
     best, best.json                       the checkpoint with the best validation, and its score
 
-Tensors are safetensors, the rest is JSON; there are no pickles. Parts that are not trained are
-stored once and hard-linked from checkpoint to checkpoint.
+Tensors are safetensors, the rest is JSON; there are no pickles. Frozen parts are stored once and
+hard-linked from checkpoint to checkpoint.
 """
 
 import os
@@ -20,14 +20,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ipx2p.errors import InputError
-from ipx2p.files import flush_to_disk, read_json, write_json
+from ipx2p.files import flush_to_disk, read_json, remove_stale_temporaries, write_json
 from ipx2p.tensor_files.tensors import (
     check_fit,
     find_weights,
@@ -40,11 +40,11 @@ from ipx2p.weights.folder import Weights
 
 NAME = re.compile(r"step_(\d{6,})")
 KINDS = ("weights", "weights_raw")
-STATE = "state.json"  # written last, with size and checksum of every other file
+STATE = "state.json"  # written last, with the size and checksum of every other file
 BEST = "best.json"
-REPLACED = ".replaced"  # ends the hidden name of a checkpoint that is written a second time
+REPLACED = ".replaced"  # ends the hidden name of a checkpoint that is being rewritten
 Network = TypeVar("Network", bound=nn.Module)
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
 
 
 def save_checkpoint(
@@ -54,8 +54,8 @@ def save_checkpoint(
     averaged: Weights,
     raw: Weights,
     moments: Mapping[str, Tensor],
+    notes: Mapping[str, int],
     link_from: Path | None = None,
-    world_size: int = 1,
     keep: int,
     keep_every: int | None = None,
 ) -> Path:
@@ -63,11 +63,12 @@ def save_checkpoint(
 
     Args:
         averaged, raw: the model with the average, and with the network that the optimizer works
-            on. What `raw` lacks is taken from `averaged`, and what that lacks from `link_from`.
+            on. Parts that `raw` lacks come from `averaged`, those that it lacks from `link_from`.
         moments: state of the optimizer, see `optimizer_tensors`.
-        link_from: an earlier checkpoint, whose other parts are those of this one too.
-        keep: how many of the newest checkpoints stay, this one included.
-        keep_every: those of every so many steps stay too, and the best one, see `mark_best`.
+        notes: numbers about the run, see `read_state`.
+        link_from: an earlier checkpoint with the same frozen parts.
+        keep: how many of the newest checkpoints to keep, this one included.
+        keep_every: also keep those at multiples of this step, and the best one, see `mark_best`.
     Raises: InputError if it cannot be written whole; earlier checkpoints are then intact.
     """
     folder = run / "checkpoints" / f"step_{step:06d}"
@@ -79,7 +80,7 @@ def save_checkpoint(
         _link_missing(link_from / "weights", temporary / "weights")
     _link_missing(temporary / "weights", temporary / "weights_raw")
     save_tensors(moments, temporary / "optimizer.safetensors")
-    state = {"step": step, "world_size": world_size, "files": _fingerprints(temporary)}
+    state = {"step": step, **notes, "files": _fingerprints(temporary)}
     write_json(state, temporary / STATE)
     replaced = folder.with_name(f".{folder.name}{REPLACED}")
     if folder.exists():
@@ -97,40 +98,47 @@ def save_checkpoint(
 
 
 class CheckpointSaver:
-    """Saves checkpoints of a run, one at a time, in the background if asked to and if a copy of
-    what is trained fits into memory.
+    """Saves the checkpoints of a run, one at a time, in the background if asked to and if a copy
+    of the trained network fits into memory.
 
-    A checkpoint that could not be written is reported at once; the next one makes up for it.
+    A checkpoint that could not be written is reported at once; the run goes on to the next one.
     """
 
-    def __init__(
-        self, run: Path, part: str, config: StepsConfig, *, world_size: int, background: bool
-    ) -> None:
+    def __init__(self, run: Path, part: str, config: StepsConfig, *, background: bool) -> None:
         self.run = run
         self.part = part
         self.config = config
-        self.world_size = world_size
         self.background = background
         self.error: InputError | None = None  # of the last one
-        self.newest: Path | None = None  # that was written since the start, so known to be whole
+        self.newest: Path | None = None  # written by this process, so known to be whole
         self._thread: threading.Thread | None = None
 
-    def save(self, step: int, averaged: Weights, raw: Weights, optimizer: Optimizer) -> None:
-        """Save as it is now; in the background, only the copying of what is trained takes time."""
+    def save(
+        self,
+        step: int,
+        averaged: Weights,
+        raw: Weights,
+        optimizer: Optimizer,
+        notes: dict[str, int],
+    ) -> None:
+        """Save the present state; in the background, only copying the network takes time."""
         self.wait()
         network = getattr(raw, self.part)
         moments = optimizer_tensors(network, optimizer)
         copied = 2 * [*network.state_dict().values()] + [*moments.values()]
-        if not self.background or sum(tensor.nbytes for tensor in copied) > free_memory() / 2:
-            self._save(step, averaged, raw, moments)
-            return
-        averaged, raw = (
-            replace(weights, **{self.part: _copy_to_cpu(getattr(weights, self.part))})
-            for weights in (averaged, raw)
-        )
-        moments = {name: tensor.to("cpu", copy=True) for name, tensor in moments.items()}
-        self._thread = threading.Thread(target=self._save, args=(step, averaged, raw, moments))
-        self._thread.start()
+        fits = sum(tensor.nbytes for tensor in copied) <= free_memory() / 2
+        if self.background and fits:
+            averaged, raw = (
+                replace(weights, **{self.part: _copy_to_cpu(getattr(weights, self.part))})
+                for weights in (averaged, raw)
+            )
+            moments = {name: tensor.to("cpu", copy=True) for name, tensor in moments.items()}
+        parts = {"averaged": averaged, "raw": raw, "moments": moments, "notes": notes}
+        if self.background and fits:
+            self._thread = threading.Thread(target=self._save, args=(step, parts))
+            self._thread.start()
+        else:
+            self._save(step, parts)
 
     def wait(self) -> None:
         """Return when nothing is being written."""
@@ -139,33 +147,24 @@ class CheckpointSaver:
             self._thread = None
 
     def close(self) -> None:
-        """Wait, and raise what kept the last checkpoint from being written."""
+        """Wait, and raise the error of the last checkpoint if it was not written."""
         self.wait()
         if self.error is not None:
             raise self.error
 
-    def _save(self, step: int, averaged: Weights, raw: Weights, moments: dict) -> None:
+    def _save(self, step: int, parts: dict[str, Any]) -> None:
+        keep = {"keep": self.config.keep_checkpoints, "keep_every": self.config.keep_every}
         self.error = None
         try:
-            self.newest = save_checkpoint(
-                self.run,
-                step,
-                averaged=averaged,
-                raw=raw,
-                moments=moments,
-                link_from=self.newest,
-                world_size=self.world_size,
-                keep=self.config.keep_checkpoints,
-                keep_every=self.config.keep_every,
-            )
-        except Exception as error:  # also of a library: nobody else looks into this thread
+            self.newest = save_checkpoint(self.run, step, **parts, link_from=self.newest, **keep)
+        except Exception as error:  # of any library: nothing else watches this thread
             self.error = InputError(f"checkpoint of step {step} was not written: {error}")
-            print(f"warning: {self.error}; the next one is tried", file=sys.stderr, flush=True)
+            print(f"warning: {self.error}; the next one will be tried", file=sys.stderr, flush=True)
             shutil.rmtree(self.run / "checkpoints" / f".step_{step:06d}", ignore_errors=True)
 
 
 def free_memory() -> int:
-    """Bytes of main memory that can be had without swapping; 0 where that is not known."""
+    """Bytes of main memory available without swapping; 0 where that is unknown."""
     with suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         line = next(line for line in lines if line.startswith("MemAvailable:"))
@@ -189,9 +188,17 @@ def find_checkpoints(run: Path) -> list[Path]:
     return sorted(complete, key=num_steps)
 
 
-def world_size(checkpoint: Path) -> int:
-    """With how many processes a checkpoint was made."""
-    return read_json(checkpoint / STATE)["world_size"]
+def read_state(checkpoint: Path) -> dict[str, int]:
+    """The numbers of a checkpoint: `step`, and `world_size`, `threads`, `bad_steps` of its run.
+
+    Raises: InputError if its step is not that of its name.
+    """
+    state = read_json(checkpoint / STATE)
+    if state.get("step") != num_steps(checkpoint):
+        raise InputError(
+            f"{checkpoint / STATE}: step is {state.get('step')!r}, expected {num_steps(checkpoint)}"
+        )
+    return state
 
 
 def num_steps(checkpoint: Path) -> int:
@@ -200,11 +207,13 @@ def num_steps(checkpoint: Path) -> int:
 
 
 def sweep(run: Path) -> None:
-    """Remove what a killed process left unfinished; for the process that owns the run."""
+    """Remove unfinished files of a killed process; for the process that holds the run's lock."""
+    for folder in (run, run / "samples"):
+        remove_stale_temporaries(folder)
     for rest in (run / "checkpoints").glob(".step_*"):
         original = rest.with_name(rest.name.removeprefix(".").removesuffix(REPLACED))
         if rest.name.endswith(REPLACED) and not original.exists():
-            rest.rename(original)  # it was killed between the two renames
+            rest.rename(original)  # the process was killed between the two renames
         else:
             shutil.rmtree(rest)
 
@@ -216,11 +225,18 @@ def mark_best(run: Path, step: int, score: float) -> bool:
     """
     path = run / BEST
     checkpoint = run / "checkpoints" / f"step_{step:06d}"
-    if not checkpoint.exists() or (path.exists() and read_json(path)["score"] >= score):
+    best = read_json(path)["score"] if path.exists() else None
+    if not checkpoint.exists() or (best is not None and best >= score):
         return False
     write_json({"step": step, "score": score}, path)
     _point(run / "best", checkpoint)
     return True
+
+
+def forget_best_score(run: Path) -> None:
+    """Let the next validated checkpoint be the best one; until then the present one is kept."""
+    if (run / BEST).exists():
+        write_json({**read_json(run / BEST), "score": None}, run / BEST)
 
 
 def best_step(run: Path) -> int | None:
@@ -230,9 +246,9 @@ def best_step(run: Path) -> int | None:
 
 
 def damages(folder: Path) -> dict[str, str]:
-    """The files of a checkpoint that are not as they were written, and a line about each.
+    """The files of a checkpoint that have changed since it was written, with a line about each.
 
-    Raises: InputError if not even that can be told.
+    Raises: InputError if the list of its files is itself unreadable.
     """
     files = read_json(folder / STATE).get("files")
     if not isinstance(files, dict):
@@ -241,20 +257,20 @@ def damages(folder: Path) -> dict[str, str]:
     for name, expected in files.items():
         try:
             if _fingerprint(folder / name) != expected:
-                found[name] = f"{folder / name} is damaged: it is not as it was written"
+                found[name] = f"{folder / name} is damaged: it has changed since it was written"
         except OSError as error:
             found[name] = f"cannot read {folder / name}: {error.strerror}"
     return found
 
 
 def is_trained(name: str, part: str) -> bool:
-    """Whether a file of a checkpoint holds what training changes, and needs to go on."""
+    """Whether a file of a checkpoint holds trained state, without which it cannot be resumed."""
     places = tuple(f"{kind}/{part}/" for kind in KINDS)
     return name.startswith(places) or name == "optimizer.safetensors"
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a damaged checkpoint, so that it is not taken for one; returns its new place."""
+    """Rename a damaged checkpoint, so that it is not used again; returns its new place."""
     place = folder.with_name(f"damaged_{folder.name}")
     shutil.rmtree(place, ignore_errors=True)
     return folder.rename(place)
@@ -262,10 +278,9 @@ def set_aside(folder: Path) -> Path:
 
 def load_checkpoint(
     folder: Path, *, part: str, average: nn.Module, module: nn.Module, optimizer: Optimizer
-) -> int:
-    """Bring average, network and optimizer to where the checkpoint left them.
+) -> dict[str, int]:
+    """Restore average, network and optimizer; returns the checkpoint's state, see `read_state`.
 
-    Returns: the number of steps done.
     Raises: InputError for a damaged checkpoint, or one of a network of other sizes.
     """
     for kind, network in zip(KINDS, (average, module), strict=True):
@@ -277,10 +292,7 @@ def load_checkpoint(
                 tensor.copy_(tensors[name])
     path = folder / "optimizer.safetensors"
     load_optimizer(module, optimizer, read_tensors(path), str(path))
-    step = read_json(folder / STATE).get("step")
-    if step != num_steps(folder):
-        raise InputError(f"{folder / STATE}: step is {step!r}, expected {num_steps(folder)}")
-    return step
+    return read_state(folder)
 
 
 def optimizer_tensors(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -295,8 +307,8 @@ def optimizer_tensors(module: nn.Module, optimizer: Optimizer) -> dict[str, Tens
 def load_optimizer(
     module: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], where: str
 ) -> None:
-    """The inverse of `optimizer_tensors`. Moments get their parameter's device and memory layout:
-    a fused optimizer walks both side by side in memory."""
+    """The inverse of `optimizer_tensors`. Moments get their parameter's device and memory layout,
+    because a fused optimizer walks through both side by side in memory."""
     expected = {}
     for name, parameter in module.named_parameters():
         moment = torch.empty_like(parameter, requires_grad=False)
@@ -311,7 +323,7 @@ def load_optimizer(
 
 
 def point_at(run: Path, checkpoint: Path) -> None:
-    """Make `weights` and `weights_raw` those of a checkpoint, each in one go."""
+    """Point `weights` and `weights_raw` at a checkpoint, each atomically."""
     for kind in KINDS:
         _point(run / kind, checkpoint / kind)
 
@@ -338,7 +350,7 @@ def _fingerprint(path: Path) -> list[int]:
 
 
 def _link_missing(source: Path, target: Path) -> None:
-    """Put every file of `source` that `target` lacks there too, as a hard link if possible."""
+    """Add every file of `source` that `target` lacks, as a hard link if possible."""
     for path in source.rglob("*"):
         place = target / path.relative_to(source)
         if path.is_dir() or place.exists():
@@ -351,7 +363,7 @@ def _link_missing(source: Path, target: Path) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint so that half of it is never taken for one."""
+    """Remove a checkpoint so that half of it is never taken for a whole one."""
     if checkpoint.exists():
         hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
         shutil.rmtree(hidden, ignore_errors=True)

@@ -1,11 +1,12 @@
-"""What a training run is made of: the settings of `train.py` (layer 4).
+"""The settings of a training run, as `train.py` reads them (layer 4).
 
-Each group's defaults are written here or beside the code that they belong to. YAML files hold the
-same names; `group.key=value` on the command line overrides them.
+The defaults of each group are here or beside the code they belong to. YAML files use the same
+names; `group.key=value` on the command line overrides them.
 """
 
 import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from omegaconf import MISSING
@@ -20,17 +21,48 @@ from ipx2p.errors import InputError, suggestion
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
 
-MAX_COUNT = 2**31 - 1  # of steps, samples and pixels: larger ones are slips of the keyboard
-MAX_WORKERS = 256
-OBJECTIVES = ("edit", "autoencoder")
-LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
-PRECISIONS = ("auto", "float32", "bfloat16")
-ON_ERROR = ("stop", "skip")
+MAX_COUNT = 2**31 - 1  # of steps, samples and pixels: larger ones are typing errors
+CHOICES = {
+    "objective.kind": ("edit", "autoencoder"),
+    "objective.prediction_type": PREDICTION_TYPES,
+    "data.instructions": POLICIES,
+    "data.on_error": ("stop", "skip"),
+    "optimizer.schedule": ("constant", "linear", "cosine"),
+    "train.precision": ("auto", "float32", "bfloat16"),
+}
+RANGES = {
+    f"1 or more, at most {MAX_COUNT}": (
+        lambda value: 1 <= value <= MAX_COUNT,
+        "data.resolution data.draws train.steps train.batch_size train.accumulate "
+        "train.max_bad_steps train.keep_every train.log_every train.checkpoint_every "
+        "train.keep_checkpoints validation.every validation.pairs_per_task validation.batch_size",
+    ),
+    "0 or more, at most 256": (lambda value: 0 <= value <= 256, "data.workers"),
+    "a number that is 0 or more": (
+        lambda value: 0 <= value < math.inf,
+        "optimizer.warmup_steps optimizer.weight_decay objective.kl_weight",
+    ),
+    "a number that is 1 or more": (lambda value: 1 <= value < math.inf, "data.max_zoom"),
+    "a number above 0": (
+        lambda value: 0 < value < math.inf,
+        "objective.min_snr_gamma train.bucket_mb",
+    ),
+    "a number above 0, or .inf": (
+        lambda value: value > 0,
+        "data.temperature optimizer.max_grad_norm",
+    ),
+    "a number above 0, at most 1": (lambda value: 0 < value <= 1, "data.fraction"),
+    "a number above 0, at most 1000": (
+        lambda value: 0 < value <= 1000,
+        "optimizer.learning_rate",
+    ),
+    "0 to below 1": (lambda value: 0 <= value < 1, "train.ema_decay"),
+}
 
 
 @dataclass
 class RunConfig:
-    """Where a run lives and what its randomness hangs on."""
+    """Where a run is written, and the seed of all its random draws."""
 
     name: str = MISSING
     dir: str = "runs"
@@ -43,7 +75,7 @@ class RunConfig:
 
 @dataclass
 class ModelConfig:
-    """Where the networks come from."""
+    """The weights to start from."""
 
     weights: str = MISSING  # a weights folder or hub id
     unet: UNetConfig | None = None  # sizes of a fresh U-Net, instead of the folder's
@@ -52,25 +84,25 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Where the pictures come from: a manifest of pairs, or photographs to degrade on the fly."""
+    """The training data: a manifest of pairs, or photographs to degrade on the fly."""
 
     manifest: str | None = None
     validation_manifest: str | None = None
     photos: str | None = None
-    held_out: list[str] = field(default_factory=list)  # names of photos that only validation sees
+    held_out: list[str] = field(default_factory=list)  # names of photos used only for validation
     tasks: list[str] = field(default_factory=lambda: ["denoise", "enhance"])
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
-    fraction: float = 1.0  # of each task's pairs; smaller ones lie inside larger ones
-    holdout_tasks: list[str] = field(default_factory=list)  # tasks that only validation sees
+    fraction: float = 1.0  # of each task's pairs; smaller ones are subsets of larger ones
+    holdout_tasks: list[str] = field(default_factory=list)  # tasks used only for validation
     mixture: dict[str, float] | None = None  # weight of each task; None: as many as it has pairs
-    temperature: float | None = None  # weights n^(1 / temperature); .inf: all tasks alike
-    instructions: str = "per_step"  # or "per_pair" or "fixed": when a sentence is chosen
+    temperature: float | None = None  # weights n^(1 / temperature); .inf: equal tasks
+    instructions: str = "per_step"  # or "per_pair" or "fixed": when a sentence is drawn
     banks: dict[str, str] = field(default_factory=dict)  # task -> text file of sentences, or a bank
-    on_error: str = "stop"  # or "skip": another pair of the task stands for a broken one
+    on_error: str = "stop"  # or "skip": another pair of the task replaces a broken one
     resolution: int = 256
-    max_zoom: float = 1.125  # cuts are up to this much smaller than the picture's short side
+    max_zoom: float = 1.125  # crops are up to this much smaller than the picture's short side
     flip: bool = True
-    draws: int | None = None  # fixed cuts and degradations of each pair; None: new at each visit
+    draws: int | None = None  # fixed crops and degradations of each pair; None: new at each visit
     cache: bool = False  # encode everything once, then train without the encoders
     cache_dir: str = "cache"
     workers: int = 4  # of each process
@@ -78,14 +110,14 @@ class DataConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """What is learned."""
+    """The training objective."""
 
     kind: str = "edit"  # or "autoencoder", which trains the VAE
-    prediction_type: str | None = None  # None: as the weights' scheduler says
+    prediction_type: str | None = None  # None: that of the weights' scheduler
     zero_terminal_snr: bool | None = None  # the last timestep is pure noise; None: likewise
-    min_snr_gamma: float | None = None  # weights of the loss over timesteps, 5 is usual; None: 1
+    min_snr_gamma: float | None = None  # weights of the loss by timestep, 5 is usual; None: 1
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
-    kl_weight: float = 1e-6  # of the autoencoder's posterior, against its pixel loss
+    kl_weight: float = 1e-6  # of the autoencoder's posterior, relative to its pixel loss
 
 
 @dataclass
@@ -93,7 +125,7 @@ class OptimizerConfig:
     """AdamW and its learning rate."""
 
     learning_rate: float = 1e-4
-    schedule: str = "constant"  # or "linear" or "cosine", down to 0 at the last step
+    schedule: str = "constant"  # or "linear" or "cosine": 0 just after the last step
     warmup_steps: int = 0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.01
@@ -102,10 +134,10 @@ class OptimizerConfig:
 
 @dataclass
 class StepsConfig:
-    """How long, how fast, and what is kept. A step is an optimizer step of all processes."""
+    """Length and speed of training, logs and checkpoints. A step is one of all processes."""
 
     steps: int = MISSING
-    batch_size: int = 32  # samples of a step, over all processes and their micro-batches
+    batch_size: int = 32  # samples of a step, over all processes and micro-batches
     accumulate: int = 1  # micro-batches of each process in a step
     ema_decay: float = 0.9999
     device: str = "auto"
@@ -113,18 +145,24 @@ class StepsConfig:
     channels_last: bool = True
     compile: bool = False  # minutes at the start, faster steps afterwards
     recompute_activations: bool = False  # in the backward pass: less memory, about a third slower
+    deterministic: bool = False  # only deterministic algorithms on CUDA: slower
+    bucket_mb: float | None = None  # gradients that processes exchange at once; None: 25
     max_bad_steps: int = 20  # in a row, with a loss or gradient that is not finite; seen at a log
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2  # the newest
-    keep_every: int | None = None  # besides, the checkpoints of every so many steps stay for good
+    keep_every: int | None = None  # also keep checkpoints at multiples of this step, for good
 
 
 @dataclass
 class ValidationConfig:
-    """What is edited to see how the training does."""
+    """Edits of held-out pairs during training.
 
-    every: int = 500  # the best checkpoint is one of those that are validated
+    Where `edit` has guidance, the same edits are also scored without it, which costs a third as
+    much: restoration needs none.
+    """
+
+    every: int = 500  # only validated checkpoints can become the best one
     pairs_per_task: int = 8
     batch_size: int = 8
     edit: EditSettings = field(default_factory=EditSettings)
@@ -153,15 +191,15 @@ class TrainConfig:
         """Raise InputError for settings that cannot be or do not go together."""
         _check_data(self.data)
         _check_shares(self.data)
-        _check_choices(self)
-        _check_counts(self)
-        _check_numbers(self)
+        _check_values(self)
         if self.run.name != Path(self.run.name).name or self.run.name in ("", ".."):
             raise InputError(f"run.name is {self.run.name!r}, expected the name of one folder")
         if self.data.cache and self.data.on_error == "skip":
-            raise InputError("data.cache needs every pair: set data.on_error to stop, or no cache")
+            raise InputError(
+                "data.cache needs every pair: set data.on_error=stop or data.cache=false"
+            )
         if self.data.cache and self.objective.kind == "autoencoder":
-            raise InputError("data.cache holds what an autoencoder gives: it cannot train one")
+            raise InputError("data.cache holds the output of an autoencoder: it cannot train one")
         if self.objective.kind == "autoencoder":
             _check_autoencoder(self)
         self.objective.dropout.check("objective.dropout")
@@ -169,75 +207,23 @@ class TrainConfig:
         check_needs(self.validation.edit, negatives=None, has_weak=False)
 
 
-def _check_choices(config: TrainConfig) -> None:
-    for key, value, known in (
-        ("objective.kind", config.objective.kind, OBJECTIVES),
-        ("data.instructions", config.data.instructions, POLICIES),
-        ("data.on_error", config.data.on_error, ON_ERROR),
-        ("optimizer.schedule", config.optimizer.schedule, LEARNING_RATE_SCHEDULES),
-        ("objective.prediction_type", config.objective.prediction_type, PREDICTION_TYPES),
-        ("train.precision", config.train.precision, PRECISIONS),
-    ):
+def _check_values(config: TrainConfig) -> None:
+    for key, known in CHOICES.items():
+        value = attrgetter(key)(config)
         if value is not None and value not in known:
             raise InputError(f"{key} is {value!r}; {suggestion(value, known)}")
-
-
-def _check_counts(config: TrainConfig) -> None:
-    for key, value in (
-        ("data.resolution", config.data.resolution),
-        ("data.draws", config.data.draws),
-        ("train.steps", config.train.steps),
-        ("train.batch_size", config.train.batch_size),
-        ("train.accumulate", config.train.accumulate),
-        ("train.max_bad_steps", config.train.max_bad_steps),
-        ("train.keep_every", config.train.keep_every),
-        ("train.log_every", config.train.log_every),
-        ("train.checkpoint_every", config.train.checkpoint_every),
-        ("train.keep_checkpoints", config.train.keep_checkpoints),
-        ("validation.every", config.validation.every),
-        ("validation.pairs_per_task", config.validation.pairs_per_task),
-        ("validation.batch_size", config.validation.batch_size),
-    ):
-        if value is not None and value < 1:
-            raise InputError(f"{key} is {value}, expected 1 or more")
-        if value is not None and value > MAX_COUNT:
-            raise InputError(f"{key} is {value}, expected at most {MAX_COUNT}")
-    if config.data.workers > MAX_WORKERS:
-        raise InputError(
-            f"data.workers is {config.data.workers}, expected at most {MAX_WORKERS} processes"
-        )
-
-
-def _check_numbers(config: TrainConfig) -> None:
-    optimizer, gamma = config.optimizer, config.objective.min_snr_gamma
-    if optimizer.max_grad_norm != math.inf and not optimizer.max_grad_norm > 0:
-        raise InputError(
-            f"optimizer.max_grad_norm is {optimizer.max_grad_norm}, expected a number above 0, or "
-            ".inf for no limit"
-        )
-    if not 0 < optimizer.learning_rate <= 1000:
-        raise InputError(
-            f"optimizer.learning_rate is {optimizer.learning_rate}, expected a number above 0 and "
-            "at most 1000"
-        )
-    if gamma is not None and not 0 < gamma < math.inf:
-        raise InputError(f"objective.min_snr_gamma is {gamma}, expected a number above 0")
-    for key, value in (
-        ("data.workers", config.data.workers),
-        ("optimizer.warmup_steps", optimizer.warmup_steps),
-        ("optimizer.weight_decay", optimizer.weight_decay),
-        ("objective.kl_weight", config.objective.kl_weight),
-    ):
-        if not 0 <= value < math.inf:
-            raise InputError(f"{key} is {value}, expected a number that is 0 or more")
-    if not 0 <= config.train.ema_decay < 1:
-        raise InputError(f"train.ema_decay is {config.train.ema_decay}, expected 0 to below 1")
-    if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
-        raise InputError(f"optimizer.betas is {optimizer.betas}, expected two in [0, 1)")
+    for expected, (is_right, keys) in RANGES.items():
+        for key in keys.split():
+            value = attrgetter(key)(config)
+            if value is not None and not is_right(value):
+                raise InputError(f"{key} is {value}, expected {expected}")
+    betas = config.optimizer.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise InputError(f"optimizer.betas is {betas}, expected two in [0, 1)")
 
 
 def _check_autoencoder(config: TrainConfig) -> None:
-    """What has no meaning for an autoencoder is not passed over in silence."""
+    """Refuse settings that have no meaning for an autoencoder."""
     for name in ("prediction_type", "zero_terminal_snr", "min_snr_gamma"):
         if getattr(config.objective, name) is not None:
             raise InputError(f"objective.{name} is for objective.kind edit: leave it out")
@@ -249,35 +235,27 @@ def _check_data(data: DataConfig) -> None:
     if (data.manifest is None) == (data.photos is None):
         raise InputError("set data.manifest (pairs) or data.photos (degraded on the fly), not both")
     if data.manifest is not None and data.validation_manifest is None:
-        raise InputError("data.manifest needs data.validation_manifest, pairs that are not trained")
+        raise InputError("data.manifest needs data.validation_manifest, pairs not trained on")
     if data.photos is not None:
         if not data.tasks:
             raise InputError("data.tasks is empty, expected at least one")
         for task in data.tasks:
             check_task(task, "data.tasks")
         if not data.held_out:
-            raise InputError("data.held_out is empty: name photos that only validation sees")
-    if not 1 <= data.max_zoom < math.inf:
-        raise InputError(f"data.max_zoom is {data.max_zoom}, expected a number that is 1 or more")
+            raise InputError("data.held_out is empty: name photos to use only for validation")
     data.degrade.check("data.degrade")
     if data.cache and data.draws is None and (data.photos is not None or data.max_zoom > 1):
         what = "data.photos" if data.photos is not None else f"data.max_zoom={data.max_zoom}"
         raise InputError(
-            f"data.cache cannot hold what {what} draws anew at each visit: set data.draws, how "
-            "many fixed cuts and degradations of each pair to encode"
+            f"data.cache cannot hold what {what} draws again at each visit: set data.draws, the "
+            "number of fixed crops and degradations of each pair to encode"
         )
 
 
 def _check_shares(data: DataConfig) -> None:
-    """How much of which task is trained on."""
-    if not 0 < data.fraction <= 1:
-        raise InputError(f"data.fraction is {data.fraction}, expected a number above 0, at most 1")
+    """Check the shares of the tasks."""
     if data.mixture is not None and data.temperature is not None:
         raise InputError("data.mixture and data.temperature both set the tasks' shares: choose one")
-    if data.temperature is not None and not data.temperature > 0:
-        raise InputError(
-            f"data.temperature is {data.temperature}, expected a number above 0, or .inf"
-        )
     weights = data.mixture if data.mixture is not None else {"": 1.0}
     for task, weight in weights.items():
         if not 0 <= weight < math.inf:

@@ -3,14 +3,14 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
-    """A copy of a float32 network that follows it slowly; one update per optimizer step.
+    """A moving average of a float32 network, updated once per optimizer step.
 
-    The decay warms up, min(decay, (1 + n) / (10 + n)) at update n, so that a young average does not
-    hang on the first random weights.
+    The decay warms up, min(decay, (1 + n) / (10 + n)) at update n, so that a young average is not
+    dominated by the initial weights.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -19,8 +19,13 @@ class EMA:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, module: nn.Module, num_updates: int) -> None:
-        """Move towards `module` after its `num_updates`-th optimizer step, counted from 1."""
+    def update(self, module: nn.Module, num_updates: int, bad: Tensor | float = 0.0) -> None:
+        """Move towards `module` after its `num_updates`-th optimizer step, counted from 1.
+
+        Args:
+            bad: 1 leaves the average as it is; a tensor, (), that nothing waits for.
+        """
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
-        averages, weights = [*self.module.parameters()], [*module.parameters()]
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        share = (1 - bad) * (1 - decay)
+        for average, weight in zip(self.module.parameters(), module.parameters(), strict=True):
+            average.lerp_(weight, share)

@@ -1,7 +1,8 @@
-"""Being asked to stop: a signal ends a run after the step that is under way (layer 4)."""
+"""Requests to stop: a signal ends a run after the current step (layer 4)."""
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -11,27 +12,30 @@ import torch.distributed as dist
 from ipx2p.distributed import World
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# torchrun forwards its own SIGTERM, so one that is sent to the whole job arrives twice.
+REPEAT_S = 5.0
 
 
 class Stopped(Exception):
-    """The run was asked to stop while it did something that can be left and done again."""
+    """The run was asked to stop during work that can be abandoned and repeated."""
 
 
 class Interrupts:
-    """Whether a run has been asked to stop; all its processes agree on the step after which."""
+    """Whether a run has been asked to stop; all processes agree on the step after which."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.requested = False  # of this process
+        self._first: tuple[int, float] = (0, 0.0)  # the signal, and when it arrived
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._agreement: dist.Work | None = None
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Take SIGINT, SIGTERM and SIGUSR1 as a request; the second one ends the process.
+        """Take SIGINT, SIGTERM and SIGUSR1 as a request to stop; a second one ends the process.
 
-        One of several processes takes none any more afterwards: the signal that stopped the others
-        may reach it late, when it has stopped with them.
+        The same signal again within `REPEAT_S` counts as one. With several processes, signals are
+        ignored afterwards: one that stopped the others may arrive after this process has stopped.
         """
         earlier = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
@@ -41,38 +45,39 @@ class Interrupts:
                 signal.signal(number, handler if self.world.size == 1 else signal.SIG_IGN)
 
     def agreed(self) -> bool:
-        """Whether to stop now: the same answer on all processes, which all must ask.
+        """Whether to stop now: the same answer on all processes, which must all ask.
 
-        With several processes it is the answer to the previous question, so that the messages
+        With several processes this is the answer to the previous question, so that the messages
         travel while the step runs and no process waits for another.
         """
         if self.world.size == 1:
             return self.requested
-        stop = self._agreement is not None and self._settled()
+        stop = self.settle()
         self._flag = torch.tensor([self.requested], dtype=torch.int32)
         self._agreement = dist.all_reduce(self._flag, dist.ReduceOp.MAX, async_op=True)
         return stop
 
     def check(self) -> None:
-        """Raise `Stopped` on all processes if any was asked to stop: for work that can be done
-        again. All of them must call it equally often, and wait for one another."""
+        """Raise `Stopped` on all processes if any was asked to stop: for work that can be
+        repeated. All processes must call it equally often; they wait for one another."""
         if self.world.any(self.requested):
             raise Stopped
 
-    def settle(self) -> None:
-        """Wait for the last question's answer, before the processes part."""
-        if self._agreement is not None:
-            self._settled()
-
-    def _settled(self) -> bool:
+    def settle(self) -> bool:
+        """Wait for the answer to the last question; the processes must not part before it."""
+        if self._agreement is None:
+            return False
         self._agreement.wait()
         self._agreement = None
         return bool(self._flag.item())
 
     def _note(self, number: int, frame: object) -> None:
+        first, since = self._first
+        if number == first and time.monotonic() - since < REPEAT_S:
+            return
         if self.requested:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.requested = True
-        with suppress(RuntimeError):  # it came in the middle of another print
+        self.requested, self._first = True, (number, time.monotonic())
+        with suppress(RuntimeError):  # it interrupted another print
             self.world.print(f"{signal.Signals(number).name}: stopping after this step")

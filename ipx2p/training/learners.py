@@ -1,4 +1,4 @@
-"""What is trained: the U-Net of an edit model, or an autoencoder (layer 4).
+"""The networks that are trained: the U-Net of an edit model, or an autoencoder (layer 4).
 
 A learner owns the networks of a run. The loop asks it for the loss of each sample, for a validation
 and for the weights to save, and knows nothing else about it.
@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +47,11 @@ QUARTILES = 4  # of the timesteps
 
 @dataclass(frozen=True)
 class Losses:
-    """What a micro-batch of B samples gave.
+    """The losses of a micro-batch of B samples.
 
-    weighted: what is minimized, float32, (B,). plain: the same without weights, detached.
-    quartiles: 0..3, those of the samples' timesteps, (B,), on the CPU; None where there are none.
-    hidden: how many samples lost a condition, by which.
+    weighted: to be minimized, float32, (B,). plain: the same without weights, detached.
+    quartiles: 0..3, of the samples' timesteps, (B,), on the CPU; None without timesteps.
+    hidden: how many samples lost a condition, by condition.
     """
 
     weighted: Tensor
@@ -60,35 +60,50 @@ class Losses:
     hidden: dict[str, int] = field(default_factory=dict)
 
 
-class Learner(Protocol):
-    """What the loop knows of a model in training."""
+class Learner:
+    """What the loop knows about a model in training.
 
-    module: nn.Module  # what is optimized
-    network: nn.Module  # the module, or what spreads it over processes: for the forward pass
+    Raises: InputError for weights or settings that do not go together.
+    """
+
+    module: nn.Module  # the one that is optimized
+    network: nn.Module  # for the forward pass: the module, or its wrapper for several processes
     part: str  # its folder in a weights folder
+
+    def __init__(
+        self, config: TrainConfig, device: torch.device, held_out: Sequence[EditPair], world: World
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.held_out = held_out
+        self.world = world
+        self.folder = find_folder(config.model.weights)
+        self.noise_schedule = ScheduleConfig.read(
+            self.folder / "scheduler" / "scheduler_config.json"
+        )
 
     def losses(self, batch: Batch) -> Losses:
         """The losses of a micro-batch."""
 
     def validate(self, averaged: nn.Module, raw: nn.Module, check: Callable[[], None]) -> Report:
-        """Measure the average, and beside it the trained module itself, on the held-out pairs.
+        """Measure the average, and the trained module itself, on the held-out pairs.
 
         Args:
-            check: called now and then; it may raise to leave the validation.
+            check: called now and then; it may raise to abandon the validation.
         """
 
     def weights(self, module: nn.Module, *, whole: bool) -> Weights:
-        """The model with `module` in its place, to be saved; `whole` with what is not trained."""
+        """The model with `module` in its place, to be saved; `whole` with the frozen parts."""
 
     def networks(self) -> list[nn.Module]:
-        """All that a step runs through."""
+        """All networks that a step uses."""
 
     def flops_per_sample(self) -> float | None:
-        """FLOPs of one sample's forward and backward pass through what is trained."""
+        """FLOPs of one sample's forward and backward pass through the module; None: not counted."""
 
 
 class FrozenParts:
-    """Autoencoder and text encoder of a weights folder, which stay as they are."""
+    """Frozen autoencoder and text encoder of a weights folder."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
@@ -96,11 +111,11 @@ class FrozenParts:
         self._held: tuple[VAE, TextEncoder] | None = self._load()
 
     def get(self) -> tuple[VAE, TextEncoder]:
-        """Both, on the device; loaded again for the caller alone once they were released."""
+        """Both, on the device; after `release`, loaded again for the caller alone."""
         return self._held or self._load()
 
     def release(self) -> None:
-        """Keep them in memory no longer."""
+        """Free their memory."""
         self._held = None
 
     def _load(self) -> tuple[VAE, TextEncoder]:
@@ -108,26 +123,16 @@ class FrozenParts:
         return _frozen(vae, self.device), _frozen(text, self.device)
 
 
-class EditLearner:
-    """The U-Net of an edit model; autoencoder and text encoder stay as they are.
-
-    Raises: InputError for weights or settings that do not go together.
-    """
+class EditLearner(Learner):
+    """The U-Net of an edit model; autoencoder and text encoder are frozen."""
 
     part = "unet"
 
     def __init__(
-        self,
-        config: TrainConfig,
-        device: torch.device,
-        held_out: Sequence[EditPair],
-        world: World,
+        self, config: TrainConfig, device: torch.device, held_out: Sequence[EditPair], world: World
     ) -> None:
-        self.config = config
-        self.device = device
-        self.world = world
-        folder = find_folder(config.model.weights)
-        schedule = ScheduleConfig.load(folder)
+        super().__init__(config, device, held_out, world)
+        schedule = self.noise_schedule
         for name, choice in (
             ("prediction_type", config.objective.prediction_type),
             ("rescale_betas_zero_snr", config.objective.zero_terminal_snr),
@@ -140,22 +145,22 @@ class EditLearner:
                 "objective.prediction_type to v_prediction"
             )
         self.schedule = Schedule(schedule)
-        self.frozen = FrozenParts(folder, device)
+        self.frozen = FrozenParts(self.folder, device)
         vae, text = self.frozen.get()
         self.vae_config = vae.config
         _check_resolution(config, vae)
         edit = config.validation.edit
         make_plan(self.schedule, edit.sampler, edit.spacing, edit.num_steps)
 
-        self.module = self.network = self._unet(folder).to(device).train()
+        self.module = self.network = self._unet().to(device).train()
+        self.side = config.data.resolution // vae.config.downscale
+        self.module.config = replace(self.module.config, sample_size=self.side)
         self.precision = pick_dtype(config.train.precision, device)
-        self.editor(self.module)  # refuses parts that do not fit together
+        self.editor(self.module)  # raises if the parts do not fit together
         self.null_text = text.encode([""])
-        self.held_out = held_out
         self.validation = EditValidation(held_out, vae, config.validation, config.run.seed, world)
 
     def losses(self, batch: Batch | EncodedBatch) -> Losses:
-        """See `Learner.losses`."""
         objective = self.config.objective
         target, source_latents, text = self._encoded(batch)
         draws = draw(
@@ -191,25 +196,20 @@ class EditLearner:
         return Losses(weighted, losses.detach(), quartiles, hidden)
 
     def validate(self, averaged: nn.Module, raw: nn.Module, check: Callable[[], None]) -> Report:
-        """See `Learner.validate`."""
         editor = self.editor(averaged)
         raw_editor = Editor(raw, editor.vae, editor.text, self.schedule)
         scores, sheet = self.validation(editor, raw_editor, check)
         return Report(scores, sheet, self._fixed_losses(editor))
 
     def weights(self, module: nn.Module, *, whole: bool) -> Weights:
-        """See `Learner.weights`."""
         frozen = self.frozen.get() if whole else (None, None)
         return Weights(module, *frozen, self.schedule.config)
 
     def networks(self) -> list[nn.Module]:
-        """See `Learner.networks`."""
         return [self.module, *self.frozen.get()]
 
     def flops_per_sample(self) -> float:
-        """See `Learner.flops_per_sample`."""
-        side = self.config.data.resolution // self.vae_config.downscale
-        return training_flops(self.module.config, side)
+        return training_flops(self.module.config, self.side)
 
     def editor(self, module: nn.Module) -> Editor:
         """The model with `module` as its U-Net, ready to edit."""
@@ -260,46 +260,37 @@ class EditLearner:
             states = text.encode(distinct).index_select(0, copy_to(rows, self.device))
         return target, source_latents, states
 
-    def _unet(self, folder: Path) -> UNet:
+    def _unet(self) -> UNet:
         sizes = self.config.model.unet
         if sizes is not None:
             return fresh_network(lambda: UNet(sizes), self.config.run.seed, self.world)
-        unet = UNet.load(folder / "unet")
+        unet = UNet.load(self.folder / "unet")
         channels = unet.config.in_channels
-        start = "widened to 8" if channels == LATENT_CHANNELS else "taken as they are"
-        self.world.print(f"U-Net from {folder}, {channels} input channels, {start}")
+        start = "widened to 8" if channels == LATENT_CHANNELS else "used as they are"
+        self.world.print(f"U-Net from {self.folder}, {channels} input channels, {start}")
         return widen(unet)
 
 
-class AutoencoderLearner:
+class AutoencoderLearner(Learner):
     """The autoencoder, from scratch or tuned: pixel loss and a little of the posterior's KL."""
 
     part = "vae"
 
     def __init__(
-        self,
-        config: TrainConfig,
-        device: torch.device,
-        held_out: Sequence[EditPair],
-        world: World,
+        self, config: TrainConfig, device: torch.device, held_out: Sequence[EditPair], world: World
     ) -> None:
-        self.config = config
-        self.device = device
-        self.world = world
-        self.held_out = held_out
-        folder = find_folder(config.model.weights)
-        self.schedule = ScheduleConfig.load(folder)
-        self.text = TextEncoder.load(folder, dtype=None)
+        super().__init__(config, device, held_out, world)
+        self.text = TextEncoder.load(self.folder, dtype=None)
         sizes = config.model.vae
         if sizes is None:
-            vae = VAE.load(folder / "vae")
+            vae = VAE.load(self.folder / "vae")
         else:
             vae = fresh_network(lambda: VAE(sizes), config.run.seed, world)
         _check_resolution(config, vae)
         self.module = self.network = vae.to(device).train()
 
     def losses(self, batch: Batch) -> Losses:
-        """See `Learner.losses`. L1 and L2 on pixels, KL per latent value."""
+        """L1 and L2 on pixels, KL per latent value."""
         pixels = copy_to(batch.target_pixels, self.device)
         side = self.config.data.resolution // self.module.config.downscale
         shape = (LATENT_CHANNELS, side, side)
@@ -313,26 +304,21 @@ class AutoencoderLearner:
         return Losses(losses, losses.detach())
 
     def validate(self, averaged: nn.Module, raw: nn.Module, check: Callable[[], None]) -> Report:
-        """See `Learner.validate`."""
         return validate_autoencoder(averaged, self.held_out, self.world)
 
     @torch.no_grad()
     def weights(self, module: nn.Module, *, whole: bool) -> Weights:
-        """See `Learner.weights`. A fresh one is saved with the scale that its latents need."""
+        """A fresh autoencoder is saved with the scale that gives its latents unit variance."""
         if self.config.model.vae is not None:
             targets = torch.stack([pair.target_pixels01 for pair in self.held_out])
             pixels = pixels_from_pixels01(targets).to(self.device)
-            scale = round(1 / module.encode(pixels).mean.std().item(), 5)  # to unit variance
+            scale = round(1 / module.encode(pixels).mean.std().item(), 5)
             module = copy.copy(module)
             module.config = replace(module.config, scaling_factor=scale)
-        return Weights(None, module, self.text if whole else None, self.schedule)
+        return Weights(None, module, self.text if whole else None, self.noise_schedule)
 
     def networks(self) -> list[nn.Module]:
-        """See `Learner.networks`."""
         return [self.module]
-
-    def flops_per_sample(self) -> None:
-        """Not counted."""
 
 
 LEARNERS: dict[str, type] = {"edit": EditLearner, "autoencoder": AutoencoderLearner}
@@ -362,10 +348,15 @@ def _frozen(module: Network, device: torch.device) -> Network:
 
 
 def fresh_network(build: Callable[[], Network], seed: int, world: World) -> Network:
-    """A network with weights drawn from the run's seed, whatever was drawn before."""
+    """A network with weights drawn from the run's seed, independent of earlier draws."""
     with torch.random.fork_rng(devices=[]):  # networks are built on the CPU
         torch.manual_seed(generator(seed, "weights").initial_seed())
         network = build()
-    num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    world.print(f"fresh {type(network).__name__}, {num_parameters / 1e6:.1f} M parameters")
+    size = num_parameters(network) / 1e6
+    world.print(f"fresh {type(network).__name__}, {size:.1f} M parameters")
     return network
+
+
+def num_parameters(network: nn.Module) -> int:
+    """The number of its parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -13,7 +13,7 @@ from torch.optim import AdamW
 
 from ipx2p.data.loader import StepSampler
 from ipx2p.data.workers import micro_batches
-from ipx2p.devices import pick_device
+from ipx2p.devices import memory_advice, pick_device
 from ipx2p.distributed import World, open_world
 from ipx2p.errors import InputError
 from ipx2p.files import digest_bytes
@@ -23,9 +23,9 @@ from ipx2p.training.checkpoint import (
     find_checkpoints,
     is_trained,
     load_checkpoint,
+    num_steps,
     point_at,
     set_aside,
-    world_size,
 )
 from ipx2p.training.config import StepsConfig, TrainConfig
 from ipx2p.training.ema import EMA
@@ -42,12 +42,18 @@ from ipx2p.training.samples import (
     task_table,
     task_weights,
 )
-from ipx2p.training.speed import prepare, set_layout
+from ipx2p.training.speed import prepare, set_deterministic, set_layout
 from ipx2p.training.validation import fixed_pairs, score_table
+
+MEMORY_ADVICE = (
+    "raise train.accumulate (smaller micro-batches, the same step), set "
+    "train.recompute_activations=true or data.cache=true, or lower train.batch_size, "
+    "data.resolution or validation.batch_size"
+)
 
 
 def train(config: TrainConfig, *, dry_run: bool = False) -> None:
-    """Train, or go on with, the run that the settings describe; the end prints its scores.
+    """Train or resume the run that the settings describe, and print its final scores.
 
     Args:
         dry_run: build everything, take no step and write nothing.
@@ -56,17 +62,18 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     cuda = config.train.device != "cpu" and torch.cuda.is_available()
     with open_world(cuda=cuda) as world:
         interrupts = Interrupts(world)
-        with interrupts.listen():
+        with interrupts.listen(), memory_advice(MEMORY_ADVICE):
             _train(config, world, interrupts, dry_run)
             interrupts.settle()
 
 
 def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: bool) -> None:
+    set_deterministic(config.train)
     device = pick_device(config.train.device, world.local_rank)
     check_batch(config.train, world)
     run = Run(config)
     if world.gather(run.is_finished)[0]:
-        world.print(f"{run.folder} is finished, {run.num_steps} steps were done before")
+        world.print(f"{run.folder} is finished, all {run.num_steps} steps were done before")
         print_results(run, world)
         return
     for warning in warnings(config, world):
@@ -98,17 +105,22 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         run.begin()
         note_pairs(train_pairs, run.folder)
     world.barrier()
-    step, is_whole = resume(run, learner, average, optimizer, world)
-    saved = step if is_whole else -1
+    step, is_whole, bad_steps = resume(run, learner, average, optimizer, world)
+    saved, is_due, bad = (step if is_whole else -1), False, torch.zeros(())
     is_reported = world.gather(run.has_report(step))[0]
-    flops_per_sample = learner.flops_per_sample()
+    on_cuda = device.type == "cuda"
     monitor = Monitor(
-        run.folder, config.train, world, device, steps_done=step, flops_per_sample=flops_per_sample
+        run.folder,
+        config.train,
+        world,
+        device,
+        steps_done=step,
+        bad_steps=bad_steps,
+        # On a CPU the peak depends on the other load; the benchmark measures both in turns.
+        flops_per_sample=learner.flops_per_sample() if on_cuda else None,
     )
-    on_cuda = device.type == "cuda"  # on the CPU the writing would only compete with the steps
-    saver = CheckpointSaver(
-        run.folder, learner.part, config.train, world_size=world.size, background=on_cuda
-    )
+    # On the CPU, writing in the background would only compete with the steps.
+    saver = CheckpointSaver(run.folder, learner.part, config.train, background=on_cuda)
     stepper = Stepper(learner, optimizer, config.optimizer, world)
 
     def checkpoint() -> None:
@@ -117,7 +129,8 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         world.check_same(f"step {step}: its average", weights_hash(average.module))
         if world.is_main:
             averaged = learner.weights(average.module, whole=saver.newest is None)
-            saver.save(step, averaged, learner.weights(plain, whole=False), optimizer)
+            notes = surroundings(world, device) | {"bad_steps": monitor.count_bad()}
+            saver.save(step, averaged, learner.weights(plain, whole=False), optimizer, notes)
 
     def validate() -> None:
         report = learner.validate(average.module, plain, interrupts.check)
@@ -138,7 +151,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         with closing(micro_batches(stream, sampler, workers=config.data.workers)) as batches:
             is_last = step == config.train.steps
             if step and (is_last or step % config.validation.every == 0) and not is_reported:
-                validate()  # the process was killed between a checkpoint and its validation
+                validate()  # a kill came between the checkpoint and its validation
             monitor.resume()
             while step < config.train.steps and not interrupts.agreed():
                 with monitor.waiting():
@@ -147,41 +160,44 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
                 rate = learning_rate(config.optimizer, step, config.train.steps)
                 losses, grad_norm, bad = stepper(parts, rate)
                 step += 1
-                average.update(learner.module, step)
+                average.update(learner.module, step, bad)
                 monitor.step(step, losses, rate, grad_norm, bad)
-                if monitor.most_bad_in_row >= config.train.max_bad_steps:
-                    what = f"{monitor.most_bad_in_row} updates in a row were left out"
-                    raise InputError(divergence(run, what))
+                check_updates(run, monitor, step)
                 is_last = step == config.train.steps
-                if is_last or step % config.train.checkpoint_every == 0:
+                is_due |= is_last or step % config.train.checkpoint_every == 0
+                if is_due and not bad:  # else after the next good update
                     checkpoint()
-                    saved = step
+                    saved, is_due = step, False
                 if is_last or step % config.validation.every == 0:
                     validate()
                 monitor.resume()
-    except Stopped:  # while encoding or validating, which the next start makes up for
+    except Stopped:  # while encoding or validating, which the next start repeats
         stopped = True
-    if step > saved:
+    monitor.log()
+    if step > saved and not bad:
         checkpoint()
+        saved = step
     saver.close()
     monitor.close()
     if world.is_main:
         run.end()
     if step == config.train.steps and not stopped:
         print_results(run, world)
-    else:
-        world.print(f"stopped after step {step}; the same command goes on from there")
+        return
+    world.print(f"stopped after step {step}; run the same command to resume")
+    if step > saved:
+        world.print(f"its update was left out: it resumes from step {max(saved, 0)}")
 
 
 def warnings(config: TrainConfig, world: World) -> list[str]:
-    """What is likely to be a mistake, though it can be done."""
+    """Settings that are probably mistakes."""
     found = []
     shares = asdict(config.objective.dropout)
     never = [name for name, share in shares.items() if not share]
     if config.objective.kind == "edit" and never:
         found.append(
-            f"objective.dropout.{', objective.dropout.'.join(never)} is 0: guidance will ask for "
-            "predictions that were never trained, and spoil the edits; 0.05 is usual"
+            f"objective.dropout.{', objective.dropout.'.join(never)} is 0: guidance will use "
+            "predictions that were never trained, which spoils the edits; 0.05 is usual"
         )
     cores = os.cpu_count() or 1
     workers = world.local_size * config.data.workers
@@ -194,7 +210,7 @@ def warnings(config: TrainConfig, world: World) -> list[str]:
 
 
 def check_batch(config: StepsConfig, world: World) -> None:
-    """Raise InputError unless a step's samples can be dealt evenly."""
+    """Raise InputError unless the samples of a step can be divided evenly."""
     parts = config.accumulate * world.size
     if config.batch_size % parts:
         raise InputError(
@@ -205,46 +221,62 @@ def check_batch(config: StepsConfig, world: World) -> None:
 
 def check_agreement(config: TrainConfig, learner: Learner, world: World) -> None:
     """Raise InputError unless all processes start from the same settings, code and weights."""
-    world.check_same("the settings", digest_bytes(repr(config).encode(), 8))
+    world.check_same("the settings", digest_bytes(repr(config).encode()))
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    code = b"".join(path.read_bytes() for path in files)
-    world.check_same("the code of ipx2p", digest_bytes(code, 8))
+    code = digest_bytes(b"".join(path.read_bytes() for path in files))
+    world.check_same("the code of ipx2p", code)
     for network in learner.networks():
         name = type(network).__name__
         world.check_same(f"the {name} at the start", weights_hash(network))
 
 
 def weights_hash(module: nn.Module) -> str:
-    """A short text that tells weights apart by the sums of their bits, taken on their device."""
+    """A short fingerprint of weights: sums of their bits, taken on their device."""
     sums = [
         (p.detach().contiguous().view(torch.int32).long() * (1 + i)).sum()
         for i, p in enumerate(module.parameters())
     ]
-    return digest_bytes(str(torch.stack(sums).tolist()).encode(), 8)
+    return digest_bytes(str(torch.stack(sums).tolist()).encode())
 
 
 def check_finite(run: Run, module: nn.Module, step: int) -> None:
-    """Raise InputError for weights that a good checkpoint must not be replaced by."""
+    """Raise InputError for weights that must not replace a good checkpoint."""
     finite = torch.stack([parameter.isfinite().all() for parameter in module.parameters()])
     if not finite.all():
-        raise InputError(divergence(run, f"the weights are not finite any more at step {step}"))
+        raise InputError(divergence(run, f"the weights are no longer finite at step {step}", step))
 
 
-def divergence(run: Run, what: str) -> str:
-    """What to say when the training came apart."""
-    checkpoints = find_checkpoints(run.folder)
-    last = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "none was saved"
-    return f"{what}, {last}: lower optimizer.learning_rate, or look at the pictures"
+def check_updates(run: Run, monitor: Monitor, step: int) -> None:
+    """Raise InputError if too many updates in a row were left out, or those before the end."""
+    length, first = monitor.worst_row
+    if length >= run.config.train.max_bad_steps:
+        raise InputError(divergence(run, f"{length} updates in a row were left out", first))
+    if step == run.num_steps and monitor.bad_in_row:
+        what = f"the last updates of the run ({monitor.bad_in_row}) were left out"
+        raise InputError(divergence(run, what, step + 1 - monitor.bad_in_row))
+
+
+def divergence(run: Run, what: str, first: int) -> str:
+    """The message for a run that diverged at the step `first`."""
+    good = [folder for folder in find_checkpoints(run.folder) if num_steps(folder) < first]
+    last = f"the last checkpoint before is {good[-1]}" if good else "no checkpoint was saved before"
+    return f"{what}; {last}: lower optimizer.learning_rate, or check the pictures"
+
+
+def surroundings(world: World, device: torch.device) -> dict[str, int]:
+    """The numbers that must be the same again for a run to resume bit for bit."""
+    threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
+    return {"world_size": world.size, **threads}
 
 
 def resume(
     run: Run, learner: Learner, average: EMA, optimizer: AdamW, world: World
-) -> tuple[int, bool]:
-    """Load the newest checkpoint that can be gone on from, if there is one; set damaged ones aside.
+) -> tuple[int, bool, int]:
+    """Load the newest usable checkpoint, if there is one; set damaged ones aside.
 
-    Returns: the steps done, and whether that checkpoint is whole: of what is not trained some may
-        be damaged, which the next checkpoint brings anew.
-    Raises: InputError when there are checkpoints, and all of them are damaged.
+    Returns: the steps done; whether the checkpoint is whole (frozen parts may be damaged, which
+        the next checkpoint rewrites); and how many updates of those steps were left out.
+    Raises: InputError if there are checkpoints and all of them are damaged.
     """
     found = find_checkpoints(run.folder)
     world.check_same("what checkpoints there are (run.dir must be shared)", str(found))
@@ -259,34 +291,31 @@ def resume(
     else:
         if errors:
             raise InputError(f"no checkpoint is whole: {errors[0]}")
-        return 0, True
-    step = load_checkpoint(
-        folder,
-        part=learner.part,
-        average=average.module,
-        module=learner.module,
-        optimizer=optimizer,
-    )
+        return 0, True, 0
+    networks = {"average": average.module, "module": learner.module}
+    state = load_checkpoint(folder, part=learner.part, **networks, optimizer=optimizer)
     world.barrier()
     if world.is_main:
         for damaged in found[found.index(folder) + 1 :]:
             print(f"the damaged checkpoint is kept as {set_aside(damaged)}")
-        run.forget_reports(step)
-        point_at(run.folder, folder)  # the process may have been killed just before it
+        run.forget_reports(state["step"])
+        point_at(run.folder, folder)  # a kill may have come just before this
     world.barrier()
-    world.print(f"going on from {folder}")
+    world.print(f"resuming from {folder}")
     for line in frozen:
-        world.print(f"warning: {line}: it is written anew with the next checkpoint")
-    rounding = [*run.rounding]
-    if world_size(folder) != world.size:
-        rounding.append(f"there were {world_size(folder)} processes and are {world.size}")
-    if rounding:
-        world.print(f"not bit for bit as without the stop: {'; '.join(rounding)}")
-    return step, not frozen
+        world.print(f"warning: {line}: it will be rewritten at the next checkpoint")
+    changes = [
+        f"there were {state[name]} {name.replace('world_size', 'processes')} and are {now}"
+        for name, now in surroundings(world, learner.device).items()
+        if state.get(name, now) != now  # older checkpoints do not record all of them
+    ]
+    if changes := [*run.rounding, *changes]:
+        world.print(f"the weights will differ in their last bits: {'; '.join(changes)}")
+    return state["step"], not frozen, state.get("bad_steps", 0)
 
 
 def check_checkpoint(folder: Path, part: str) -> tuple[str | None, list[str]]:
-    """Why a checkpoint cannot be gone on from, and what else of it is damaged."""
+    """Why a checkpoint cannot be resumed, and which frozen parts of it are damaged."""
     try:
         found = damages(folder)
     except InputError as error:
@@ -297,9 +326,9 @@ def check_checkpoint(folder: Path, part: str) -> tuple[str | None, list[str]]:
 
 
 def print_results(run: Run, world: World) -> None:
-    """Say what came out and where it lies."""
+    """Print the scores and where the results are."""
     if not world.is_main:
-        return  # it may not see yet what the first process wrote
+        return  # the files of the first process may not be visible here yet
     world.print(score_table(run.final_scores()))
     world.print(f"before / after / target: {run.sheet_path(run.num_steps)}")
     world.print(f"weights (averaged): {run.folder / 'weights'}")

@@ -1,4 +1,4 @@
-"""What a run says about itself: a line of text, JSON lines and TensorBoard (layer 4)."""
+"""What a run reports about itself: text, JSON lines and TensorBoard (layer 4)."""
 
 import json
 import math
@@ -8,7 +8,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,14 @@ from ipx2p.training.validation import Report
 
 
 class Monitor:
-    """Gathers losses, time and mishaps of the steps, and writes them every `log_every` steps.
+    """Gathers losses, time and bad updates of the steps, and writes them every `log_every` steps.
 
-    Only then does it wait for the device; what it needs until then stays there.
+    Only then does it wait for the device; everything it needs stays there until then.
 
     Args:
         folder: of the run.
-        steps_done: before this process.
-        flops_per_sample: of forward and backward pass of what is trained; None if not counted.
+        steps_done, bad_steps: before this process.
+        flops_per_sample: of forward and backward pass of the trained network; None: no MFU.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Monitor:
         device: torch.device,
         *,
         steps_done: int,
+        bad_steps: int,
         flops_per_sample: float | None,
     ) -> None:
         self.config = config
@@ -55,14 +57,18 @@ class Monitor:
         if flops_per_sample is not None:
             self.peak = world.size * peak_flops(device, pick_dtype(config.precision, device))
         self.steps_done = self.logged_step = steps_done
-        self.records: list[tuple[list[Losses], Tensor]] = []
+        # Of each step since the last row: losses, whether it was bad, rate, norm of the gradient.
+        self.records: list[tuple[list[Losses], Tensor, float, Tensor]] = []
         self.busy_s = self.logged_busy_s = self.waiting_s = 0.0
-        self.bad_steps = self.bad_in_row = self.most_bad_in_row = 0
-        self.skipped: set[str] = set()  # what was wrong with which pair, in this process
-        self.named: set[str] = set()  # of those of all processes, what was said
+        self.bad_steps, self.bad_in_row = bad_steps, 0
+        self.worst_row = (0, 0)  # length and first step of the longest row of bad steps
+        self.skipped: set[str] = set()  # one line per pair that could not be used, here
+        self.named: set[str] = set()  # those of all processes that were already printed
         self.folder = folder
         self.lines = folder / "metrics.jsonl"
         self.board: SummaryWriter | None = None
+        # TensorBoard drops earlier points from here on: the steps after the checkpoint run again.
+        self.purge_step: int | None = steps_done + 1
         self.is_writing = True
         if world.is_main:
             threading.excepthook = _pass_over_writer
@@ -70,7 +76,7 @@ class Monitor:
         self.resume()
 
     def resume(self) -> None:
-        """Start the clock of the next step; what came before it is no part of it."""
+        """Start the clock of the next step; time before this call does not count."""
         self.since = time.monotonic()
 
     @contextmanager
@@ -81,7 +87,7 @@ class Monitor:
         self.waiting_s += time.monotonic() - since
 
     def note_skipped(self, batches: Sequence[Batch | EncodedBatch]) -> None:
-        """Remember the pairs that others stood for; they are named with the next line."""
+        """Remember the pairs that others replaced; they are named with the next line."""
         for batch in batches:
             if isinstance(batch, Batch):
                 self.skipped.update(batch.skipped)
@@ -89,17 +95,35 @@ class Monitor:
     def step(
         self, step: int, losses: list[Losses], rate: float, grad_norm: Tensor, bad: Tensor
     ) -> None:
-        """Note one finished step, counted from 1; every `log_every` steps, say so."""
-        self.records.append((losses, bad))
-        due = step % self.config.log_every == 0 or step == self.config.steps
-        if due:
-            values = self._collect(step)  # waits for the device
-            values |= {"learning_rate": rate, "grad_norm": grad_norm.item()}
-        now = time.monotonic()
-        self.busy_s += now - self.since
-        self.since = now
-        if due:
-            self._log(step, values | self._speed(step))
+        """Note one finished step, counted from 1; every `log_every` steps, write a row."""
+        self.records.append((losses, bad, rate, grad_norm))
+        if step % self.config.log_every == 0 or step == self.config.steps:
+            self.log()
+        else:
+            self._stop_clock()
+
+    def log(self) -> None:
+        """Write a row about the steps since the last one, if there were any."""
+        if not self.records:
+            return
+        step = self.logged_step + len(self.records)
+        *_, rate, grad_norm = self.records[-1]
+        values = self._collect()  # waits for the device
+        self._stop_clock()
+        values |= {"learning_rate": rate, "grad_norm": grad_norm.item(), **self._speed(step)}
+        step_s = self.busy_s / (step - self.steps_done)
+        eta = timedelta(seconds=round(step_s * (self.config.steps - step)))
+        mfu = f"  mfu {values['mfu']:.1%}" if "mfu" in values else ""
+        self.world.print(
+            f"step {step}/{self.config.steps}  loss {values['loss']:.4f}  "
+            f"{values['samples_per_s']:.1f} samples/s{mfu}  "
+            f"waiting {values['waiting_share']:.0%}  eta {eta}"
+        )
+        self.scalars(step, values)
+
+    def count_bad(self) -> int:
+        """All updates of the run that were left out, those since the last row included."""
+        return self.bad_steps + int(sum(bad for _, bad, *_ in self.records))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Write numbers to TensorBoard and as a line of JSON."""
@@ -120,20 +144,20 @@ class Monitor:
         self._write(lambda board: board.flush())
 
     def close(self) -> None:
-        """Flush what is not yet on disk."""
+        """Flush everything to disk."""
         if self.board is not None:
             self._write(lambda board: board.close())
         threading.excepthook = threading.__excepthook__
 
     def _write(self, write: Callable[[SummaryWriter], None]) -> None:
-        """Write on the main process; a full disk costs some of the log, not the run."""
+        """Write on the main process; a full disk costs rows of the log, not the run."""
         if not self.world.is_main:
             return
         try:
             if self.board is None:
-                # What was written after the last checkpoint will be written again.
-                folder, purge_step = self.folder / "tensorboard", self.steps_done + 1
-                self.board = SummaryWriter(folder, purge_step=purge_step)
+                folder = self.folder / "tensorboard"
+                self.board = SummaryWriter(folder, purge_step=self.purge_step)
+                self.purge_step = None
             write(self.board)
             self.is_writing = True
         except OSError as error:
@@ -141,11 +165,10 @@ class Monitor:
                 print(f"warning: the log is not written: {error}", file=sys.stderr, flush=True)
             self.is_writing, self.board = False, None
 
-    def _collect(self, step: int) -> dict[str, float]:
-        """Means over the steps since the last line and over all processes."""
-        first = step - len(self.records) + 1
-        losses = [part for parts, _ in self.records for part in parts]
-        bad = torch.stack([bad for _, bad in self.records]).tolist()
+    def _collect(self) -> dict[str, float]:
+        """Means over the steps since the last row and over all processes."""
+        losses = [part for parts, *_ in self.records for part in parts]
+        bad = torch.stack([bad for _, bad, *_ in self.records]).tolist()
         plain = torch.cat([part.plain for part in losses]).tolist()
         names = ["loss"] * len(plain)
         if losses[0].quartiles is not None:
@@ -159,8 +182,8 @@ class Monitor:
                 counts[name] += 1
         hidden = sum((Counter(part.hidden) for part in losses), Counter())
         self.records.clear()
-        for offset, left_out in enumerate(bad):
-            self._count_bad(first + offset, bool(left_out))
+        for step, is_bad in enumerate(bad, 1 + self.logged_step):
+            self._count_bad(step, bool(is_bad))
 
         gathered = self.world.gather((sums, counts, hidden, self.skipped - self.named))
         sums = sum((part[0] for part in gathered), Counter())
@@ -170,6 +193,7 @@ class Monitor:
             self.world.print(f"warning: skipped {error}")
             self.named.add(error)
         return {
+            "num_steps": len(bad),
             "loss": sum(sums.values()) / counts.total() if counts else math.nan,
             **{name: sums[name] / counts[name] for name in sorted(sums) if name != "loss"},
             **{f"hidden_{name}": hidden[name] for name in losses[0].hidden},
@@ -179,15 +203,20 @@ class Monitor:
 
     def _count_bad(self, step: int, bad: bool) -> None:
         self.bad_in_row = self.bad_in_row + 1 if bad else 0
-        self.most_bad_in_row = max(self.most_bad_in_row, self.bad_in_row)
         if not bad:
             return
         self.bad_steps += 1
+        self.worst_row = max(self.worst_row, (self.bad_in_row, step + 1 - self.bad_in_row))
         first = (step - 1) * self.config.batch_size
         self.world.print(
             f"step {step}: loss or gradient is not finite, update left out (samples {first} to "
             f"{first + self.config.batch_size - 1}; {self.bad_in_row} in a row)"
         )
+
+    def _stop_clock(self) -> None:
+        now = time.monotonic()
+        self.busy_s += now - self.since
+        self.since = now
 
     def _speed(self, step: int) -> dict[str, float]:
         num_steps = step - self.logged_step
@@ -205,27 +234,16 @@ class Monitor:
         self.logged_step, self.logged_busy_s, self.waiting_s = step, self.busy_s, 0.0
         return values
 
-    def _log(self, step: int, values: dict[str, float]) -> None:
-        step_s = self.busy_s / (step - self.steps_done)
-        eta = _clock(step_s * (self.config.steps - step))
-        mfu = f"  mfu {values['mfu']:.1%}" if "mfu" in values else ""
-        self.world.print(
-            f"step {step}/{self.config.steps}  loss {values['loss']:.4f}  "
-            f"{values['samples_per_s']:.1f} samples/s{mfu}  "
-            f"waiting {values['waiting_share']:.0%}  eta {eta}"
-        )
-        self.scalars(step, values)
-
 
 def _pass_over_writer(args: threading.ExceptHookArgs) -> None:
-    """No traceback when TensorBoard's thread cannot write: its next call here tells."""
+    """No traceback when TensorBoard's thread cannot write: the next call here reports it."""
     of_writer = type(args.thread).__module__.startswith("tensorboard.")
     if not (of_writer and issubclass(args.exc_type, OSError)):
         threading.__excepthook__(args)
 
 
 def _append(path: Path, line: str) -> None:
-    """Add a line, or nothing."""
+    """Add a whole line or nothing."""
     with path.open("a") as file:
         end = file.tell()
         try:
@@ -237,17 +255,21 @@ def _append(path: Path, line: str) -> None:
 
 
 def _cut_lines(path: Path, steps_done: int) -> None:
-    """Keep the lines of the steps done; later ones, and one that a kill cut short, go."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with suppress(ValueError, KeyError):
+    """Keep the lines of the steps done. Later ones go, and one that a kill cut short; any other
+    that cannot be read is set aside."""
+    content = path.read_bytes() if path.exists() else b""
+    kept, damaged = [], []
+    for line in (lines := content.split(b"\n")):
+        try:
             if json.loads(line)["step"] <= steps_done:
-                kept.append(f"{line}\n")
+                kept.append(line + b"\n")
+        except (ValueError, LookupError, TypeError, RecursionError):
+            if line is not lines[-1]:  # which has no end
+                damaged.append(line + b"\n")
+    if damaged:
+        place = path.with_name("metrics.damaged.jsonl")
+        with place.open("ab") as file:
+            file.writelines(damaged)
+        print(f"warning: {path}: set aside {len(damaged)} unreadable lines in {place}", flush=True)
     with atomic_write(path) as temporary:
-        temporary.write_text("".join(kept))
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        temporary.write_bytes(b"".join(kept))

@@ -1,4 +1,4 @@
-"""One optimizer step: accumulation, clipping, AdamW, and updates that are left out (layer 4)."""
+"""One optimizer step: accumulation, clipping, AdamW, and skipping bad updates (layer 4)."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ipx2p.training.learners import Learner, Losses
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> AdamW:
-    """AdamW, fused: one kernel over all weights, and updates that a tensor can switch off."""
+    """Fused AdamW: one kernel over all weights, whose update a tensor can switch off."""
     return AdamW(
         module.parameters(),
         lr=config.learning_rate,
@@ -27,7 +27,10 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> AdamW:
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """The rate of a step, counted from 0: linear warm-up, then constant, or down to 0."""
+    """The rate of a step, counted from 0: linear warm-up, then constant or falling.
+
+    A falling rate would be 0 at step `num_steps`, just after the last: no step is without effect.
+    """
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     progress = max(0, step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
     decay = {
@@ -41,8 +44,8 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
 class Stepper:
     """Updates the trained network from micro-batches.
 
-    A step whose loss or gradient is not finite in any process changes nothing. That is decided on
-    the device, by a tensor that switches the optimizer off, so no step waits for it.
+    A step whose loss or gradient is not finite in any process changes nothing. A tensor on the
+    device switches the optimizer off, so the host does not wait for the decision.
     """
 
     def __init__(
@@ -74,8 +77,8 @@ class Stepper:
             all_losses.append(losses)
         grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in self.parameters])
         finite = finite * grad_norm.isfinite()
-        bad = (self.world.mean(1 - finite) > 0).float()  # of nobody: zeros add up to zero
-        # The fused optimizer divides gradients by `grad_scale` as it goes: clipping for nothing.
+        bad = (self.world.mean(1 - finite) > 0).float()  # 0 only if every rank was finite
+        # The fused optimizer divides gradients by `grad_scale` anyway: clipping costs nothing.
         self.optimizer.grad_scale = (grad_norm / self.config.max_grad_norm).clamp(min=1)
         self.optimizer.found_inf = bad
         self.optimizer.step()
@@ -83,7 +86,7 @@ class Stepper:
         return all_losses, grad_norm, bad
 
     def _reduce_if(self, last: bool):
-        """Only the last micro-batch of a step exchanges gradients between processes."""
+        """Exchange gradients between processes only in the last micro-batch of a step."""
         network = self.learner.network
         if isinstance(network, DistributedDataParallel) and not last:
             return network.no_sync()

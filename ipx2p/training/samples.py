@@ -1,4 +1,4 @@
-"""What a run trains on: its pairs, whether they are still the same, and their stream (layer 4)."""
+"""The pairs a run trains on, whether they are unchanged, and their stream (layer 4)."""
 
 import base64
 import json
@@ -24,8 +24,11 @@ PAIRS = "pairs.json"
 
 
 def open_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
-    """The pairs to train on, and those that only validation sees."""
-    trained, held_out = _open_manifests(config) if config.manifest else _open_photos(config)
+    """The pairs to train on, and those used only for validation."""
+    if config.manifest:
+        trained, held_out = map(ManifestPairs, (config.manifest, config.validation_manifest))
+    else:
+        trained, held_out = _open_photos(config)
     banks = open_banks(config.banks, {*trained.by_task(), *held_out.by_task()})
     trained = take_fraction(leave_out(trained, config.holdout_tasks), config.fraction)
     if config.instructions == "per_step" and not banks:
@@ -34,10 +37,6 @@ def open_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
         Worded(trained, config.instructions, banks),
         Worded(held_out, config.instructions, banks),
     )
-
-
-def _open_manifests(config: DataConfig) -> tuple[Pairs, Pairs]:
-    return ManifestPairs(config.manifest), ManifestPairs(config.validation_manifest)
 
 
 def _open_photos(config: DataConfig) -> tuple[Pairs, Pairs]:
@@ -58,9 +57,9 @@ def _open_photos(config: DataConfig) -> tuple[Pairs, Pairs]:
 
 
 def task_weights(config: DataConfig, pairs: Pairs) -> dict[str, float] | None:
-    """How often the samples show each task; None: as often as it has pairs.
+    """The weight of each task among the samples; None: its number of pairs.
 
-    Raises: InputError for a mixture that does not name the tasks that there are.
+    Raises: InputError for a mixture that does not name exactly the tasks of the pairs.
     """
     if config.mixture is None and config.temperature is None:
         return None
@@ -80,7 +79,7 @@ def task_weights(config: DataConfig, pairs: Pairs) -> dict[str, float] | None:
 
 
 def task_table(pairs: Pairs, weights: dict[str, float] | None) -> str:
-    """How many pairs each task has, and its share of the samples, as text for people."""
+    """The number of pairs of each task and its share of the samples, as text."""
     counts = {task: len(items) for task, items in pairs.by_task().items()}
     weights = weights or counts
     total = sum(weights.values())
@@ -92,10 +91,10 @@ def task_table(pairs: Pairs, weights: dict[str, float] | None) -> str:
 def open_stream(
     config: TrainConfig, pairs: Pairs, learner: Learner, world: World, check: Callable[[], None]
 ) -> Dataset:
-    """The samples of the run: pictures, or what the cache holds of them, which is filled first.
+    """The samples of the run: pictures, or their encodings from the cache, which is filled first.
 
     Args:
-        check: called now and then while the cache is filled; it may raise to leave that.
+        check: called now and then while the cache is filled; it may raise to abandon that.
     """
     data, seed = config.data, config.run.seed
     framing = Framing(data.resolution, data.max_zoom, data.flip, data.draws)
@@ -119,9 +118,9 @@ def open_stream(
 
 
 def check_unchanged(pairs: Pairs, run: Path, world: World) -> None:
-    """Raise InputError if a run goes on with other pairs than it began with."""
+    """Raise InputError if a run is resumed with other pairs than it began with."""
     digests = _digests(pairs)
-    world.check_same("the list of pairs", digest_bytes(digests.tobytes(), 64)[:16])
+    world.check_same("the list of pairs", digest_bytes(digests.tobytes()))
     path = run / PAIRS
     before = _read_digests(path) if path.exists() else digests
     if np.array_equal(before, digests):
@@ -136,13 +135,12 @@ def check_unchanged(pairs: Pairs, run: Path, world: World) -> None:
         changes.append(f"{len(other)} are new, such as {line[:100]}")
     raise InputError(
         f"the pairs are not those that {run} learned from: "
-        f"{'; '.join(changes) or 'they stand in another order'}. Bring them back, or choose "
-        "another run.name"
+        f"{'; '.join(changes) or 'their order differs'}. Restore them, or choose another run.name"
     )
 
 
 def note_pairs(pairs: Pairs, run: Path) -> None:
-    """Write down, once, which pairs a run learns from: 64 bits of each, in base 64."""
+    """Record, once, which pairs a run learns from: 64 bits of each, in base 64."""
     if not (run / PAIRS).exists():
         text = base64.b64encode(_digests(pairs).tobytes()).decode()
         write_json({"count": len(pairs), "digests": text}, run / PAIRS)

@@ -1,11 +1,13 @@
-"""Fast training, and what the hardware could do at best (layer 4).
+"""Fast training, and the peak rate of the hardware (layer 4).
 
-Model FLOPs utilisation (MFU) is the share of the peak that forward and backward pass need, as in
-PaLM (arXiv:2204.02311, app. B); what is computed twice to save memory does not count.
+Model FLOPs utilisation (MFU) is the share of the peak that forward and backward pass use, as in
+PaLM (arXiv:2204.02311, app. B); recomputation to save memory does not count.
 """
 
+import os
 import re
 import time
+from functools import partial
 
 import torch
 from torch import nn
@@ -31,21 +33,32 @@ PEAKS = {
     "RTX 4090": (165e12, 82.6e12),
     "RTX 3090": (71e12, 35.6e12),
 }
-MATMUL_SIDES = {"cpu": 1024, "cuda": 8192}  # enough to be busy with
+MATMUL_SIDES = {"cpu": 1024, "cuda": 8192}  # large enough to reach the peak
 
 
 def set_layout(module: nn.Module, config: StepsConfig) -> None:
-    """Order the weights in memory as training wants them; copies of the network come after that,
-    since average and moments walk through it side by side with the weights."""
+    """Order the weights in memory for fast convolutions. Copy the network only afterwards: average
+    and moments are walked through in memory side by side with the weights."""
     for parameter in module.parameters() if config.channels_last else ():
         if parameter.dim() == 4 and parameter.shape[2:].numel() > 1:  # 1 x 1 has no order
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
+def set_deterministic(config: StepsConfig) -> None:
+    """Choose whether CUDA must add numbers in the same order every time; call it before using CUDA.
+
+    An operation that has no deterministic version then raises RuntimeError.
+    """
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.backends.cudnn.deterministic = config.deterministic
+
+
 def prepare(module: nn.Module, config: StepsConfig, world: World) -> nn.Module:
     """Make a network fast to train; in place, so that its state-dict keys stay.
 
-    Returns: what to call in the forward pass: the network, spread over the processes.
+    Returns: the network to call in the forward pass, spread over the processes.
     """
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32, for what is not bfloat16
@@ -61,6 +74,7 @@ def prepare(module: nn.Module, config: StepsConfig, world: World) -> nn.Module:
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
+        bucket_cap_mb=config.bucket_mb,
     )
 
 
@@ -68,15 +82,7 @@ def recompute_activations(module: nn.Module) -> None:
     """Keep only the input of each residual block and transformer for the backward pass."""
     for block in module.modules():
         if isinstance(block, (ResnetBlock, Transformer)):
-            block.forward = _Recomputed(block.forward)
-
-
-class _Recomputed:
-    def __init__(self, forward) -> None:
-        self.forward = forward
-
-    def __call__(self, *args):
-        return checkpoint(self.forward, *args, use_reentrant=False)
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def training_flops(config: UNetConfig, side: int) -> float:
@@ -95,7 +101,7 @@ def training_flops(config: UNetConfig, side: int) -> float:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s that the device can do at best: its data sheet's, or measured by a matrix product."""
+    """Peak FLOP/s of the device: from its data sheet, or measured by a matrix product."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, peaks in PEAKS.items():

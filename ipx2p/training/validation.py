@@ -1,12 +1,13 @@
-"""Validation: fixed held-out pairs, edited and measured against what is possible (layer 4).
+"""Validation: fixed held-out pairs, edited and measured against the best possible (layer 4).
 
-A restoration score means little alone: beside the score of the edit stand that of the unedited
-input and that of the target after a round trip through the autoencoder, which an edit can hardly
-beat. The edits of the averaged weights count; those of the raw ones stand beside them.
+A restoration score means little alone, so it comes with that of the unedited input and that of the
+target after a round trip through the autoencoder, which an edit can hardly beat. The edits with the
+averaged weights count; edits with the raw weights, and without guidance, are scored as well.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,80 +16,75 @@ from torch import Tensor
 from ipx2p.data.pairs import EditPair, Pairs, centre_geometry
 from ipx2p.distributed import World
 from ipx2p.editing.editor import Editor
-from ipx2p.images import (
-    image_from_pixels01,
-    pixels01_from_pixels,
-    pixels_from_pixels01,
-)
-from ipx2p.metrics import psnr, ssim
+from ipx2p.editing.settings import EditSettings
+from ipx2p.images import image_from_pixels01, pixels01_from_pixels, pixels_from_pixels01
+from ipx2p.metrics import METRICS
 from ipx2p.models.vae import VAE
 from ipx2p.seeds import generator
 from ipx2p.sheets import contact_sheet
 from ipx2p.training.config import ValidationConfig
 
 SHEET_ROWS = 8
+MAIN = "psnr"  # the metric of the best checkpoint and of the table
 
 
-METRICS = {"psnr": psnr, "ssim": ssim}
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """Means over the pairs of one task: PSNR in dB, SSIM up to 1.
-
-    Of the unedited input, of the edits by the averaged and by the raw weights, and of the targets
-    after a round trip through the autoencoder. An autoencoder has only the last.
-    """
-
-    task: str
-    pairs: int
-    psnr_ceiling: float
-    ssim_ceiling: float
-    psnr_input: float | None = None
-    ssim_input: float | None = None
-    psnr_edit: float | None = None
-    ssim_edit: float | None = None
-    psnr_edit_raw: float | None = None
-    ssim_edit_raw: float | None = None
+TITLES = {"input": "input", "edit_unguided": "unguided", "edit": "edit", "ceiling": "VAE ceiling"}
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a validation found: a score per task, losses, and a sheet of its pictures."""
+    """The result of a validation: a score per task, losses, and a sheet of its pictures.
 
-    scores: list[TaskScore]
+    A score has `task`, the number of its `pairs`, and their means as METRIC_COLUMN. METRIC is one
+    of `METRICS`. COLUMN is `input` for the unedited input; `edit` and `edit_raw` for edits with the
+    averaged and the raw weights; `edit_unguided` for the averaged ones without guidance, if the
+    settings have some; `ceiling` for the targets after a round trip through the autoencoder, the
+    only one for an autoencoder.
+    """
+
+    scores: list[dict[str, Any]]
     sheet: Image.Image
     losses: dict[str, float] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """The numbers under the names that logs use."""
         scores = {
-            f"{name}/{score.task}": value
+            f"{name}/{score['task']}": mean
             for score in self.scores
-            for name, value in asdict(score).items()
-            if name.startswith(tuple(METRICS)) and value is not None
+            for name, mean in score.items()
+            if name not in ("task", "pairs")
         }
         return scores | {f"validation_{name}": value for name, value in self.losses.items()}
 
     def quality(self) -> float:
-        """One number, higher is better: mean PSNR over the tasks."""
-        values = [s.psnr_ceiling if s.psnr_edit is None else s.psnr_edit for s in self.scores]
+        """One number for the best checkpoint: the mean of the main metric over the tasks."""
+        values = [s.get(f"{MAIN}_edit", s[f"{MAIN}_ceiling"]) for s in self.scores]
         return sum(values) / len(values)
 
 
-def score_table(scores: Sequence[TaskScore]) -> str:
-    """The scores as text, for people: PSNR on held-out pictures in dB."""
-    width = max(12, *(len(score.task) + 1 for score in scores))
-    lines = [f"{'task':<{width}}{'pairs':>6}{'input dB':>10}{'edit dB':>10}{'VAE ceiling dB':>16}"]
-    for score in scores:
-        row = (score.psnr_input, score.psnr_edit, score.psnr_ceiling)
-        before, after, ceiling = ("-" if value is None else f"{value:.2f}" for value in row)
-        lines.append(f"{score.task:<{width}}{score.pairs:>6}{before:>10}{after:>10}{ceiling:>16}")
+def score_table(scores: Sequence[dict[str, Any]]) -> str:
+    """The scores as text: the main metric on held-out pictures, and which tasks got worse."""
+    metric = METRICS[MAIN]
+    rows = [{column: score.get(f"{MAIN}_{column}") for column in TITLES} for score in scores]
+    titles = {column: f"{title} {metric.unit}" for column, title in TITLES.items()}
+    if all(row["edit_unguided"] is None for row in rows):
+        del titles["edit_unguided"]
+    width = max(12, *(len(score["task"]) + 1 for score in scores))
+    lines = [f"{'task':<{width}}{'pairs':>6}"]
+    lines += [f"{score['task']:<{width}}{score['pairs']:>6}" for score in scores]
+    for column, title in titles.items():
+        values = [row[column] for row in rows]
+        texts = ["-" if value is None else f"{value:.{metric.digits}f}" for value in values]
+        for place, text in enumerate([title, *texts]):
+            lines[place] += f"{text:>{max(10, 2 + len(title))}}"
+    for score, row in zip(scores, rows, strict=True):
+        if row["edit"] is not None and metric.is_worse(row["edit"], row["input"]):
+            lines.append(f"{score['task']}: edits are further from their targets than the input is")
     return "\n".join(lines)
 
 
 def fixed_pairs(pairs: Pairs, *, per_task: int, resolution: int, seed: int) -> list[EditPair]:
-    """The first pairs of each task, always cut and degraded alike."""
+    """The first pairs of each task, always with the same crop and degradation."""
     return [
         pairs.get(
             item,
@@ -103,19 +99,14 @@ def fixed_pairs(pairs: Pairs, *, per_task: int, resolution: int, seed: int) -> l
 class EditValidation:
     """Edits the sources of fixed pairs, with the same noise every time, and scores the results.
 
-    The processes of a run share the work; every one of them gets the whole report.
+    The processes of a run share the work; each of them gets the whole report.
 
     Args:
-        vae: stays the same over a run, and so does the ceiling that it sets.
+        vae: frozen, so the ceiling that it sets is the same over a run.
     """
 
     def __init__(
-        self,
-        pairs: Sequence[EditPair],
-        vae: VAE,
-        config: ValidationConfig,
-        seed: int,
-        world: World,
+        self, pairs: Sequence[EditPair], vae: VAE, config: ValidationConfig, seed: int, world: World
     ) -> None:
         self.pairs = pairs
         self.config = config
@@ -128,20 +119,23 @@ class EditValidation:
 
     def __call__(
         self, averaged: Editor, raw: Editor, check: Callable[[], None]
-    ) -> tuple[list[TaskScore], Image.Image]:
+    ) -> tuple[list[dict[str, Any]], Image.Image]:
         """Edit and score; the sheet has a row per pair.
 
         Args:
-            check: called now and then by all processes; it may raise to leave the validation.
+            check: called now and then by all processes; it may raise to abandon the validation.
         """
-        edits = self._edit(averaged, check)
-        after, after_raw = self._measure(edits), self._measure(self._edit(raw, check))
+        guided = self.config.edit
+        unguided = replace(guided, guidance="ip2p", guidance_scale=1.0, image_guidance_scale=1.0)
+        edits = self._edit(averaged, guided, check)
         columns = {
             "ceiling": self.ceiling,
             "input": self.before,
-            "edit": after,
-            "edit_raw": after_raw,
+            "edit": self._measure(edits),
+            "edit_raw": self._measure(self._edit(raw, guided, check)),
         }
+        if unguided != guided:
+            columns["edit_unguided"] = self._measure(self._edit(averaged, unguided, check))
         scores = []
         for task in sorted({pair.task for pair in self.pairs}):
             rows = [index for index, pair in enumerate(self.pairs) if pair.task == task]
@@ -150,8 +144,8 @@ class EditValidation:
                 for column, values in columns.items()
                 for metric in METRICS
             }
-            scores.append(TaskScore(task, len(rows), **means))
-        before_db, after_db = self.before["psnr"].tolist(), after["psnr"].tolist()
+            scores.append({"task": task, "pairs": len(rows), **means})
+        before_db, after_db = (columns[name]["psnr"].tolist() for name in ("input", "edit"))
         labels = [
             f"{pair.instruction}: {before_db[i]:.1f} dB before, {after_db[i]:.1f} dB after"
             for i, pair in enumerate(self.pairs)
@@ -159,7 +153,9 @@ class EditValidation:
         rows = [*zip(self.sources, edits, self.targets, strict=True)]
         return scores, _sheet(rows, ["before", "after", "target"], labels)
 
-    def _edit(self, editor: Editor, check: Callable[[], None]) -> list[Tensor]:
+    def _edit(
+        self, editor: Editor, settings: EditSettings, check: Callable[[], None]
+    ) -> list[Tensor]:
         mine = self.world.share(range(len(self.pairs)))
         size = self.config.batch_size
         results: list[Tensor] = []
@@ -172,7 +168,7 @@ class EditValidation:
             results += editor.edit(
                 [image_from_pixels01(self.sources[index]) for index in part],
                 [self.pairs[index].instruction for index in part],
-                **asdict(self.config.edit),
+                **asdict(settings),
                 seeds=[self.seed + index for index in part],
                 batch_size=size,
             ).pixels01
@@ -188,7 +184,7 @@ def validate_autoencoder(vae: VAE, pairs: Sequence[EditPair], world: World) -> R
     round_trips = world.merge(round_trip(vae, world.share(targets)))
     ceiling = _measure(round_trips, targets)
     means = {f"{metric}_ceiling": values.mean().item() for metric, values in ceiling.items()}
-    score = TaskScore("round trip", len(targets), **means)
+    score = {"task": "round trip", "pairs": len(targets), **means}
     labels = [f"{value:.1f} dB" for value in ceiling["psnr"].tolist()]
     rows = [*zip(targets, round_trips, strict=True)]
     return Report([score], _sheet(rows, ["picture", "round trip"], labels))
@@ -208,13 +204,13 @@ def round_trip(vae: VAE, pictures: Sequence[Tensor]) -> list[Tensor]:
 def _measure(pictures: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, Tensor]:
     """Each metric of every picture, (N,)."""
     a, b = torch.stack([*pictures]), torch.stack([*targets])
-    return {name: metric(a, b) for name, metric in METRICS.items()}
+    return {name: metric.measure(a, b) for name, metric in METRICS.items()}
 
 
 def _sheet(
     rows: Sequence[Sequence[Tensor]], columns: Sequence[str], labels: Sequence[str]
 ) -> Image.Image:
-    """At most `SHEET_ROWS` of the rows, evenly taken, so that every task is seen."""
+    """At most `SHEET_ROWS` of the rows, evenly spaced, so that every task is shown."""
     stride = max(1, -(-len(rows) // SHEET_ROWS))
     side = rows[0][0].shape[-1]
     return contact_sheet(

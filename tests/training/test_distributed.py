@@ -187,9 +187,9 @@ def test_a_crash_ends_a_process_with_data_workers(launch):
         (
             "from ipx2p.training.ema import EMA\n"
             "update = EMA.update\n"
-            "def changed(self, module, n):\n"
+            "def changed(self, module, n, bad):\n"
             "    self.decay = 0.5 + 0.1 * float(os.environ['RANK'])\n"
-            "    update(self, module, 9 + n)\n"
+            "    update(self, module, 9 + n, bad)\n"
             "EMA.update = changed\n",
             "step 20: its average differs between processes",
         ),
@@ -202,20 +202,20 @@ def test_processes_that_disagree_are_told(launch, change, message):
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_restarted_and_the_run_goes_on_bitwise(launch, tmp_path):
+def test_a_killed_process_is_restarted_and_the_run_resumes_bitwise(launch, tmp_path):
     change = (
         "from ipx2p.training.ema import EMA\n"
         "import signal\n"
         "update = EMA.update\n"
-        "def killed(self, module, n):\n"
-        "    update(self, module, n)\n"
+        "def killed(self, module, n, bad):\n"
+        "    update(self, module, n, bad)\n"
         "    if n == 7 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] "
         "== '0': os.kill(os.getpid(), signal.SIGKILL)\n"
         "EMA.update = killed\n"
     )
     every = (*SHORT, "train.checkpoint_every=5")
     code, out, killed = launch("killed", 2, *every, change=change, torchrun=("--max-restarts", "1"))
-    assert code == 0 and "going on from" in out and "step_000005" in out, out
+    assert code == 0 and "resuming from" in out and "step_000005" in out, out
     _, _, whole = launch("whole", 2, *every)
     assert_same_run(killed, whole)
 
@@ -237,12 +237,30 @@ def test_a_signal_to_all_processes_ends_them_in_order(launch):
         time.sleep(0.3)  # not all at the same moment
     printed.append(process.communicate(timeout=120)[0])
     out = "".join(printed)
-    assert process.returncode == 0 and re.search(r"stopped after step \d+; the same command", out)
+    assert process.returncode == 0 and re.search(
+        r"stopped after step \d+; run the same command", out
+    )
     assert "Traceback" not in out
     code, out, stopped = launch("stopped", processes, *every)
-    assert code == 0 and "going on from" in out
+    assert code == 0 and "resuming from" in out
     _, _, whole = launch("whole", processes, *every)
     assert_same_run(stopped, whole)
+
+
+@pytest.mark.slow
+def test_a_sigterm_to_torchrun_and_its_processes_writes_a_checkpoint(launch):
+    """As `scancel` and `kill -TERM -GROUP` send it; torchrun forwards its own on top."""
+    process = launch.start("stopped", 2, *SHORT, "train.steps=200", "train.checkpoint_every=200")
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            break
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    for pid in [process.pid, *map(int, children.stdout.split())]:
+        os.kill(pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    found = re.search(r"stopped after step (\d+); run the same command", out)
+    assert found, out
+    assert [*(launch.folder / "stopped" / "checkpoints").glob(f"step_*{found[1]}")]
 
 
 def test_what_torchrun_did_not_set_is_named(monkeypatch):

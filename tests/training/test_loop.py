@@ -18,6 +18,7 @@ from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
 from ipx2p.training.checkpoint import damages, find_checkpoints
 from ipx2p.training.config import OptimizerConfig
+from ipx2p.training.learners import EditLearner
 from ipx2p.training.loop import train
 from ipx2p.training.optimizer import learning_rate
 from tests.conftest import GOLDEN
@@ -30,7 +31,7 @@ def test_a_run_writes_what_is_promised(make_config, run_folder, capsys):
     train(make_config())
     out = capsys.readouterr().out
     assert "fresh UNet" in out and "28 pairs to train on, 4 held out, on cpu" in out
-    assert out.count("eta") == 4
+    assert out.count("eta") == 4 and "mfu" not in out
     table = out[out.index("task") :]
     assert all(word in table for word in ("denoise", "enhance", "input dB", "VAE ceiling dB"))
     for name in ("config.yaml", "command.txt", "tensorboard"):
@@ -56,7 +57,7 @@ def test_a_finished_run_says_so_and_does_nothing(make_config, finished_run, caps
     capsys.readouterr()
     train(make_config())
     out = capsys.readouterr().out
-    assert "is finished, 4 steps" in out and "VAE ceiling" in out and "step_000004.png" in out
+    assert "is finished, all 4 steps" in out and "VAE ceiling" in out and "step_000004.png" in out
     assert "eta" not in out
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
 
@@ -64,7 +65,7 @@ def test_a_finished_run_says_so_and_does_nothing(make_config, finished_run, caps
 CONSTANT = "optimizer.schedule=constant"
 
 
-def test_a_finished_run_goes_on_when_asked_for_more_steps(make_config, run_folder, capsys):
+def test_a_finished_run_takes_more_steps_of_a_constant_schedule(make_config, run_folder, capsys):
     train(make_config(CONSTANT))
     train(make_config(CONSTANT, "train.steps=6"))
     assert find_checkpoints(run_folder)[-1].name == "step_000006"
@@ -74,14 +75,35 @@ def test_a_finished_run_goes_on_when_asked_for_more_steps(make_config, run_folde
 
 
 def test_more_steps_of_a_cosine_schedule_are_another_run(make_config, finished_run):
-    with pytest.raises(InputError, match=r"train\.steps was 4 and is 6"):
+    with pytest.raises(
+        InputError, match=r"train\.steps was 4 and is 6\. A cosine .* model\.weights=.*/weights"
+    ):
         train(make_config("train.steps=6"))
 
 
 def test_other_settings_are_refused_by_key(make_config, finished_run):
     with pytest.raises(InputError, match=r"data\.resolution was 32 and is 64.*run\.name"):
         train(make_config("data.resolution=64"))
+    with pytest.raises(InputError, match=r"data\.mixture\.denoise was None and is 2\.0; data\."):
+        train(make_config("data.mixture={denoise: 2, enhance: 1}"))
     train(make_config("train.log_every=2", "validation.every=2"))
+
+
+def test_a_run_in_place_of_its_weights_is_refused(make_config, finished_run):
+    weights = f"model.weights={finished_run}"
+    with pytest.raises(InputError, match=r"is the folder of a run: name its weights, .*/weights$"):
+        train(make_config("run.name=other", weights, "model.unet=null"), dry_run=True)
+
+
+def test_weights_say_at_what_size_they_were_trained(finished_run):
+    config = json.loads((finished_run / "weights" / "unet" / "config.json").read_text())
+    assert config["sample_size"] == 32 // 8
+
+
+def test_training_out_of_memory_is_one_line_with_advice(make_config, monkeypatch):
+    monkeypatch.setattr(EditLearner, "losses", lambda *_: torch.empty(10**15))
+    with pytest.raises(InputError, match=r"out of memory: raise train\.accumulate"):
+        train(make_config())
 
 
 def test_a_start_that_failed_does_not_hold_the_name(make_config, run_folder):
@@ -111,11 +133,19 @@ def test_what_a_killed_process_left_is_swept_and_links_are_set_right(make_config
     checkpoints = finished_run / "checkpoints"
     (checkpoints / ".step_000006").mkdir()
     (checkpoints / ".step_000002.removed").mkdir()
+    unfinished = [
+        finished_run / f".{8 * 'ab'}.jsonl",
+        finished_run / "samples" / f".{8 * 'cd'}.png",
+    ]
+    for path in unfinished:
+        path.touch()
+        os.utime(path, (0, 0))
     shutil.copytree(checkpoints / "step_000004", checkpoints / ".step_000004.replaced")
     (finished_run / "weights").unlink()
     (finished_run / "samples" / "step_000004.json").unlink()
     train(make_config())
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_000002", "step_000004"]
+    assert not any(path.exists() for path in unfinished)
     assert (finished_run / "weights").resolve() == checkpoints / "step_000004" / "weights"
 
 
@@ -154,7 +184,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     train(make_config())
     out = capsys.readouterr().out
     assert re.search(f"warning: .*{message}.*going back to the checkpoint before it", out)
-    assert f"going on from {older}" in out
+    assert f"resuming from {older}" in out
     assert f"is kept as {newest.with_name('damaged_step_000004')}" in out and "step 4/4" in out
     assert_same_run(finished_run, trained_once)
     train(make_config())
@@ -171,7 +201,7 @@ def test_damage_to_what_is_not_trained_is_named_and_mended(
     vae.write_bytes(content)  # in place: the file of all checkpoints
     train(make_config())
     out = capsys.readouterr().out
-    assert f"warning: {vae} is damaged" in out and "written anew with the next checkpoint" in out
+    assert f"warning: {vae} is damaged" in out and "will be rewritten at the next checkpoint" in out
     assert "step 4/4" not in out  # nothing had to be learned again
     assert_same_run(finished_run, trained_once)
     assert not damages(find_checkpoints(finished_run)[-1])
@@ -229,7 +259,7 @@ def test_half_a_checkpoint_is_not_taken_for_one(finished_run):
     assert [path.name for path in find_checkpoints(finished_run)] == ["step_000002"]
 
 
-@pytest.mark.parametrize(("channels", "said"), [(8, "taken as they are"), (4, "widened to 8")])
+@pytest.mark.parametrize(("channels", "said"), [(8, "used as they are"), (4, "widened to 8")])
 def test_starting_weights_are_widened_or_taken(make_config, tmp_path, channels, said, capsys):
     start = tmp_path / "start"
     shutil.copytree(GOLDEN / "diffusers", start)
@@ -294,7 +324,7 @@ def test_weights_of_the_loss_change_what_is_learned_but_not_what_is_logged(
     [
         ("objective.min_snr_gamma=5", r"objective\.min_snr_gamma is for objective\.kind edit"),
         ("train.precision=bfloat16", "an autoencoder is trained in float32"),
-        ("data.draws=1 data.cache=true", "data.cache holds what an autoencoder gives"),
+        ("data.draws=1 data.cache=true", "data.cache holds the output of an autoencoder"),
     ],
 )
 def test_what_means_nothing_to_an_autoencoder_is_refused(make_config, override, message):
@@ -348,6 +378,7 @@ def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_fold
         ("optimizer.betas=[0.9]", r"optimizer\.betas is \[0\.9\]"),
         ("train.steps=0", r"train\.steps is 0, expected 1 or more"),
         ("train.ema_decay=1", r"train\.ema_decay is 1"),
+        ("train.bucket_mb=0", r"train\.bucket_mb is 0\.0, expected a number above 0"),
         ("train.device=cuda:9", "device 'cuda:9' is not available"),
         ("run.name=a/b", r"run\.name is 'a/b', expected the name of one folder"),
         ("run.name=..", r"run\.name is '\.\.', expected the name of one folder"),
@@ -355,9 +386,9 @@ def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_fold
         ("run.name=${nope}", r"run\.name: .*nope"),
         ("run.name=${", r"the value is not YAML"),
         ("data.held_out=[[a]]", r"data\.held_out is \[\['a'\]\], expected a list of single values"),
-        ("data.workers=1000000", r"data\.workers is 1000000, expected at most 256"),
+        ("data.workers=1000000", r"data\.workers is 1000000, expected 0 or more, at most 256"),
         ("data.draws=0", r"data\.draws is 0, expected 1 or more"),
-        ("data.cache=true", r"data\.cache cannot hold what data\.photos draws anew.* data\.draws"),
+        ("data.cache=true", r"data\.cache cannot hold what data\.photos draws again.* data\.draws"),
         ("train.precision=float16", r"train\.precision is 'float16'; .*bfloat16"),
         ("train.accumulate=2", r"batch_size is 3, expected a multiple of 2: 1 processes with 2"),
         ("train.max_bad_steps=0", r"train\.max_bad_steps is 0"),
@@ -368,7 +399,7 @@ def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_fold
         ("optimizer.learning_rate=.inf", r"optimizer\.learning_rate is inf"),
         ("optimizer.learning_rate=1e30", r"optimizer\.learning_rate is 1e\+30, .* at most 1000"),
         ("optimizer.weight_decay=.inf", r"optimizer\.weight_decay is inf"),
-        ("train.steps=99999999999999999999", r"train\.steps is 9+, expected at most"),
+        ("train.steps=99999999999999999999", r"train\.steps is 9+, expected 1 or more, at most"),
         ("train.device=meta", "device 'meta' is not available"),
         ("validation.edit.sampler=x", "unknown sampler 'x'"),
         ("validation.edit.guidance=apg:eta=2,norm=1+rescale", "eta is '2', out of range"),
@@ -391,6 +422,7 @@ def test_learning_rate_warms_up_then_falls_to_zero():
     config = OptimizerConfig(learning_rate=2.0, schedule="cosine", warmup_steps=4)
     rates = [learning_rate(config, step, 104) for step in range(105)]
     assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert rates[103] > 0  # the last step still learns
     assert rates[54] == pytest.approx(1.0) and rates[104] == pytest.approx(0, abs=1e-12)
     assert all(before >= after for before, after in pairwise(rates[4:]))
     constant = OptimizerConfig(learning_rate=2.0)

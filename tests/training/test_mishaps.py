@@ -3,18 +3,20 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 
 import pytest
-import torch
 
 import ipx2p.training.checkpoint
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from ipx2p.training.checkpoint import find_checkpoints
+from ipx2p.training.ema import EMA
 from ipx2p.training.learners import EditLearner
-from ipx2p.training.loop import train, warnings
+from ipx2p.training.loop import train, warnings, weights_hash
+from ipx2p.training.optimizer import Stepper
 from tests.conftest import ROOT
 from tests.training.conftest import all_tensors, assert_same_run, forget
 
@@ -46,22 +48,27 @@ def lines(run):
 
 
 @pytest.mark.parametrize("gradient_only", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_an_update_that_is_not_finite_changes_nothing(
-    make_config, run_folder, spoil, capsys, gradient_only
+def test_an_update_that_is_not_finite_changes_nothing_and_is_not_saved(
+    make_config, run_folder, spoil, capsys, monkeypatch, gradient_only
 ):
-    every = ("train.checkpoint_every=1", "train.keep_checkpoints=9", "validation.every=9")
+    update, states = EMA.update, []
+
+    def watched(average, module, *args):
+        update(average, module, *args)
+        states.append((weights_hash(module), weights_hash(average.module)))
+
+    monkeypatch.setattr(EMA, "update", watched)
     spoil({4}, gradient_only=gradient_only)  # of step 2
-    train(make_config(*every))
+    train(make_config("train.checkpoint_every=2", "train.keep_checkpoints=9", "validation.every=9"))
+    assert states[0] == states[1] != states[2]
+    names = [path.name for path in find_checkpoints(run_folder)]
+    assert names == ["step_000003", "step_000004"]  # after the next good update
     out = capsys.readouterr().out
     assert "step 2: loss or gradient is not finite, update left out (samples 3 to 5; 1 in" in out
     assert [line["bad_steps"] for line in lines(run_folder) if "loss" in line] == [0, 1, 1, 1]
-    raw = {}
-    for step in (1, 2, 3):
-        folder = run_folder / "checkpoints" / f"step_{step:06d}"
-        files = [*(folder / "weights_raw" / "unet").glob("*.safetensors")]
-        raw[step] = b"".join(p.read_bytes() for p in [*files, folder / "optimizer.safetensors"])
-    assert raw[1] == raw[2] != raw[3]
-    assert all(tensor.isfinite().all() for tensor in all_tensors(run_folder).values())
+    tensors = all_tensors(run_folder)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert tensors["optimizer.safetensors:conv_in.bias.step"] == 3
 
 
 def test_too_many_of_them_end_the_run_with_the_last_good_checkpoint(make_config, run_folder, spoil):
@@ -71,17 +78,49 @@ def test_too_many_of_them_end_the_run_with_the_last_good_checkpoint(make_config,
     assert [path.name for path in find_checkpoints(run_folder)] == ["step_000002"]
 
 
+def test_the_last_checkpoint_before_a_row_of_them_is_named(make_config, run_folder, spoil):
+    spoil({*range(9, 15)})  # of steps 4 and 5, seen at step 6 with a checkpoint of its own
+    with pytest.raises(InputError, match=r"2 updates in a row were left out.*step_000003: lower"):
+        train(make_config("train.max_bad_steps=2", "train.log_every=7", "train.steps=7",
+                          "train.checkpoint_every=3", "validation.every=9"))  # fmt: skip
+    names = [path.name for path in find_checkpoints(run_folder)]
+    assert names == ["step_000003", "step_000006"]
+
+
+def test_a_stop_after_bad_updates_resumes_before_them_and_counts_on(
+    make_config, run_folder, spoil, monkeypatch, capsys
+):
+    spoil({3, *range(9, 18)})  # of step 2, and of 4 to 6
+    step, calls = Stepper.__call__, []
+
+    def stopping(stepper, *args):
+        calls.append(args)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(stepper, *args)
+
+    monkeypatch.setattr(Stepper, "__call__", stopping)
+    overrides = ("train.steps=7", "train.checkpoint_every=1", "validation.every=9")
+    train(make_config(*overrides))
+    out = capsys.readouterr().out
+    assert "stopped after step 5; run the same command to resume" in out
+    assert "was left out: it resumes from step 3" in out
+    assert find_checkpoints(run_folder)[-1].name == "step_000003"
+    train(make_config(*overrides))
+    rows = [line for line in lines(run_folder) if "loss" in line]
+    assert [row["bad_steps"] for row in rows] == [0, 1, 1, 2, 3, 4, 4]
+
+
 def test_weights_that_are_not_finite_do_not_replace_good_ones(make_config, run_folder, monkeypatch):
-    losses = EditLearner.losses
+    update = EMA.update
 
-    def diverge(learner, batch):
-        if 9 in batch.indices:  # of step 4
-            with torch.no_grad():
-                learner.module.conv_out.bias[0] = float("nan")
-        return losses(learner, batch)
+    def diverge(average, module, step, bad):
+        if step == 4:
+            module.conv_out.bias.data[0] = float("nan")
+        update(average, module, step, bad)
 
-    monkeypatch.setattr(EditLearner, "losses", diverge)
-    with pytest.raises(InputError, match=r"not finite any more at step 4.*step_000002: lower opt"):
+    monkeypatch.setattr(EMA, "update", diverge)
+    with pytest.raises(InputError, match=r"no longer finite at step 4.*step_000002: lower opt"):
         train(make_config("validation.every=9"))
     assert [path.name for path in find_checkpoints(run_folder)] == ["step_000002"]
 
@@ -94,7 +133,11 @@ def test_a_long_row_of_them_is_noticed_at_the_next_log(make_config, spoil):
 
 def test_a_loss_that_is_never_finite_is_not_logged_as_zero(make_config, run_folder, spoil, capsys):
     spoil({*range(99)})
-    train(make_config("train.batch_size=1", "validation.every=9"))
+    with pytest.raises(
+        InputError, match=r"the last updates of the run \(4\) were left out; no check"
+    ):
+        train(make_config("train.batch_size=1", "validation.every=9"))
+    assert find_checkpoints(run_folder) == []
     assert "step 1/4  loss nan" in capsys.readouterr().out
     assert lines(run_folder)[0]["loss"] is None
 
@@ -228,12 +271,13 @@ def test_the_log_holds_every_number_once(make_config, run_folder):
         [line["step"] for line in again] == [line["step"] for line in whole] == [1, 2, 3, 3, 4, 4]
     )
     numbers = {"loss", "grad_norm", "learning_rate", "samples_per_s", "step_s", "waiting_share",
-               "mfu", "samples_seen", "hidden_text", "hidden_image", "hidden_both", "bad_steps",
-               "memory_gib"}  # fmt: skip
+               "num_steps", "samples_seen", "hidden_text", "hidden_image", "hidden_both",
+               "bad_steps", "memory_gib"}  # fmt: skip
     assert numbers <= whole[0].keys()
     assert any(name.startswith("loss_q") for name in whole[0])
     fixed = {f"validation_loss_q{quartile}" for quartile in (1, 2, 3, 4)}
-    kinds = ("psnr_input", "psnr_edit", "psnr_edit_raw", "psnr_ceiling", "ssim_edit")
+    kinds = ("psnr_input", "psnr_edit", "psnr_edit_raw", "psnr_edit_unguided", "psnr_ceiling",
+             "ssim_edit")  # fmt: skip
     assert fixed | {f"{kind}/enhance" for kind in kinds} <= whole[3].keys()
     for one, other in zip(whole, again, strict=True):
         measured = ("_s", "share", "mfu", "memory_gib")

@@ -12,13 +12,15 @@ from ipx2p.data.workers import micro_batches
 from ipx2p.diffusion.objective import draw
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
+from ipx2p.metrics import METRICS, Metric, l1
+from ipx2p.models.vae import VAE
 from ipx2p.training.checkpoint import MOMENTS, load_optimizer, optimizer_tensors
 from ipx2p.training.ema import EMA
 from ipx2p.training.learners import EditLearner
 from ipx2p.training.loop import train
 from ipx2p.training.run import Run
 from ipx2p.training.samples import open_pairs
-from ipx2p.training.validation import TaskScore, fixed_pairs, score_table
+from ipx2p.training.validation import fixed_pairs, score_table, validate_autoencoder
 from tests.conftest import GOLDEN
 from tests.training.conftest import QUICK_VAE
 
@@ -41,6 +43,9 @@ def test_average_follows_with_a_decay_that_warms_up():
         decay = min(0.5, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * update
         assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+    before = average.module.weight.clone()
+    average.update(nn.Linear(1, 1, bias=False), 12, torch.ones(()))  # a bad update
+    assert torch.equal(average.module.weight, before)
 
 
 def test_average_is_a_frozen_copy_of_float32_weights():
@@ -123,14 +128,36 @@ def test_equal_seeds_give_equal_fresh_weights(make_config):
 def test_table_shows_every_score():
     table = score_table(
         [
-            TaskScore("enhance", 4, 25.789, 0.9, psnr_input=9.123, psnr_edit=15.456),
-            TaskScore("x", 1, 20, 0.8),
-            TaskScore("turn it into an old photograph", 2, 20, 0.8),
+            {"task": "enhance", "pairs": 4, "psnr_input": 9.123, "psnr_edit": 15.456,
+             "psnr_ceiling": 25.789, "ssim_edit": 0.9},
+            {"task": "x", "pairs": 1, "psnr_ceiling": 20},
+            {"task": "turn it into an old photograph", "pairs": 2, "psnr_ceiling": 20},
         ]
-    )
+    )  # fmt: skip
     assert len({len(line) for line in table.splitlines()}) == 1  # columns stand below one another
     assert [*table.splitlines()[1].split()] == ["enhance", "4", "9.12", "15.46", "25.79"]
     assert [*table.splitlines()[2].split()] == ["x", "1", "-", "-", "20.00"]
+
+
+def test_table_names_what_guidance_costs_and_tasks_that_got_worse():
+    score = {"task": "denoise", "pairs": 2, "psnr_ceiling": 27.0, "psnr_input": 20.6}
+    table = score_table([score | {"psnr_edit": 19.3, "psnr_edit_unguided": 20.3}])
+    assert table.splitlines()[0].split()[2:6] == ["input", "dB", "unguided", "dB"]
+    assert table.splitlines()[1].split()[2:] == ["20.60", "20.30", "19.30", "27.00"]
+    assert (
+        table.splitlines()[2] == "denoise: edits are further from their targets than the input is"
+    )
+    assert len(score_table([score | {"psnr_edit": 21.0}]).splitlines()) == 2
+
+
+def test_a_metric_is_one_entry(make_config, monkeypatch):
+    monkeypatch.setitem(METRICS, "l1", Metric(l1, "", 4, higher_is_better=False))
+    _, held_out = open_pairs(make_config().data)
+    fixed = fixed_pairs(held_out, per_task=1, resolution=32, seed=0)
+    vae = VAE.load(GOLDEN / "diffusers" / "vae")
+    report = validate_autoencoder(vae, fixed, World())
+    assert 0 < report.scalars()["l1_ceiling/round trip"] < 1
+    assert report.quality() == report.scores[0]["psnr_ceiling"]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -188,4 +215,4 @@ def test_autoencoder_learns(make_config):
                          "optimizer.learning_rate=3e-3", "train.ema_decay=0.99")  # fmt: skip
     train(config)
     [score] = Run(config).final_scores()
-    assert score.psnr_ceiling > 16  # untrained: below 10
+    assert score["psnr_ceiling"] > 16  # untrained: below 10

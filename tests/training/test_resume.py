@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been, bit for bit."""
+"""An interrupted run resumes bit for bit."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import ipx2p.data.cache
 import ipx2p.training.checkpoint
 from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
+from ipx2p.files import read_json, write_json
 from ipx2p.training.loop import train
 from ipx2p.training.optimizer import Stepper
 from tests.conftest import ROOT
@@ -66,7 +67,7 @@ def test_the_point_of_an_epoch_does_not_matter(make_config, run_folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [(), CACHE], ids=["pictures", "cached"])
-def test_a_new_process_goes_on_bitwise(make_config, run_folder, tmp_path, cache, kind):
+def test_a_new_process_resumes_bitwise(make_config, run_folder, tmp_path, cache, kind):
     extra = (*BF16, *kind, cache)
     train(make_config(*extra))
     whole = shutil.copytree(run_folder, run_folder.with_name("whole"), symlinks=True)
@@ -109,18 +110,20 @@ def signal_when(monkeypatch):
         pytest.param(signal.SIGTERM, Editor, "edit", 1, 3, id="validation"),
     ],
 )
-def test_a_signal_ends_the_run_in_order_and_it_goes_on_bitwise(
+def test_a_signal_ends_the_run_in_order_and_it_resumes_bitwise(
     make_config, run_folder, trained_once, signal_when, monkeypatch, capsys,
     number, owner, name, call, steps,
 ):  # fmt: skip
     signal_when(owner, name, call, number)
-    train(make_config())
+    train(make_config("train.log_every=2"))
+    rows = (run_folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["step"] == steps
     out = capsys.readouterr().out
     assert f"{number.name}: stopping after this step" in out
-    assert f"stopped after step {steps}; the same command goes on from there" in out
+    assert f"stopped after step {steps}; run the same command to resume" in out
     monkeypatch.undo()
     train(make_config())
-    assert f"going on from {run_folder / 'checkpoints' / f'step_{steps:06d}'}" in (
+    assert f"resuming from {run_folder / 'checkpoints' / f'step_{steps:06d}'}" in (
         capsys.readouterr().out
     )
     assert_same_run(run_folder, trained_once)
@@ -183,7 +186,7 @@ def test_a_manifest_that_changed_is_refused_with_what_changed(make_config, tmp_p
     for changed, message in (
         ([*lines[:2], lines[2].replace("2", "4")], r'1 are new, such as .*"derain 4"'),
         (lines[:2], "there were 3 pairs and are 2"),
-        (lines[::-1], "they stand in another order"),
+        (lines[::-1], "their order differs"),
     ):
         manifest.write_text("\n".join(changed))
         with pytest.raises(InputError, match=f"the pairs are not those .*: {message}"):
@@ -193,13 +196,42 @@ def test_a_manifest_that_changed_is_refused_with_what_changed(make_config, tmp_p
     train(config)
 
 
-def test_another_number_of_processes_goes_on_and_says_what_is_lost(
+def test_another_number_of_processes_or_threads_resumes_and_says_what_is_lost(
     make_config, finished_run, capsys
 ):
     forget(finished_run, 2)
     state = finished_run / "checkpoints" / "step_000002" / "state.json"
-    state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
+    numbers = json.loads(state.read_text())
+    threads = numbers["threads"]
+    state.write_text(json.dumps(numbers | {"world_size": 2, "threads": threads + 1}))
     train(make_config("train.accumulate=3"))
     out = capsys.readouterr().out
-    assert "not bit for bit as without the stop: train.accumulate was 1 and is 3; there were 2 "
-    assert "processes and are 1" in out and "step 4/4" in out
+    assert (
+        "the weights will differ in their last bits: train.accumulate was 1 and is 3; there were 2 "
+    )
+    assert f"processes and are 1; there were {threads + 1} threads and are {threads}" in out
+    assert "step 4/4" in out
+
+
+def test_a_checkpoint_from_before_numbers_were_recorded_resumes(make_config, finished_run, capsys):
+    forget(finished_run, 2)
+    state = finished_run / "checkpoints" / "step_000002" / "state.json"
+    numbers = json.loads(state.read_text())
+    del numbers["threads"], numbers["bad_steps"]
+    state.write_text(json.dumps(numbers))
+    train(make_config())
+    out = capsys.readouterr().out
+    assert "step 4/4" in out and "last bits" not in out
+
+
+def test_other_validation_settings_start_a_new_best(make_config, finished_run, capsys):
+    forget(finished_run, 2)
+    write_json({"step": 2, "score": 99.0}, finished_run / "best.json")
+    train(make_config())
+    assert read_json(finished_run / "best.json") == {"step": 2, "score": 99.0}
+    forget(finished_run, 2)
+    train(make_config("validation.pairs_per_task=1"))
+    out = capsys.readouterr().out
+    assert "validation.pairs_per_task was 2 and is 1: earlier scores do not compare" in out
+    best = read_json(finished_run / "best.json")
+    assert best["step"] == 4 and best["score"] < 99

@@ -1,6 +1,7 @@
 """What makes training fast changes what it computes by roundings only."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -8,15 +9,22 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import ipx2p.training.speed
 from ipx2p.distributed import World
 from ipx2p.models.unet import UNet, UNetConfig
 from ipx2p.training.config import OptimizerConfig, StepsConfig
 from ipx2p.training.learners import Losses
 from ipx2p.training.loop import train
 from ipx2p.training.optimizer import Stepper, make_optimizer
-from ipx2p.training.speed import peak_flops, prepare, set_layout, training_flops
+from ipx2p.training.speed import (
+    peak_flops,
+    prepare,
+    set_deterministic,
+    set_layout,
+    training_flops,
+)
 from tests.conftest import GOLDEN
-from tests.training.conftest import all_tensors
+from tests.training.conftest import all_tensors, assert_same_run
 
 
 @pytest.fixture
@@ -60,6 +68,32 @@ def test_channels_last_reaches_the_weights_that_have_an_order():
     set_layout(module, StepsConfig(steps=1))
     assert module.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert not module.conv_in.weight.is_contiguous()
+
+
+def test_deterministic_algorithms_are_chosen_and_not_kept_for_the_next_run(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for wanted in (True, False):
+        set_deterministic(StepsConfig(steps=1, deterministic=wanted))
+        assert torch.are_deterministic_algorithms_enabled() == wanted
+        assert torch.backends.cudnn.deterministic == wanted
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.slow
+def test_a_deterministic_run_is_the_same_on_a_cpu(make_config, run_folder, trained_once):
+    train(make_config("train.deterministic=true"))
+    set_deterministic(StepsConfig(steps=1))
+    assert_same_run(run_folder, trained_once)
+
+
+def test_the_size_of_exchanged_buckets_is_that_of_the_settings(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        ipx2p.training.speed, "DistributedDataParallel", lambda *_, **options: seen.append(options)
+    )
+    for size in (None, 100.0):
+        prepare(nn.Linear(1, 1), StepsConfig(steps=1, bucket_mb=size), World(0, 2))
+    assert [options["bucket_cap_mb"] for options in seen] == [None, 100.0]
 
 
 def compiled_run(make_config, run_folder, monkeypatch, backend):
