@@ -6,25 +6,44 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from ipx2p.errors import InputError
 
 BAD_INPUT = 2  # exit code, the same as argparse's own
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 BROKEN_PIPE = 141  # 128 + SIGPIPE, likewise
+# Read when torch starts, here and in child processes; docs/performance.md has the numbers.
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep; spinning, they stall a shared machine
+    "THP_MEM_ALLOC_ENABLE": "1",  # large pages: a training step takes and returns gigabytes
+}
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that keeps the layout of its help and answers errors with one line."""
 
-    def __init__(self, **kwargs) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    names: ClassVar[dict[str, str]] = {}  # of scripts that were called as `ipx2p COMMAND`
+
+    def __init__(self, prog: str, epilog: str = "", **kwargs) -> None:
+        name = self.names.get(prog, prog)
+        super().__init__(
+            prog=name,
+            epilog=re.sub(f"(python )?{re.escape(prog)}", name, epilog) if name != prog else epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **kwargs,
+        )
         # Python before 3.14 takes -1e9 for an option.
         self._negative_number_matcher = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$")
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def prepare_environment() -> None:
+    """Set what torch reads when it starts, but for what the user has set."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
@@ -33,6 +52,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     What the operating system refuses (names that are too long, files that may not be read) is bad
     input wherever it comes up; a bug keeps its traceback.
     """
+    prepare_environment()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

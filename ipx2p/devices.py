@@ -4,7 +4,8 @@ import platform
 import re
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -64,6 +65,20 @@ def device_name(device: torch.device) -> str:
         if found := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()):
             return found[1]
     return platform.processor() or platform.machine()
+
+
+@contextmanager
+def advice_out_of_memory(advice: Callable[[], str]) -> Iterator[None]:
+    """Turn running out of memory, on a GPU or the CPU, into an InputError with advice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        of_cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+        if not (of_cpu or isinstance(error, torch.OutOfMemoryError)):
+            raise
+        raise InputError(
+            f"out of memory on the {'CPU' if of_cpu else 'GPU'}: {advice()}"
+        ) from error
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -20,10 +20,12 @@ from ipx2p.editing.settings import (
     Edited,
     EditResult,
     EditSettings,
+    Evaluation,
     Request,
     check_needs,
     in_batches,
     make_requests,
+    spread,
 )
 from ipx2p.errors import InputError, NotFiniteError
 from ipx2p.images import (
@@ -38,6 +40,7 @@ from ipx2p.models.vae import VAE
 from ipx2p.weights.readers import find_folder
 
 TEXT_BATCH = 32  # sentences encoded at once
+Picture = Image.Image | str | Path
 
 
 class Editor:
@@ -115,6 +118,18 @@ class Editor:
                     f"model {getattr(ours, name)}: they must be alike, as load_weak makes them"
                 )
 
+    def __repr__(self) -> str:
+        millions = sum(p.numel() for p in self.unet.parameters()) / 1e6
+        size = f"{self.resolution} px" if self.resolution else "unknown resolution"
+        where = f"{dtype_name(self.dtype)} on {self.device}"
+        return f"Editor(U-Net of {millions:.1f} M parameters, {size}, {where})"
+
+    @property
+    def resolution(self) -> int | None:
+        """Pixels of the training pictures; None where the weights do not say."""
+        size = self.unet.config.sample_size
+        return size and size * self.vae.config.downscale
+
     @property
     def device(self) -> torch.device:
         return self.unet.conv_in.weight.device
@@ -126,8 +141,8 @@ class Editor:
     @torch.no_grad()
     def edit(
         self,
-        images: Sequence[Image.Image],
-        instructions: Sequence[str],
+        images: Picture | Sequence[Picture],
+        instructions: str | Sequence[str],
         *,
         sampler: str = EditSettings.sampler,
         spacing: str = EditSettings.spacing,
@@ -135,9 +150,9 @@ class Editor:
         guidance: str = EditSettings.guidance,
         guidance_scale: float = EditSettings.guidance_scale,
         image_guidance_scale: float = EditSettings.image_guidance_scale,
-        seeds: Sequence[int] = (0,),
+        seeds: int | Sequence[int] = 0,
         resolution: int | None = None,
-        negative_instructions: Sequence[str] | None = None,
+        negative_instructions: str | Sequence[str] | None = None,
         weak: UNet | None = None,
         noise: Sequence[Tensor] | None = None,
         step_noise: Sequence[Tensor] | None = None,
@@ -145,39 +160,42 @@ class Editor:
         batch_branches: bool = True,
         progress: bool = False,
         on_edit: Callable[[int, Edited], None] | None = None,
+        on_step: Callable[[Evaluation], None] | None = None,
     ) -> EditResult:
-        """Edit each picture by its instruction. An edit does not depend on what it runs beside.
+        """Edit pictures by instructions. An edit does not depend on the others of its batch.
 
         Args:
-            images, instructions: one each per edit; pictures of any size and mode.
-            seeds: one per edit, or one for all of them.
+            images: Pillow pictures or paths, of any size and mode. Of images, instructions, seeds
+                and negative_instructions, give one for each edit, or one for all of them.
             resolution: the long side becomes this; None keeps the picture's size. Either way each
                 side is rounded to the VAE's multiple.
-            negative_instructions: what to steer away from, one per edit; takes the place of the
-                empty instruction, unless the guidance has a branch of its own for it.
+            negative_instructions: what to steer away from; they replace the empty instruction,
+                unless the guidance has a branch of its own for them.
             weak: a second, weaker U-Net for guidance that needs one, see `load_weak`.
-            noise: initial unit noise per edit, (4, h, w), instead of the seed's.
-            step_noise: fresh noise per edit, (num_steps, 4, h, w), for samplers that draw some.
-            batch_size: edits of one size that run together.
-            batch_branches: the branches of guidance in one batch; False takes less memory.
+            noise: initial unit noise for each edit, (4, h, w), instead of the seed's.
+            step_noise: fresh noise for each edit, (num_steps, 4, h, w), for samplers that use it.
+            batch_size: how many edits of one size run together.
+            batch_branches: run the branches of guidance in one batch; False takes less memory.
             progress: show a bar.
-            on_edit: called with the index of each edit and what it gave as soon as that is there.
+            on_edit: called with the index of each edit and its result as soon as it is finished.
+            on_step: called at each evaluation of the sampler's denoiser.
         Raises: InputError for bad arguments, or when latents or pixels stop being finite.
         """
         settings = EditSettings(
             sampler, spacing, num_steps, guidance, guidance_scale, image_guidance_scale
         )
         settings.check()
-        check_needs(settings, negative_instructions, weak is not None)
+        negatives = "" if negative_instructions is None else negative_instructions
+        columns = spread(
+            images=images, instructions=instructions, negative_instructions=negatives, seeds=seeds
+        )
+        check_needs(settings, columns[2], weak is not None)
         self._check_weak(weak)
         settings.make_guidance().check_layers(self.unet.attention_layers)
         plan = self.schedule.plan(sampler, spacing, num_steps)
         settings.make_guidance().check_plan(plan)
         requests = make_requests(
-            images,
-            instructions,
-            negative_instructions=negative_instructions,
-            seeds=seeds,
+            *columns,
             resolution=resolution,
             noise=noise,
             step_noise=step_noise,
@@ -191,15 +209,16 @@ class Editor:
             for batch in batches:
                 started_at = time.perf_counter()
                 latents, guided = self._sample(
-                    [requests[i] for i in batch], settings, plan, weak, batch_branches, bar.update
+                    *([requests[i] for i in batch], settings, plan, weak, batch_branches),
+                    advance=bar.update,
+                    on_step=on_step,
                 )
                 shared_s = (time.perf_counter() - started_at) / len(batch)
                 for place, i in enumerate(batch):
                     done[i] = self._finish(requests[i], latents, guided, place, shared_s)
                     if on_edit is not None:
                         on_edit(i, done[i])
-        columns = zip(*(done[i] for i in range(len(requests))), strict=True)
-        return EditResult(*(list(column) for column in columns))
+        return EditResult(*map(list, zip(*(done[i] for i in sorted(done)), strict=True)))
 
     def _text_states(self, sentences: list[str]) -> dict[str, Tensor]:
         """State of each sentence, (77, D), on the CPU."""
@@ -217,6 +236,7 @@ class Editor:
         weak: UNet | None,
         batch_branches: bool,
         advance: Callable[[], object],
+        on_step: Callable[[Evaluation], None] | None,
     ) -> tuple[Tensor, GuidedDenoiser]:
         """Edits of one size -> scaled latents, (B, 4, h, w), float32, and what guided them."""
 
@@ -253,6 +273,9 @@ class Editor:
                 advance()
             denoised = guided(x, sigma, step)
             finite.append((step.index, denoised.isfinite().all()))
+            if on_step is not None:
+                edits = [request.index for request in requests]
+                on_step(Evaluation(edits, step, x, sigma, denoised, guided.evaluations))
             return denoised
 
         noise = stack([r.noise for r in requests])

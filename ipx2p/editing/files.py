@@ -12,10 +12,16 @@ import torch
 from PIL import Image
 
 from ipx2p import __version__
-from ipx2p.devices import device_name, dtype_name
+from ipx2p.devices import advice_out_of_memory, device_name, dtype_name
 from ipx2p.diffusion.guidance.registry import spec_of
 from ipx2p.editing.editor import Editor
-from ipx2p.editing.settings import Edited, EditSettings, check_needs
+from ipx2p.editing.settings import (
+    Edited,
+    EditSettings,
+    check_instructions,
+    check_needs,
+    pick_resolution,
+)
 from ipx2p.errors import InputError
 from ipx2p.files import check_writable, write_json
 from ipx2p.images import fit, load_image, save_image
@@ -28,7 +34,7 @@ MAX_STEM_BYTES = 200  # file systems allow 255 for a name
 
 
 @dataclass(frozen=True)
-class Edit:
+class FileEdit:
     """One picture at its final size, what to do with it, and the seed of one variant."""
 
     path: Path
@@ -48,7 +54,7 @@ def edit_files(
     weak_weights: str | None = None,
     seed: int = 0,
     num_images: int = 1,
-    resolution: int | None = 512,
+    resolution: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     batch_size: int = 4,
@@ -69,9 +75,8 @@ def edit_files(
     """
     settings.check()
     check_needs(settings, [negative_instruction], weak_weights is not None)
-    if resolution is not None and resolution < 1:
-        raise InputError(f"resolution is {resolution}, expected 1 or more pixels")
     folder = find_folder(weights)
+    resolution = pick_resolution(folder, resolution)
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     edits = read_edits(paths, instructions, seed, num_images, resolution, multiple)
     check_writable(output)
@@ -90,24 +95,26 @@ def edit_files(
         **surroundings(editor),
     }
     files = ResultFiles(output, edits, made_with)
-    try:
+
+    def advice() -> str:
+        return (
+            f"{len(files.paths)} of {len(edits)} edits are written; try a smaller --resolution, "
+            "--batch-size 1, or --one-branch-at-a-time"
+        )
+
+    with advice_out_of_memory(advice):
         result = editor.edit(
             [edit.image for edit in edits],
             [edit.instruction for edit in edits],
             **asdict(settings),
             seeds=[edit.seed for edit in edits],
-            negative_instructions=[negative_instruction] * len(edits),
+            negative_instructions=negative_instruction,
             weak=weak,
             batch_size=batch_size,
             batch_branches=batch_branches,
             progress=True,
             on_edit=files.write,
         )
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"out of memory on {editor.device}, {len(files.paths)} of {len(edits)} edits are "
-            "written: try a smaller --resolution, --batch-size 1, or --one-branch-at-a-time"
-        ) from error
     paths = [files.paths[index] for index in range(len(edits))]
     if len(edits) > 1:
         paths.append(free_path(output, "sheet"))
@@ -128,7 +135,7 @@ def _load(
 class ResultFiles:
     """Writes results as they come, each beside a JSON file with what made it."""
 
-    def __init__(self, folder: Path, edits: Sequence[Edit], made_with: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, edits: Sequence[FileEdit], made_with: dict[str, Any]) -> None:
         self.folder = folder
         self.edits = edits
         self.made_with = made_with
@@ -164,9 +171,9 @@ def read_edits(
     instructions: Sequence[str],
     seed: int,
     num_images: int,
-    resolution: int | None,
+    resolution: int,
     multiple: int,
-) -> list[Edit]:
+) -> list[FileEdit]:
     """Load the pictures at their final size, pair them with instructions and seeds.
 
     The variants of a picture stand side by side and share it.
@@ -180,11 +187,9 @@ def read_edits(
         )
     if len(instructions) == 1:
         instructions = [*instructions] * len(paths)
-    for instruction in instructions:
-        if not instruction.strip():
-            raise InputError("the instruction is empty: say what to do with the picture")
+    check_instructions(instructions)
     return [
-        Edit(Path(path), image, instruction, seed + variant)
+        FileEdit(Path(path), image, instruction, seed + variant)
         for path, instruction in zip(paths, instructions, strict=True)
         for image in [fit(load_image(path), resolution, multiple)]
         for variant in range(num_images)
@@ -207,7 +212,7 @@ def free_path(folder: Path, stem: str) -> Path:
 
 
 def edit_sheet(
-    edits: Sequence[Edit], results: Sequence[Image.Image], num_images: int
+    edits: Sequence[FileEdit], results: Sequence[Image.Image], num_images: int
 ) -> Image.Image:
     """One row per picture: the source, then its variants."""
     firsts = range(0, len(edits), num_images)

@@ -1,20 +1,26 @@
 """What an edit is asked for and what it gives: settings, requests, results (layer 3)."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
 from ipx2p.diffusion.guidance.registry import make_guidance
 from ipx2p.diffusion.guidance.stack import Guidance
-from ipx2p.diffusion.samplers import SAMPLERS
-from ipx2p.diffusion.schedule import SPACINGS
-from ipx2p.errors import InputError, suggestion
-from ipx2p.images import fit
-from ipx2p.models.unet import LATENT_CHANNELS
+from ipx2p.diffusion.schedule import Step
+from ipx2p.errors import InputError
+from ipx2p.images import fit, fit_size, load_image
+from ipx2p.models.unet import LATENT_CHANNELS, UNetConfig
+from ipx2p.models.vae import VAEConfig
+from ipx2p.names import check_names
 from ipx2p.seeds import unit_noise
+
+USUAL_RESOLUTION = 512  # for weights that do not say what they were trained at
+FAR = 1.5  # from the resolution of the training, as a ratio
 
 
 @dataclass
@@ -30,23 +36,34 @@ class EditSettings:
 
     def check(self) -> None:
         """Raise InputError for an unknown name, an impossible number, or what does not couple."""
-        for kind, name, known in (
-            ("sampler", self.sampler, [*SAMPLERS]),
-            ("spacing", self.spacing, SPACINGS),
-        ):
-            if name not in known:
-                raise InputError(f"unknown {kind} {name!r}; {suggestion(name, known)}")
+        check_names([self.sampler], self.spacing, [])
         if self.num_steps < 1:
             raise InputError(f"{self.num_steps} steps asked for, expected 1 or more")
         self.make_guidance().check_sampler(self.sampler)
 
     def make_guidance(self) -> Guidance:
-        """The guidance of one edit; it holds state, so every edit takes its own."""
+        """The guidance of one edit. It holds state: make one for each edit."""
         return make_guidance(
             self.guidance,
             guidance_scale=self.guidance_scale,
             image_guidance_scale=self.image_guidance_scale,
         )
+
+
+class Evaluation(NamedTuple):
+    """What a sampler asked of its denoiser, and the answer; latents are float32, (B, 4, h, w).
+
+    edits: index of each edit of the batch. step: of the sampler; Heun's method evaluates some steps
+    twice. x: noisy latents, x0 + sigma n. denoised: the guided estimate of x0. evaluations: of the
+    network so far, for each edit.
+    """
+
+    edits: list[int]
+    step: Step
+    x: Tensor
+    sigma: float
+    denoised: Tensor
+    evaluations: int
 
 
 class Edited(NamedTuple):
@@ -64,7 +81,7 @@ class EditResult:
     """The results of an edit, one entry each.
 
     images: RGB pictures. pixels01: (3, H, W) in [0, 1]. latents: scaled, (4, h, w). All on the CPU.
-    evaluations: of the network, for each edit; those of a weak one count as much.
+    evaluations: of the network; those of a weak one count as much.
     seconds: from encoding the source to decoding the result; edits of one batch share its time.
     """
 
@@ -73,6 +90,11 @@ class EditResult:
     latents: list[Tensor] = field(default_factory=list)
     evaluations: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(dict.fromkeys(f"{i.width} x {i.height}" for i in self.images))
+        cost = f"{sum(self.evaluations)} evaluations, {sum(self.seconds):.1f} s"
+        return f"EditResult({len(self.images)} images, {sizes or 'no'} pixels, {cost})"
 
 
 def check_needs(settings: EditSettings, negatives: Sequence[str] | None, has_weak: bool) -> None:
@@ -97,10 +119,38 @@ def check_needs(settings: EditSettings, negatives: Sequence[str] | None, has_wea
             )
 
 
+def pick_resolution(folder: Path, resolution: int | None) -> int:
+    """The long side to edit at: what is asked for, or what a weights folder was trained at.
+
+    Warns when the autoencoder's multiple changes it, and when it is far from the training.
+    """
+    multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
+    trained = (UNetConfig.read(folder / "unet" / "config.json").sample_size or 0) * multiple
+    if resolution is None:
+        return trained or USUAL_RESOLUTION
+    if resolution < 1:
+        raise InputError(f"resolution is {resolution}, expected 1 or more pixels")
+    rounded, _ = fit_size(resolution, resolution, None, multiple)
+    if rounded != resolution:
+        warnings.warn(
+            f"resolution {resolution} is rounded to {rounded}: the autoencoder needs a multiple of "
+            f"{multiple}",
+            stacklevel=2,
+        )
+    if trained and not trained / FAR <= rounded <= trained * FAR:
+        warnings.warn(
+            f"resolution {rounded} is far from the {trained} pixels that the model was trained at: "
+            "edits may be poor",
+            stacklevel=2,
+        )
+    return resolution
+
+
 @dataclass(frozen=True)
 class Request:
     """One edit, ready to be batched with others of its size."""
 
+    index: int  # among the edits of a call
     image: Image.Image  # source, already at the size of the result
     text: Tensor  # (77, D)
     negative_text: Tensor  # (77, D)
@@ -113,12 +163,37 @@ class Request:
         return unit_noise(self.text.shape, self.seed, "edit text noise", step)
 
 
+def check_instructions(instructions: Iterable[str]) -> None:
+    """Raise InputError for one that says nothing."""
+    if not all(instruction.strip() for instruction in instructions):
+        raise InputError("the instruction is empty: say what to do with the picture")
+
+
+def spread(**values: Any) -> list[list]:
+    """Lists of equal length: one value, or a list of one, stands for all of them.
+
+    No pictures are no edits, whatever else is given.
+    """
+    lists = {
+        name: [value] if isinstance(value, str) or not isinstance(value, Iterable) else [*value]
+        for name, value in values.items()
+    }
+    pictures = len(next(iter(lists.values())))
+    count = max(map(len, lists.values())) if pictures else 0
+    for name, value in lists.items():
+        if len(value) not in (1, count):
+            raise InputError(
+                f"{pictures} pictures but {len(value)} {name}: give one for each, or one for all"
+            )
+    return [value * count if len(value) == 1 else value for value in lists.values()]
+
+
 def make_requests(
-    images: Sequence[Image.Image],
+    images: Sequence[Image.Image | str | Path],
     instructions: Sequence[str],
-    *,
-    negative_instructions: Sequence[str] | None,
+    negatives: Sequence[str],
     seeds: Sequence[int],
+    *,
     resolution: int | None,
     noise: Sequence[Tensor] | None,
     step_noise: Sequence[Tensor] | None,
@@ -126,38 +201,29 @@ def make_requests(
     downscale: int,
     encode: Callable[[list[str]], dict[str, Tensor]],
 ) -> list[Request]:
-    """Check and pair up the arguments of `Editor.edit`; pictures come to their final size.
+    """Bring the pictures of `Editor.edit` to their final size, and draw the noise.
 
     Args:
         downscale: pixels per latent pixel. encode: sentences -> the states of each, (77, D).
     """
-    count = len(images)
-    seeds = [*seeds] * count if len(seeds) == 1 else seeds
-    negatives = [""] * count if negative_instructions is None else negative_instructions
-    for name, values in (
-        ("instructions", instructions),
-        ("negative_instructions", negatives),
-        ("seeds", seeds),
-        ("noise", noise),
-        ("step_noise", step_noise),
-    ):
-        if values is not None and len(values) != count:
-            raise InputError(f"{count} pictures but {len(values)} {name}, expected one each")
-    for instruction in instructions:
-        if not instruction.strip():
-            raise InputError("the instruction is empty: say what to do with the picture")
-
+    check_instructions(instructions)
+    for name, values in (("noise", noise), ("step_noise", step_noise)):
+        if values is not None and len(values) != len(images):
+            raise InputError(f"{len(images)} edits but {len(values)} {name}, expected one each")
     states = encode([*dict.fromkeys([*instructions, *negatives])])
-    fitted: dict[int, Image.Image] = {}  # the same picture may be edited many times
+    fitted: dict[Any, Image.Image] = {}  # the same picture may be edited many times
     requests = []
     for i, image in enumerate(images):
-        if id(image) not in fitted:
-            fitted[id(image)] = fit(image, resolution, downscale)
-        width, height = fitted[id(image)].size
+        key = str(image) if isinstance(image, str | Path) else id(image)
+        if key not in fitted:
+            loaded = load_image(image) if isinstance(image, str | Path) else image
+            fitted[key] = fit(loaded, resolution, downscale)
+        width, height = fitted[key].size
         shape = (LATENT_CHANNELS, height // downscale, width // downscale)
         requests.append(
             Request(
-                image=fitted[id(image)],
+                index=i,
+                image=fitted[key],
                 text=states[instructions[i]],
                 negative_text=states[negatives[i]],
                 seed=seeds[i],

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ipx2p.cli import Parser, run_command
+from ipx2p.files import check_picture_file
+from ipx2p.names import check_names
+from ipx2p.weights.readers import find_folder
 
 DESCRIPTION = "Edit pictures with every combination of guidance and scales, measure, and report."
 
@@ -88,8 +91,7 @@ def _add_how(add: Callable[..., object]) -> None:
         "--resolution",
         metavar="N",
         type=int,
-        default=512,
-        help="the long side becomes N pixels (default: %(default)s)",
+        help="the long side becomes N pixels (default: what the model was trained at)",
     )
 
 
@@ -110,6 +112,10 @@ def _add_where(add: Callable[..., object]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Compare, and say where the report is."""
     args = parse(argv)
+    check_names(args.sampler, args.spacing, args.guidance)  # slips are answered at once
+    for path in [*(args.image or ()), *args.target]:
+        check_picture_file(path)
+    find_folder(args.weights)
     from ipx2p.eval.cases import cases_of_folder, cases_of_images, cases_of_manifest, draw
     from ipx2p.eval.comparison import CompareConfig, compare
     from ipx2p.eval.sweep import SweepConfig

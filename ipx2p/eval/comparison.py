@@ -6,7 +6,7 @@ OUTPUT/  edits/KEY.png  edits_RANK.jsonl  scores_RANK.jsonl  sweep.json      wha
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,7 @@ from ipx2p.devices import dtype_name, pick_device, pick_dtype
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
 from ipx2p.distributed import World, open_world
 from ipx2p.editing.editor import Editor
-from ipx2p.editing.settings import EditSettings
+from ipx2p.editing.settings import EditSettings, pick_resolution
 from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case, draw
 from ipx2p.eval.features import ClipFeatures
@@ -77,6 +77,8 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
     """
     settings = config.sweep.settings(has_weak=config.weak_weights is not None)
     folder = find_folder(weights)
+    resolution = pick_resolution(folder, config.sweep.resolution)
+    config = replace(config, sweep=replace(config.sweep, resolution=resolution))
     _check_arguments(cases, settings, config, folder)
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     cuda = pick_device(config.device).type == "cuda"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ipx2p.devices import advice_out_of_memory
 from ipx2p.diffusion.guidance.registry import spec_of
 from ipx2p.diffusion.guidance.scheme import Scheme
 from ipx2p.distributed import World
@@ -46,7 +47,7 @@ class SweepConfig:
     steps: list[int] = field(default_factory=lambda: [20])
     seeds: list[int] = field(default_factory=lambda: [0])
     negative_instruction: str = ""
-    resolution: int | None = 512
+    resolution: int | None = None  # that of the model's training
 
     def settings(self, *, has_weak: bool) -> list[EditSettings]:
         """Every combination, each once; InputError for one that cannot be edited with."""
@@ -67,8 +68,6 @@ class SweepConfig:
                 "a weak network is given, but no --guidance uses one: add autoguidance, or leave "
                 "out --weak-weights"
             )
-        if self.resolution is not None and self.resolution < 1:
-            raise InputError(f"resolution is {self.resolution}, expected 1 or more pixels")
         return [*unlike.values()]
 
 
@@ -208,13 +207,13 @@ def run_trials(
             bar.update()
 
         for batch in _batches(trials):
-            try:
+            with advice_out_of_memory(
+                lambda: (
+                    f"{len(rows.by_key)} edits are written and stay; try a smaller "
+                    "--batch-size, or --one-branch-at-a-time"
+                )
+            ):
                 _edit(batch, config, editor, weak, write, batch_size, batch_branches)
-            except torch.OutOfMemoryError as error:
-                raise InputError(
-                    f"out of memory on {editor.device}; {len(rows.by_key)} edits are written and "
-                    "stay: try a smaller --batch-size, or --one-branch-at-a-time"
-                ) from error
 
 
 def _edit(
