@@ -3,6 +3,7 @@
 import itertools
 import os
 import platform
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,10 +77,12 @@ def edit_files(
     settings.check()
     check_needs(settings, [negative_instruction], weak_weights is not None)
     folder = find_folder(weights)
-    resolution = pick_resolution(folder, resolution)
+    resolution, notes = pick_resolution(folder, resolution)
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     edits = read_edits(paths, instructions, seed, num_images, resolution, multiple)
     check_writable(output)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     editor, weak = _load(folder, weak_weights, device, dtype, compile)
     made_with = {
         "weights": str(weights),

@@ -1,6 +1,5 @@
 """What an edit is asked for and what it gives: settings, requests, results (layer 3)."""
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,31 +118,30 @@ def check_needs(settings: EditSettings, negatives: Sequence[str] | None, has_wea
             )
 
 
-def pick_resolution(folder: Path, resolution: int | None) -> int:
+def pick_resolution(folder: Path, resolution: int | None) -> tuple[int, list[str]]:
     """The long side to edit at: what is asked for, or what a weights folder was trained at.
 
-    Warns when the autoencoder's multiple changes it, and when it is far from the training.
+    Returns: with it, what to warn of: rounding, and a size far from that of the training.
     """
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     trained = (UNetConfig.read(folder / "unet" / "config.json").sample_size or 0) * multiple
     if resolution is None:
-        return trained or USUAL_RESOLUTION
+        return trained or USUAL_RESOLUTION, []
     if resolution < 1:
         raise InputError(f"resolution is {resolution}, expected 1 or more pixels")
+    notes = []
     rounded, _ = fit_size(resolution, resolution, None, multiple)
     if rounded != resolution:
-        warnings.warn(
+        notes.append(
             f"resolution {resolution} is rounded to {rounded}: the autoencoder needs a multiple of "
-            f"{multiple}",
-            stacklevel=2,
+            f"{multiple}"
         )
     if trained and not trained / FAR <= rounded <= trained * FAR:
-        warnings.warn(
+        notes.append(
             f"resolution {rounded} is far from the {trained} pixels that the model was trained at: "
-            "edits may be poor",
-            stacklevel=2,
+            "edits may be poor"
         )
-    return resolution
+    return resolution, notes
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     """Compare, and say where the report is."""
     args = parse(argv)
     check_names(args.sampler, args.spacing, args.guidance)  # slips are answered at once
-    for path in [*(args.image or ()), *args.target]:
+    for path in args.image or ():
         check_picture_file(path)
     find_folder(args.weights)
     from ipx2p.eval.cases import cases_of_folder, cases_of_images, cases_of_manifest, draw

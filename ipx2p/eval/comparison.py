@@ -5,6 +5,7 @@ OUTPUT/  edits/KEY.png  edits_RANK.jsonl  scores_RANK.jsonl  sweep.json      wha
 """
 
 import platform
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -77,7 +78,7 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
     """
     settings = config.sweep.settings(has_weak=config.weak_weights is not None)
     folder = find_folder(weights)
-    resolution = pick_resolution(folder, config.sweep.resolution)
+    resolution, notes = pick_resolution(folder, config.sweep.resolution)
     config = replace(config, sweep=replace(config.sweep, resolution=resolution))
     _check_arguments(cases, settings, config, folder)
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
@@ -95,6 +96,8 @@ def compare(weights: str, cases: Sequence[Case], config: CompareConfig) -> None:
         world.check_same("what is compared", key_of([trial.key for trial in trials]))
         rows = Rows(config.output, "edits", world.rank)
         scores = Rows(config.output, "scores", world.rank)
+        for note in notes if world.is_main else ():
+            warnings.warn(note, stacklevel=2)
         _edit(trials, rows, folder, config, device, world)
         score_trials(
             *(trials, rows, scores, clip, world),
