@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ipx2p.cli import Parser
+from ipx2p.weights.readers import find_source
 
 DESCRIPTION = "Convert weights: original single file <-> weights folder, 4 -> 8 input channels."
 EXAMPLES = """\
@@ -59,6 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Convert."""
     args = parse(argv)
+    find_source(args.source)  # a slip is answered at once
     from ipx2p.weights.convert import convert
 
     convert(
