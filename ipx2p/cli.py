@@ -1,4 +1,4 @@
-"""What every command shares: one-line errors, exit codes, one-line warnings (layer 0, no torch)."""
+"""Shared by all commands: one-line errors and warnings, exit codes, environment (layer 0)."""
 
 import argparse
 import os
@@ -21,7 +21,7 @@ ENVIRONMENT = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that keeps the layout of its help and answers errors with one line."""
+    """An argument parser that keeps the layout of its help and reports errors in one line."""
 
     names: ClassVar[dict[str, str]] = {}  # of scripts that were called as `ipx2p COMMAND`
 
@@ -40,8 +40,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
+def add_where(add: Callable[..., object]) -> None:
+    """Arguments of the commands that edit: where and how to compute."""
+    add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    add("--dtype", metavar="NAME", default="auto", help="auto, float32, bfloat16, float16")
+    add("--batch-size", metavar="N", type=int, default=4, help="edits at once (default: 4)")
+    one = "run the branches of guidance one after another: slower, less memory"
+    add("--one-branch-at-a-time", dest="batch_branches", action="store_false", help=one)
+    add("--compile", action="store_true", help="compile the U-Net: pays off over many edits")
+
+
 def prepare_environment() -> None:
-    """Set what torch reads when it starts, but for what the user has set."""
+    """Set what torch reads when it starts; the user's own settings win."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
@@ -49,8 +59,8 @@ def prepare_environment() -> None:
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main` and exit: 0 or its own code, 2 with one line for bad input.
 
-    What the operating system refuses (names that are too long, files that may not be read) is bad
-    input wherever it comes up; a bug keeps its traceback.
+    Errors of the operating system (names too long, missing permissions) count as bad input wherever
+    they occur; bugs keep their traceback.
     """
     prepare_environment()
     try:
@@ -61,7 +71,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             sys.exit(code)
     except InputError as error:
         _fail(str(error))
-    except BrokenPipeError:  # whoever read the output has what they wanted, as with `| head`
+    except BrokenPipeError:  # the reader closed the pipe, as `| head` does
         _drop_output()
         sys.exit(BROKEN_PIPE)
     except OSError as error:
@@ -84,7 +94,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _drop_output() -> None:
-    """Let what cannot be written go nowhere, so that the end of the process does not fail on it."""
+    """Discard output that cannot be written, so that the process does not fail at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

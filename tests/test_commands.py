@@ -209,9 +209,8 @@ def test_defaults_of_the_command_are_those_of_the_code():
         ipx2p.commands.edit.parse(["w", "--image", "a", "--instruction", "b"]),
         EditSettings(),
     )
-    assert args.steps == settings.num_steps
-    for name in ("sampler", "spacing", "guidance", "guidance_scale", "image_guidance_scale"):
-        assert getattr(args, name) == getattr(settings, name)
+    for name, value in vars(settings).items():
+        assert getattr(args, name) == value
 
 
 # sample.py
@@ -321,7 +320,10 @@ def truncated(path, picture):
         (without_picture(lambda path, _: path.mkdir()), r"bad\.png: is a folder"),
         (without_picture(lambda path, _: bomb(path)), r"bad\.png: .*1600000000 pixels.*178956970"),
         (option("--instruction", ""), "the instruction is empty"),
-        (option("--instruction", "a", "b"), "1 pictures but 2 instructions"),
+        (
+            lambda tmp_path, picture: ["--image", *[picture] * 3, "--instruction", "a", "b"],
+            "3 pictures but 2 instructions: give one for each, or one for all",
+        ),
         (option("--steps", "0"), "0 steps asked for, expected 1"),
         (option("--steps", "-3"), "-3 steps asked for, expected 1"),
         (option("--steps", "5000"), "5000 steps asked for, expected 1 to 1000"),

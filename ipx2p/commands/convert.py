@@ -37,18 +37,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("source", metavar="SOURCE", help="checkpoint file, weights folder, or hub id")
     add("output", metavar="OUTPUT", type=Path, help="a new folder, or a new .safetensors file")
     add("--to", choices=["folder", "ldm"], default="folder", help="(default: folder)")
-    add(
-        "--weights",
-        choices=["ema", "raw"],
-        help="averaged or raw weights of a single file (default: ema where the file has them)",
-    )
+    which = "averaged or raw weights of a single file (default: ema where the file has them)"
+    add("--weights", dest="which", choices=["ema", "raw"], help=which)
     add("--edit", action="store_true", help="widen a 4-channel U-Net to 8, for training on edits")
-    add(
-        "--add-difference",
-        metavar=("EDIT", "BASE"),
-        nargs=2,
-        help="add EDIT - BASE to the U-Net, both SOURCEs",
-    )
+    difference = "add EDIT - BASE to the U-Net, both SOURCEs"
+    add("--add-difference", metavar=("EDIT", "BASE"), nargs=2, help=difference)
     add("--config", metavar="FOLDER", help="folder or hub id with what a single file lacks")
     add("--vae", metavar="PATH", help="another autoencoder: folder, hub id or single file")
     add("--tokenizer", metavar="PATH", help="folder or hub id with tokenizer files")
@@ -63,16 +56,4 @@ def main(argv: list[str] | None = None) -> None:
     find_source(args.source)  # a slip is answered at once
     from ipx2p.weights.convert import convert
 
-    convert(
-        args.source,
-        args.output,
-        to=args.to,
-        which=args.weights,
-        edit=args.edit,
-        add_difference=args.add_difference,
-        config=args.config,
-        vae=args.vae,
-        tokenizer=args.tokenizer,
-        prediction=args.prediction,
-        dtype=args.dtype,
-    )
+    convert(**vars(args))

@@ -3,9 +3,10 @@
 import argparse
 import textwrap
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
-from ipx2p.cli import Parser
+from ipx2p.cli import Parser, add_where
 from ipx2p.files import check_picture_file
 from ipx2p.names import GUIDANCE, MODIFIERS, SAMPLERS, SPACINGS, check_names
 from ipx2p.weights.readers import find_folder
@@ -58,100 +59,44 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="sample.py", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
     add("weights", metavar="WEIGHTS", help="weights folder or hub id")
-    add("--image", metavar="PATH", nargs="+", required=True, help="pictures to edit")
-    add(
-        "--instruction",
-        metavar="TEXT",
-        nargs="+",
-        required=True,
-        help="what to do: one for all pictures, or one each",
-    )
+    several = {"nargs": "+", "required": True}
+    add("--image", metavar="PATH", dest="paths", **several, help="pictures to edit")
+    what = "what to do: one for all pictures, or one for each"
+    add("--instruction", metavar="TEXT", dest="instructions", **several, help=what)
     add("--negative-instruction", metavar="TEXT", default="", help="what to steer away from")
     add("--output", metavar="DIR", type=Path, default=Path("edits"), help="(default: edits)")
     _add_how(parser.add_argument_group("how to edit").add_argument)
-    _add_where(parser.add_argument_group("where to compute").add_argument)
+    add_where(parser.add_argument_group("where to compute").add_argument)
     return parser.parse_args(argv)
 
 
 def _add_how(add: Callable[..., object]) -> None:
     add("--sampler", metavar="NAME", default="euler_ancestral", help="(default: %(default)s)")
     add("--spacing", metavar="NAME", default="linspace", help="(default: %(default)s)")
-    add("--steps", metavar="N", type=int, default=20, help="1 to 1000 (default: %(default)s)")
-    add(
-        "--guidance",
-        metavar="STACK",
-        default="ip2p",
-        help='a scheme and modifiers, as "ip2p+apg:eta=0,norm=7.5+rescale" (default: %(default)s)',
-    )
-    add(
-        "--guidance-scale",
-        metavar="S",
-        type=float,
-        default=7.0,
-        help="how strongly to follow the instruction (default: %(default)s)",
-    )
-    add(
-        "--image-guidance-scale",
-        metavar="S",
-        type=float,
-        default=1.5,
-        help="how closely to keep to the picture (default: %(default)s)",
-    )
+    steps = "1 to 1000 (default: %(default)s)"
+    add("--steps", metavar="N", dest="num_steps", type=int, default=20, help=steps)
+    stack = 'a scheme and modifiers, as "ip2p+apg:eta=0,norm=7.5+rescale" (default: %(default)s)'
+    add("--guidance", metavar="STACK", default="ip2p", help=stack)
+    text = "how strongly to follow the instruction (default: %(default)s)"
+    add("--guidance-scale", metavar="S", type=float, default=7.0, help=text)
+    image = "how closely to keep to the picture (default: %(default)s)"
+    add("--image-guidance-scale", metavar="S", type=float, default=1.5, help=image)
     add("--weak-weights", metavar="WEIGHTS", help="a weaker model, for --guidance autoguidance")
     add("--seed", metavar="N", type=int, default=0, help="of the first variant (default: 0)")
     add("--num-images", metavar="N", type=int, default=1, help="variants of each (default: 1)")
-    add(
-        "--resolution",
-        metavar="N",
-        type=int,
-        help="the long side becomes N pixels (default: what the model was trained at)",
-    )
-
-
-def _add_where(add: Callable[..., object]) -> None:
-    add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
-    add("--dtype", metavar="NAME", default="auto", help="auto, float32, bfloat16, float16")
-    add("--batch-size", metavar="N", type=int, default=4, help="edits at once (default: 4)")
-    add(
-        "--one-branch-at-a-time",
-        action="store_true",
-        help="run the branches of guidance one after another: slower, less memory",
-    )
-    add("--compile", action="store_true", help="compile the U-Net: pays off over many edits")
+    size = "the long side becomes N pixels (default: what the model was trained at)"
+    add("--resolution", metavar="N", type=int, help=size)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the pictures, edit them, write the results."""
-    args = parse(argv)
-    check_names([args.sampler], args.spacing, [args.guidance])  # slips are answered at once
-    for path in args.image:
+    args = vars(parse(argv))
+    check_names([args["sampler"]], args["spacing"], [args["guidance"]])  # answer slips at once
+    for path in args["paths"]:
         check_picture_file(Path(path))
-    find_folder(args.weights)
+    find_folder(args["weights"])
     from ipx2p.editing.files import edit_files
     from ipx2p.editing.settings import EditSettings
 
-    files = edit_files(
-        args.weights,
-        args.image,
-        args.instruction,
-        args.output,
-        EditSettings(
-            sampler=args.sampler,
-            spacing=args.spacing,
-            num_steps=args.steps,
-            guidance=args.guidance,
-            guidance_scale=args.guidance_scale,
-            image_guidance_scale=args.image_guidance_scale,
-        ),
-        negative_instruction=args.negative_instruction,
-        weak_weights=args.weak_weights,
-        seed=args.seed,
-        num_images=args.num_images,
-        resolution=args.resolution,
-        device=args.device,
-        dtype=args.dtype,
-        batch_size=args.batch_size,
-        batch_branches=not args.one_branch_at_a_time,
-        compile=args.compile,
-    )
-    print(*files, sep="\n")
+    settings = EditSettings(**{field.name: args.pop(field.name) for field in fields(EditSettings)})
+    print(*edit_files(settings=settings, **args), sep="\n")

@@ -46,13 +46,13 @@ Picture = Image.Image | str | Path
 class Editor:
     """Edits pictures by instructions.
 
-    The U-Net computes in its own dtype (its norms accumulate in float32 there too); noise, guidance
-    and the sampler's latents are float32. In float32 an edit does not depend on its batch: the same
-    noise bit for bit, latents within 1e-4 of their standard deviation.
+    The U-Net computes in its own dtype (with norms accumulated in float32); noise, guidance and the
+    sampler's latents are float32. In float32 an edit does not depend on its batch: its noise is the
+    same bit for bit, its latents within 1e-4 of their standard deviation.
 
     Args:
         unet: an edit model, 8 input channels; edits run on its device and in its dtype.
-        vae: in its own dtype, whatever the U-Net's. text: likewise.
+        vae, text: on the same device, each in its own dtype.
         schedule: the training schedule of the U-Net.
     """
 
@@ -74,9 +74,9 @@ class Editor:
         """Load a weights folder or hub id.
 
         Args:
-            device: `auto` is CUDA where there is one.
-            dtype: of the U-Net; `auto` is bfloat16 on CUDA, float32 elsewhere. VAE and text encoder
-                are small beside it and stay float32.
+            device: `auto` is CUDA if available, else the CPU.
+            dtype: of the U-Net; `auto` is bfloat16 on CUDA, float32 elsewhere. VAE and text
+                encoder are small and stay in float32.
         Raises: InputError for a missing or damaged file, or an absent device.
         """
         device = pick_device(str(device))
@@ -89,18 +89,18 @@ class Editor:
         return cls(unet.to(device), vae.to(device), text.to(device), schedule)
 
     def load_weak(self, weights: str | Path) -> UNet:
-        """The U-Net of another weights folder or hub id, to guide by as the weak network.
+        """The U-Net of another weights folder or hub id, as the weak network of guidance.
 
-        Raises: InputError for one that was not trained on the same noise levels and prediction.
+        Raises: InputError unless it was trained with the same noise levels and prediction type.
         """
         folder = find_folder(weights)
         path = folder / "scheduler" / "scheduler_config.json"
         theirs, ours = asdict(ScheduleConfig.read(path)), asdict(self.schedule.config)
-        for name in ours.keys() - {"steps_offset"}:  # which only says where a spacing starts
+        for name in ours.keys() - {"steps_offset"}:  # only says where a spacing starts
             if theirs[name] != ours[name]:
                 raise InputError(
                     f"{path}: {name} is {theirs[name]!r}, that of the edit model is "
-                    f"{ours[name]!r}: a weak network must be of the same kind"
+                    f"{ours[name]!r}: the weak network must match it"
                 )
         unet = UNet.load(folder / "unet", self.dtype).to(self.device)
         _check_unet(unet, self.text)
@@ -115,7 +115,7 @@ class Editor:
             if getattr(ours, name) != getattr(theirs, name):
                 raise InputError(
                     f"{name} of the weak network is {getattr(theirs, name)}, that of the edit "
-                    f"model {getattr(ours, name)}: they must be alike, as load_weak makes them"
+                    f"model {getattr(ours, name)}: load it with editor.load_weak"
                 )
 
     def __repr__(self) -> str:
@@ -221,7 +221,7 @@ class Editor:
         return EditResult(*map(list, zip(*(done[i] for i in sorted(done)), strict=True)))
 
     def _text_states(self, sentences: list[str]) -> dict[str, Tensor]:
-        """State of each sentence, (77, D), on the CPU."""
+        """Text states of each sentence, (77, D), on the CPU."""
         states = {}
         for start in range(0, len(sentences), TEXT_BATCH):
             chunk = sentences[start : start + TEXT_BATCH]
@@ -280,7 +280,7 @@ class Editor:
 
         noise = stack([r.noise for r in requests])
         x = noise * plan.start_factor
-        if guidance.mask is not None:  # what it keeps is the source, under this noise
+        if guidance.mask is not None:  # outside it the source is kept, under this noise
             x = conditions.latents + noise * plan.sigmas[0]
         x = SAMPLERS[settings.sampler](
             denoiser, x, plan, lambda index: stack([r.step_noise(index) for r in requests])
@@ -289,7 +289,7 @@ class Editor:
         return x * plan.end_factor, guided
 
     def _check_finite(self, finite: list[tuple[int, Tensor]], num_steps: int) -> None:
-        # Looked at once, at the end: asking after every step would make the device wait.
+        # Checked once, at the end: a check after every step would make the device wait.
         bad = (~torch.stack([ok for _, ok in finite])).nonzero().flatten().tolist()
         if bad:
             raise NotFiniteError(
@@ -305,7 +305,7 @@ class Editor:
         place: int,
         shared_s: float,
     ) -> Edited:
-        """The edit at this place of a batch, decoded; `shared_s` is its share of the sampling."""
+        """Decode the edit at this place of a batch; `shared_s` is its share of sampling time."""
         started_at = time.perf_counter()
         pixels01 = self._decode(latents[place])
         if guided.mask is not None:

@@ -1,4 +1,4 @@
-"""Edit picture files: read, edit, write results with their settings and a sheet (layer 4)."""
+"""Edit picture files: write results, their settings and a contact sheet (layer 3)."""
 
 import itertools
 import os
@@ -22,6 +22,7 @@ from ipx2p.editing.settings import (
     check_instructions,
     check_needs,
     pick_resolution,
+    spread,
 )
 from ipx2p.errors import InputError
 from ipx2p.files import check_writable, write_json
@@ -62,15 +63,16 @@ def edit_files(
     batch_branches: bool = True,
     compile: bool = False,
 ) -> list[Path]:
-    """Edit every picture `num_images` times, with seeds from `seed` on.
+    """Edit every picture `num_images` times, with consecutive seeds from `seed`.
 
-    Each result is written as soon as it is there, as OUTPUT/NAME-000.png beside a JSON file with
-    every setting that made it; no file is overwritten, the number counts on. More than one result
-    also makes a labelled contact sheet.
+    Each result is written as soon as it is finished, to OUTPUT/NAME-000.png, with a JSON file that
+    records every setting. Files are never overwritten: the next free number is used. Several
+    results also get a labelled contact sheet.
 
     Args:
-        instructions: one for all pictures, or one each.
+        paths, instructions: one for each edit, or one for all of them.
         weak_weights: of a second U-Net, for guidance that needs one.
+        resolution: of the long side; None is what the model was trained at.
     Returns: the pictures written, the sheet last.
     Raises: InputError for bad arguments or files, before the weights are loaded where possible.
     """
@@ -98,14 +100,7 @@ def edit_files(
         **surroundings(editor),
     }
     files = ResultFiles(output, edits, made_with)
-
-    def advice() -> str:
-        return (
-            f"{len(files.paths)} of {len(edits)} edits are written; try a smaller --resolution, "
-            "--batch-size 1, or --one-branch-at-a-time"
-        )
-
-    with advice_out_of_memory(advice):
+    with advice_out_of_memory(files.advice):
         result = editor.edit(
             [edit.image for edit in edits],
             [edit.instruction for edit in edits],
@@ -136,7 +131,7 @@ def _load(
 
 
 class ResultFiles:
-    """Writes results as they come, each beside a JSON file with what made it."""
+    """Writes each result as soon as it is finished, with a JSON file of its settings."""
 
     def __init__(self, folder: Path, edits: Sequence[FileEdit], made_with: dict[str, Any]) -> None:
         self.folder = folder
@@ -155,9 +150,16 @@ class ResultFiles:
         write_json(own | size | cost | self.made_with, path.with_suffix(".json"))
         self.paths[index] = path
 
+    def advice(self) -> str:
+        """What to do when memory runs out."""
+        return (
+            f"{len(self.paths)} of {len(self.edits)} edits are written; try a smaller "
+            "--resolution, --batch-size 1, or --one-branch-at-a-time"
+        )
+
 
 def surroundings(editor: Editor) -> dict[str, Any]:
-    """What an edit was computed on and with."""
+    """The device, precision and versions that an edit was computed with."""
     return {
         "device": str(editor.device),
         "device_name": device_name(editor.device),
@@ -177,19 +179,10 @@ def read_edits(
     resolution: int,
     multiple: int,
 ) -> list[FileEdit]:
-    """Load the pictures at their final size, pair them with instructions and seeds.
-
-    The variants of a picture stand side by side and share it.
-    """
+    """Load the pictures at their final size; the variants of one are adjacent and share it."""
     if num_images < 1:
         raise InputError(f"num_images is {num_images}, expected 1 or more")
-    if len(instructions) not in (1, len(paths)):
-        raise InputError(
-            f"{len(paths)} pictures but {len(instructions)} instructions: give one for all of "
-            "them, or one each"
-        )
-    if len(instructions) == 1:
-        instructions = [*instructions] * len(paths)
+    paths, instructions = spread(images=paths, instructions=instructions)
     check_instructions(instructions)
     return [
         FileEdit(Path(path), image, instruction, seed + variant)
@@ -200,9 +193,9 @@ def read_edits(
 
 
 def free_path(folder: Path, stem: str) -> Path:
-    """FOLDER/STEM-000.png, or the first number after it that is free, for the JSON file too.
+    """FOLDER/STEM-000.png, or the first number that is free for the picture and its JSON file.
 
-    Stems are cut where the name would get too long for a file system.
+    Stems that are too long for a file system are cut.
     """
     while len(os.fsencode(stem)) > MAX_STEM_BYTES:
         stem = stem[:-1]

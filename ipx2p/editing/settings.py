@@ -1,7 +1,8 @@
-"""What an edit is asked for and what it gives: settings, requests, results (layer 3)."""
+"""Settings, requests and results of edits (layer 3)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ FAR = 1.5  # from the resolution of the training, as a ratio
 
 @dataclass
 class EditSettings:
-    """How to edit; the same names in Python, on the command line, in YAML and in tables."""
+    """How to edit; Python, command line, YAML and tables use the same names."""
 
     sampler: str = "euler_ancestral"
     spacing: str = "linspace"
@@ -34,7 +35,7 @@ class EditSettings:
     image_guidance_scale: float = 1.5  # s_I: how closely to keep to the source
 
     def check(self) -> None:
-        """Raise InputError for an unknown name, an impossible number, or what does not couple."""
+        """Raise InputError for unknown names, impossible numbers or incompatible choices."""
         check_names([self.sampler], self.spacing, [])
         if self.num_steps < 1:
             raise InputError(f"{self.num_steps} steps asked for, expected 1 or more")
@@ -50,9 +51,9 @@ class EditSettings:
 
 
 class Evaluation(NamedTuple):
-    """What a sampler asked of its denoiser, and the answer; latents are float32, (B, 4, h, w).
+    """One evaluation of a sampler's denoiser on a batch; latents are float32, (B, 4, h, w).
 
-    edits: index of each edit of the batch. step: of the sampler; Heun's method evaluates some steps
+    edits: index of each edit of the batch. step: of the sampler; Heun's method evaluates most steps
     twice. x: noisy latents, x0 + sigma n. denoised: the guided estimate of x0. evaluations: of the
     network so far, for each edit.
     """
@@ -77,7 +78,7 @@ class Edited(NamedTuple):
 
 @dataclass
 class EditResult:
-    """The results of an edit, one entry each.
+    """Results, one entry for each edit.
 
     images: RGB pictures. pixels01: (3, H, W) in [0, 1]. latents: scaled, (4, h, w). All on the CPU.
     evaluations: of the network; those of a weak one count as much.
@@ -97,13 +98,13 @@ class EditResult:
 
 
 def check_needs(settings: EditSettings, negatives: Sequence[str] | None, has_weak: bool) -> None:
-    """Raise InputError for guidance that lacks its second network or negative instruction."""
+    """Raise InputError if guidance lacks the second network or negative instruction it needs."""
     guidance = settings.make_guidance()
     for name in guidance.needs("weak"):
         if not has_weak:
             raise InputError(
-                f"guidance {name} needs a second, weaker network: --weak-weights, in "
-                "Python weak=editor.load_weak(WEIGHTS)"
+                f"guidance {name} needs a second, weaker network: --weak-weights, in Python "
+                "weak=editor.load_weak(WEIGHTS)"
             )
     if has_weak and not guidance.needs("weak"):
         raise InputError(
@@ -114,14 +115,14 @@ def check_needs(settings: EditSettings, negatives: Sequence[str] | None, has_wea
         if negatives is None or not all(negative.strip() for negative in negatives):
             raise InputError(
                 f"guidance {name} needs a negative instruction: --negative-instruction TEXT, in "
-                "Python negative_instructions, one per edit"
+                "Python negative_instructions"
             )
 
 
 def pick_resolution(folder: Path, resolution: int | None) -> tuple[int, list[str]]:
     """The long side to edit at: what is asked for, or what a weights folder was trained at.
 
-    Returns: with it, what to warn of: rounding, and a size far from that of the training.
+    Returns: the resolution, and warnings: rounding, and a size far from that of the training.
     """
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     trained = (UNetConfig.read(folder / "unet" / "config.json").sample_size or 0) * multiple
@@ -146,7 +147,7 @@ def pick_resolution(folder: Path, resolution: int | None) -> tuple[int, list[str
 
 @dataclass(frozen=True)
 class Request:
-    """One edit, ready to be batched with others of its size."""
+    """One edit, ready to be batched with others of the same size."""
 
     index: int  # among the edits of a call
     image: Image.Image  # source, already at the size of the result
@@ -157,7 +158,7 @@ class Request:
     step_noise: Callable[[int], Tensor]  # index of a step -> (4, h, w)
 
     def text_noise(self, step: int) -> Tensor:
-        """Noise for the states of the instruction in one step, (77, D)."""
+        """Noise for the text states of the instruction at one step, (77, D)."""
         return unit_noise(self.text.shape, self.seed, "edit text noise", step)
 
 
@@ -168,9 +169,9 @@ def check_instructions(instructions: Iterable[str]) -> None:
 
 
 def spread(**values: Any) -> list[list]:
-    """Lists of equal length: one value, or a list of one, stands for all of them.
+    """Lists of equal length, where a single value or a list of one is repeated.
 
-    No pictures are no edits, whatever else is given.
+    The first name is that of the pictures: without any, all lists are empty.
     """
     lists = {
         name: [value] if isinstance(value, str) or not isinstance(value, Iterable) else [*value]
@@ -211,29 +212,26 @@ def make_requests(
     states = encode([*dict.fromkeys([*instructions, *negatives])])
     fitted: dict[Any, Image.Image] = {}  # the same picture may be edited many times
     requests = []
-    for i, image in enumerate(images):
+    for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
         key = str(image) if isinstance(image, str | Path) else id(image)
         if key not in fitted:
             loaded = load_image(image) if isinstance(image, str | Path) else image
             fitted[key] = fit(loaded, resolution, downscale)
         width, height = fitted[key].size
         shape = (LATENT_CHANNELS, height // downscale, width // downscale)
-        requests.append(
-            Request(
-                index=i,
-                image=fitted[key],
-                text=states[instructions[i]],
-                negative_text=states[negatives[i]],
-                seed=seeds[i],
-                noise=_initial_noise(noise, i, shape, seeds[i]),
-                step_noise=_step_noise(step_noise, i, (num_steps, *shape), seeds[i]),
-            )
-        )
+        draw = partial(unit_noise, shape, seed)
+        first = draw("edit noise") if noise is None else _checked("noise", noise, i, shape)
+        if step_noise is None:
+            later = partial(draw, "edit step noise")
+        else:
+            later = _checked("step_noise", step_noise, i, (num_steps, *shape)).__getitem__
+        texts = (states[instructions[i]], states[negatives[i]])
+        requests.append(Request(i, fitted[key], *texts, seed, first, later))
     return requests
 
 
 def in_batches(sizes: list[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """Indices of edits that run together: equal sizes, in order, at most `batch_size`."""
+    """Indices of the edits of each batch: equal sizes, in order, at most `batch_size`."""
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, expected 1 or more")
     by_size: dict[tuple[int, int], list[int]] = {}
@@ -246,23 +244,7 @@ def in_batches(sizes: list[tuple[int, int]], batch_size: int) -> list[list[int]]
     ]
 
 
-def _initial_noise(
-    values: Sequence[Tensor] | None, index: int, shape: tuple[int, ...], seed: int
-) -> Tensor:
-    if values is None:
-        return unit_noise(shape, seed, "edit noise")
-    return _checked(values, index, shape, "noise")
-
-
-def _step_noise(
-    values: Sequence[Tensor] | None, index: int, shape: tuple[int, ...], seed: int
-) -> Callable[[int], Tensor]:
-    if values is None:
-        return lambda step: unit_noise(shape[1:], seed, "edit step noise", step)
-    return _checked(values, index, shape, "step_noise").__getitem__
-
-
-def _checked(values: Sequence[Tensor], index: int, shape: tuple[int, ...], name: str) -> Tensor:
+def _checked(name: str, values: Sequence[Tensor], index: int, shape: tuple[int, ...]) -> Tensor:
     if tuple(values[index].shape) != shape:
         raise InputError(
             f"{name}[{index}] has shape {tuple(values[index].shape)}, expected {shape}"

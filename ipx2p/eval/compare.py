@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ipx2p.cli import Parser, run_command
+from ipx2p.cli import Parser, add_where, run_command
 from ipx2p.files import check_picture_file
 from ipx2p.names import check_names
 from ipx2p.weights.readers import find_folder
@@ -50,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     _add_what(parser.add_argument_group("what to edit"))
     _add_how(parser.add_argument_group("what to compare").add_argument)
     _add_report(parser.add_argument_group("what to report").add_argument)
-    _add_where(parser.add_argument_group("where to compute").add_argument)
+    add_where(parser.add_argument_group("where to compute").add_argument)
     args = parser.parse_args(argv)
     if args.manifest and (args.instruction or args.target or args.source_caption):
         parser.error("a manifest brings its own instructions, targets and captions")
@@ -87,26 +87,14 @@ def _add_how(add: Callable[..., object]) -> None:
     add("--seed", metavar="N", nargs="+", type=int, default=[0], help="(default: 0)")
     add("--negative-instruction", metavar="TEXT", default="", help="for every scheme")
     add("--weak-weights", metavar="WEIGHTS", help="a weaker model, for autoguidance")
-    add(
-        "--resolution",
-        metavar="N",
-        type=int,
-        help="the long side becomes N pixels (default: what the model was trained at)",
-    )
+    size = "the long side becomes N pixels (default: what the model was trained at)"
+    add("--resolution", metavar="N", type=int, help=size)
 
 
 def _add_report(add: Callable[..., object]) -> None:
     add("--clip", metavar="MODEL", help="folder or hub id of a CLIP model, for CLIP similarities")
     add("--metrics", metavar="NAME", nargs="+", help="(default: all that can be measured)")
     add("--grids", metavar="N", type=int, default=4, help="pictures that get sheets (default: 4)")
-
-
-def _add_where(add: Callable[..., object]) -> None:
-    add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
-    add("--dtype", metavar="NAME", default="auto", help="auto, float32, bfloat16, float16")
-    add("--batch-size", metavar="N", type=int, default=4, help="edits at once (default: 4)")
-    add("--one-branch-at-a-time", action="store_true", help="slower, less memory")
-    add("--compile", action="store_true", help="compile the U-Net: pays off over many edits")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -152,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         device=args.device,
         dtype=args.dtype,
         batch_size=args.batch_size,
-        batch_branches=not args.one_branch_at_a_time,
+        batch_branches=args.batch_branches,
         compile=args.compile,
         command=f"python -m ipx2p.eval.compare {typed}",
     )
