@@ -1,7 +1,6 @@
 """Measure how fast this machine trains. `python -m ipx2p.bench --help` shows examples."""
 
 import argparse
-import os
 import shlex
 import sys
 
@@ -80,8 +79,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _train(args: argparse.Namespace, command: str) -> None:
-    # Large pages on the CPU, set before torch starts: a step allocates and frees gigabytes.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from ipx2p.training.benchmark import benchmark_training
     from ipx2p.training.config import DataConfig, ModelConfig, RunConfig, StepsConfig, TrainConfig
 

@@ -1,4 +1,4 @@
-"""What every command shares: one-line errors, exit codes, one-line warnings (layer 0, no torch)."""
+"""Shared by all commands: one-line errors and warnings, exit codes, environment (layer 0)."""
 
 import argparse
 import os
@@ -6,20 +6,33 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from ipx2p.errors import InputError
 
 BAD_INPUT = 2  # exit code, the same as argparse's own
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 BROKEN_PIPE = 141  # 128 + SIGPIPE, likewise
+# Read when torch starts, here and in child processes; docs/performance.md has the numbers.
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep; spinning, they stall a shared machine
+    "THP_MEM_ALLOC_ENABLE": "1",  # large pages: a training step takes and returns gigabytes
+}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that keeps the layout of its help and answers errors with one line."""
+    """An argument parser that keeps the layout of its help and reports errors in one line."""
 
-    def __init__(self, **kwargs) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    names: ClassVar[dict[str, str]] = {}  # of scripts that were called as `ipx2p COMMAND`
+
+    def __init__(self, prog: str, epilog: str = "", **kwargs) -> None:
+        name = self.names.get(prog, prog)
+        super().__init__(
+            prog=name,
+            epilog=re.sub(f"(python )?{re.escape(prog)}", name, epilog) if name != prog else epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **kwargs,
+        )
         # Python before 3.14 takes -1e9 for an option.
         self._negative_number_matcher = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$")
 
@@ -27,12 +40,29 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
+def add_where(add: Callable[..., object]) -> None:
+    """Arguments of the commands that edit: where and how to compute."""
+    add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    add("--dtype", metavar="NAME", default="auto", help="auto, float32, bfloat16, float16")
+    add("--batch-size", metavar="N", type=int, default=4, help="edits at once (default: 4)")
+    one = "run the branches of guidance one after another: slower, less memory"
+    add("--one-branch-at-a-time", dest="batch_branches", action="store_false", help=one)
+    add("--compile", action="store_true", help="compile the U-Net: pays off over many edits")
+
+
+def prepare_environment() -> None:
+    """Set what torch reads when it starts; the user's own settings win."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main` and exit: 0 or its own code, 2 with one line for bad input.
 
-    What the operating system refuses (names that are too long, files that may not be read) is bad
-    input wherever it comes up; a bug keeps its traceback.
+    Errors of the operating system (names too long, missing permissions) count as bad input wherever
+    they occur; bugs keep their traceback.
     """
+    prepare_environment()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -41,7 +71,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             sys.exit(code)
     except InputError as error:
         _fail(str(error))
-    except BrokenPipeError:  # whoever read the output has what they wanted, as with `| head`
+    except BrokenPipeError:  # the reader closed the pipe, as `| head` does
         _drop_output()
         sys.exit(BROKEN_PIPE)
     except OSError as error:
@@ -64,7 +94,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _drop_output() -> None:
-    """Let what cannot be written go nowhere, so that the end of the process does not fail on it."""
+    """Discard output that cannot be written, so that the process does not fail at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,10 +1,10 @@
-"""Where and in what precision to compute (layer 0)."""
+"""Devices, precision and memory (layer 0)."""
 
 import platform
 import re
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,8 +17,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(name: str = "auto", index: int = 0) -> torch.device:
-    """The device of this name; `auto` is CUDA, the GPU of this index, where there is one, else the
-    CPU.
+    """The device of this name; `auto` is the GPU of this index, or the CPU if there is none.
 
     Raises: InputError for a device that this machine does not have.
     """
@@ -26,7 +25,7 @@ def pick_device(name: str = "auto", index: int = 0) -> torch.device:
         return torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device).item()  # there is nothing to read back from `meta`
+        torch.empty(1, device=device).item()  # fails on `meta`, which holds no values
     except Exception as error:  # each backend raises its own way when it is absent
         reason = " ".join(str(error).split())[:120]
         raise InputError(
@@ -51,22 +50,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; a copy from the CPU to a GPU waits for nothing."""
+    """The tensor on a device; copies from the CPU to a GPU are asynchronous."""
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-@contextmanager
-def memory_advice(advice: str) -> Iterator[None]:
-    """Turn running out of memory, of a GPU or of the machine, into an InputError with advice."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and "can't allocate memory" not in str(error):  # as PyTorch says on the CPU
-            raise
-        raise InputError(f"out of memory: {advice}") from error
 
 
 def device_name(device: torch.device) -> str:
@@ -79,9 +66,22 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+@contextmanager
+def advice_out_of_memory(advice: Callable[[], str]) -> Iterator[None]:
+    """Turn running out of memory, on a GPU or the CPU, into an InputError with advice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        of_cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+        if not (of_cpu or isinstance(error, torch.OutOfMemoryError)):
+            raise
+        raise InputError(
+            f"out of memory on the {'CPU' if of_cpu else 'GPU'}: {advice()}"
+        ) from error
+
+
 def memory_bytes(device: torch.device) -> int:
-    """The most memory taken so far: on a GPU by tensors, on the CPU by this process (without its
-    data workers)."""
+    """Peak memory so far: of tensors on a GPU, on the CPU of this process without data workers."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

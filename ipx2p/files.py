@@ -130,6 +130,20 @@ def check_writable(folder: str | Path) -> None:
         raise InputError(f"cannot write into {folder}: {_reason(error)}") from error
 
 
+def check_picture_file(path: Path) -> None:
+    """Raise InputError for a path that is no file with something in it."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:  # missing, no permission, null byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason}): check the path") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise InputError(f"{path}: is {kind}, expected a picture file")
+    if status.st_size == 0:
+        raise InputError(f"{path}: is empty (0 bytes), expected a picture: fetch it again")
+
+
 def hold_lock(path: Path) -> BinaryIO | None:
     """Lock a file for this process, until the file that is returned is closed.
 

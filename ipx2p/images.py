@@ -13,7 +13,6 @@ import contextlib
 import io
 import math
 import os
-import stat
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ipx2p.errors import InputError
-from ipx2p.files import atomic_write
+from ipx2p.files import atomic_write, check_picture_file
 
 MAX_PIXELS = 178_956_970  # more is treated as a decompression bomb; Pillow's own limit for an error
 STRIP_PIXELS = 2**20  # of a picture that is converted strip by strip
@@ -59,7 +58,7 @@ def load_image(path: str | os.PathLike) -> Image.Image:
         pixels, or has values whose range is not known (floats, 32-bit integers beyond 16 bits).
     """
     path = Path(path)
-    _check_regular_file(path)
+    check_picture_file(path)
     with _decoding(path), open(path, "rb") as file:
         return _load(file, path)
 
@@ -70,7 +69,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     Raises: InputError if the file's header shows that it is not such a picture.
     """
     path = Path(path)
-    _check_regular_file(path)
+    check_picture_file(path)
     with _decoding(path), open(path, "rb") as file, Image.open(file) as image:
         _check_head(image)
         if image.format == "TIFF":  # Pillow turns it as it decodes it
@@ -94,18 +93,6 @@ def rgb_from_image(image: Image.Image) -> Image.Image:
         raise InputError(f"expected a Pillow picture, got {type(image).__name__}: use load_image")
     with _decoding("picture"):
         return _upright_rgb(image)
-
-
-def _check_regular_file(path: Path) -> None:
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:  # missing, no permission, null byte in the path
-        raise InputError(f"{path}: cannot be read ({_reason(error)}): check the path") from error
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise InputError(f"{path}: is {kind}, expected a picture file")
-    if status.st_size == 0:
-        raise InputError(f"{path}: is empty (0 bytes), expected a picture: fetch it again")
 
 
 @contextlib.contextmanager

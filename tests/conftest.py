@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
-# Two threads do not make tiny models faster, and wait for one another on a busy machine. Read when
-# torch starts, here and in the processes that tests start.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from ipx2p.cli import ENVIRONMENT
+
+# Read when torch starts, here and in the processes that tests start: as every command sets it, and
+# one thread, since two do not make tiny models faster.
+os.environ.update({**ENVIRONMENT, "OMP_NUM_THREADS": "1", **os.environ})
 
 import pytest
 import torch

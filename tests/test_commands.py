@@ -16,27 +16,35 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import convert_weights
+import ipx2p.__main__
 import ipx2p.bench
+import ipx2p.commands.convert
+import ipx2p.commands.edit
+import ipx2p.commands.train
 import ipx2p.data.prepare.__main__
 import ipx2p.eval.compare
 import sample
 import train
-from ipx2p.cli import run_command
+from ipx2p import names
+from ipx2p.cli import ENVIRONMENT, run_command
 from ipx2p.diffusion.guidance.registry import SCHEMES
-from ipx2p.diffusion.samplers import SAMPLERS, SPACINGS
+from ipx2p.diffusion.samplers import SAMPLERS
+from ipx2p.names import SPACINGS
 from tests.conftest import GOLDEN, ROOT
 
 FOLDER, LDM = GOLDEN / "diffusers", GOLDEN / "ldm.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
-QUICK = ["--steps", "1", "--resolution", "16", "--device", "cpu"]
+PHOTO = ROOT / "assets" / "photos" / "coffee.jpg"
+QUICK = ["--steps", "1", "--resolution", "88", "--device", "cpu"]
 COMMANDS = {
-    "sample": sample,
-    "train": train,
-    "convert_weights": convert_weights,
+    "sample": ipx2p.commands.edit,
+    "train": ipx2p.commands.train,
+    "convert_weights": ipx2p.commands.convert,
     "ipx2p.bench": ipx2p.bench,
     "ipx2p.data.prepare": ipx2p.data.prepare.__main__,
     "ipx2p.eval.compare": ipx2p.eval.compare,
 }
+MODULES = COMMANDS | {"ipx2p": ipx2p.__main__}
 
 
 @pytest.fixture
@@ -45,7 +53,7 @@ def command(capsys):
 
     def run(name, *argv):
         with pytest.raises(SystemExit) as exit_:
-            run_command(lambda: COMMANDS[name].main([str(arg) for arg in argv]))
+            run_command(lambda: MODULES[name].main([str(arg) for arg in argv]))
         out, err = capsys.readouterr()
         return exit_.value.code or 0, out, err
 
@@ -106,6 +114,73 @@ def test_help_shows_examples_and_imports_nothing_heavy(name):
     assert max(map(len, run.stdout.splitlines())) <= 100
 
 
+def test_ipx2p_runs_every_command_under_its_own_name():
+    probe = (
+        "import sys, ipx2p.__main__\n"
+        "from ipx2p import __version__\n"
+        "for argv in [['--help'], *([name, '--help'] for name in ipx2p.__main__.COMMANDS)]:\n"
+        "    try: ipx2p.__main__.main(argv)\n"
+        "    except SystemExit as exit_: assert not exit_.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name, (module, script) in ipx2p.__main__.COMMANDS.items():
+        assert f"usage: ipx2p {name} " in run.stdout and f"  ipx2p {name} " in run.stdout
+        assert f"{name:10}{module.DESCRIPTION}" in run.stdout
+        assert f"  python {script}" not in run.stdout and f"  {script}" not in run.stdout
+    assert max(map(len, run.stdout.splitlines())) <= 100
+
+
+def test_scripts_and_ipx2p_run_the_same_commands(command, monkeypatch):
+    monkeypatch.setattr("ipx2p.cli.Parser.names", {})
+    assert sample.main is COMMANDS["sample"].main and train.main is COMMANDS["train"].main
+    assert convert_weights.main is COMMANDS["convert_weights"].main
+    assert_one_line(command("ipx2p", "edt"), "ipx2p: error: .*invalid choice: 'edt'")
+    assert_one_line(command("ipx2p", "edit"), "ipx2p edit: error: .*see ipx2p edit --help")
+    code, _, err = command("ipx2p", "edit", "nowhere", "--image", "setup.cfg", "--instruction", "x")
+    assert code == 2 and "nowhere does not exist" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sample", FOLDER, "--image", "no.png"], r"no\.png: cannot be read"),
+        (["sample", FOLDER, "--image", PHOTO, "--sampler", "eular"], "did you mean euler"),
+        (["sample", FOLDER, "--image", PHOTO, "--guidance", "ip2p+apq"], "scheme 'apq'; did you"),
+        (["sample", "nowhere", "--image", PHOTO], "nowhere does not exist"),
+        (["ipx2p.eval.compare", FOLDER, "--image", "no.png"], r"no\.png: cannot be read"),
+        (["ipx2p.eval.compare", FOLDER, "--image", PHOTO, "--spacing", "x"], "unknown spacing 'x'"),
+        (["ipx2p.eval.compare", "nowhere", "--image", PHOTO], "nowhere does not exist"),
+    ],
+)
+def test_slips_are_answered_before_torch_is_imported(argv, message):
+    module = COMMANDS[argv[0]].__name__
+    probe = (
+        f"import sys, {module}\n"
+        "from ipx2p.cli import run_command\n"
+        f"try: run_command(lambda: {module}.main(sys.argv[1:]))\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    line = [sys.executable, "-c", probe, *map(str, argv[1:]), "--instruction", "x"]
+    run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert_one_line((run.returncode, run.stdout, run.stderr), message)
+
+
+def test_commands_let_waiting_threads_sleep_but_for_what_the_user_set(command, monkeypatch):
+    def run(**own):
+        for name in ENVIRONMENT:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in own.items():
+            monkeypatch.setenv(name, value)
+        command("ipx2p", "--version")
+        return {name: os.environ[name] for name in ENVIRONMENT}
+
+    assert run() == ENVIRONMENT and ENVIRONMENT["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert run(OMP_WAIT_POLICY="ACTIVE") == ENVIRONMENT | {"OMP_WAIT_POLICY": "ACTIVE"}
+
+
 def test_lists_in_help_are_those_of_the_code(command):
     code, out, _ = command("sample", "--help")
     assert code == 0
@@ -113,6 +188,7 @@ def test_lists_in_help_are_those_of_the_code(command):
     modifiers = [name for name in SCHEMES if name not in linear]
     lists = {"samplers": SAMPLERS, "spacings": SPACINGS, "guidance": linear, "modifiers": modifiers}
     for label, known in lists.items():
+        assert getattr(names, label.upper()) == (*known,)
         listed = re.search(rf"^{label}:((?: .*,\n)* .*)", out, re.MULTILINE)[1]
         assert re.sub(r"\s", "", listed).split(",") == [*known]
 
@@ -129,10 +205,12 @@ def test_examples_in_help_parse():
 def test_defaults_of_the_command_are_those_of_the_code():
     from ipx2p.editing.settings import EditSettings
 
-    args, settings = sample.parse(["w", "--image", "a", "--instruction", "b"]), EditSettings()
-    assert args.steps == settings.num_steps
-    for name in ("sampler", "spacing", "guidance", "guidance_scale", "image_guidance_scale"):
-        assert getattr(args, name) == getattr(settings, name)
+    args, settings = (
+        ipx2p.commands.edit.parse(["w", "--image", "a", "--instruction", "b"]),
+        EditSettings(),
+    )
+    for name, value in vars(settings).items():
+        assert getattr(args, name) == value
 
 
 # train.py
@@ -177,7 +255,7 @@ def test_an_edit_is_saved_beside_everything_that_made_it(command, picture, tmp_p
     code, stdout, _ = command("sample", *argv, *QUICK, "--seed", 7)
     assert code == 0 and stdout.split() == [str(out / "photo-000.png")]
     with Image.open(out / "photo-000.png") as image:
-        assert image.size == (16, 16)
+        assert image.size == (88, 88)
     record = json.loads((out / "photo-000.json").read_text())
     assert record["instruction"] == "make it snow" and record["source"] == str(picture)
     assert (record["seed"], record["num_steps"], record["guidance_scale"]) == (7, 1, 7.0)
@@ -261,7 +339,10 @@ def truncated(path, picture):
         (without_picture(lambda path, _: path.mkdir()), r"bad\.png: is a folder"),
         (without_picture(lambda path, _: bomb(path)), r"bad\.png: .*1600000000 pixels.*178956970"),
         (option("--instruction", ""), "the instruction is empty"),
-        (option("--instruction", "a", "b"), "1 pictures but 2 instructions"),
+        (
+            lambda tmp_path, picture: ["--image", *[picture] * 3, "--instruction", "a", "b"],
+            "3 pictures but 2 instructions: give one for each, or one for all",
+        ),
         (option("--steps", "0"), "0 steps asked for, expected 1"),
         (option("--steps", "-3"), "-3 steps asked for, expected 1"),
         (option("--steps", "5000"), "5000 steps asked for, expected 1 to 1000"),
@@ -281,7 +362,6 @@ def truncated(path, picture):
         (lambda tmp_path, picture: ["--output", picture], "cannot write into .*photo.png"),
         (option("--what"), "unrecognized arguments: --what"),
         (option("--device", "meta"), "device 'meta' is not available"),
-        (option("--resolution", "99999999999"), "pixels was asked for, the limit is 178956970"),
         (option("--negative-instruction", "\udcff"), "is not valid Unicode text"),
         (option("--image", "x" * 300), "File name too long|cannot read"),
     ],
@@ -290,6 +370,45 @@ def test_bad_arguments_of_sample_get_one_line(command, picture, tmp_path, argume
     argv = ["--image", picture, "--instruction", "x", "--output", tmp_path / "out", *QUICK]
     result = command("sample", FOLDER, *argv, *arguments(tmp_path, picture))
     assert_one_line(result, message)
+
+
+def out_of_memory(*_):
+    torch.empty(1 << 62, dtype=torch.uint8)
+
+
+def test_running_out_of_memory_gets_advice(command, picture, tmp_path, monkeypatch):
+    monkeypatch.setattr("ipx2p.models.unet.UNet.forward", out_of_memory)
+    argv = [FOLDER, "--image", picture, "--instruction", "x", "--output", tmp_path, *QUICK]
+    code, _, err = command("sample", *argv)
+    last = "error: out of memory on the CPU: 0 of 1 edits are written; try a smaller --resolution"
+    assert code == 2 and err.strip().splitlines()[-1].startswith(last) and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("resolution", "said"),
+    [
+        ([], []),
+        (["--resolution", 128], []),
+        (["--resolution", 99], ["resolution 99 is rounded to 96: .* a multiple of 8"]),
+        (["--resolution", 16], ["resolution 16 is far from the 128 pixels"]),
+        (["--resolution", 8], ["resolution 8 is far from the 128 pixels"]),
+        (["--resolution", 63], ["63 is rounded to 64", "64 is far from the 128 pixels"]),
+        (["--resolution", 200], ["resolution 200 is far from the 128 pixels"]),
+        (["--resolution", 99999999999], ["pixels was asked for, the limit is"]),
+    ],
+)
+def test_the_resolution_of_the_training_is_the_default(
+    command, picture, tmp_path, resolution, said
+):
+    argv = [FOLDER, "--image", picture, "--instruction", "x", "--output", tmp_path / "out"]
+    code, out, err = command("sample", *argv, "--steps", 1, "--device", "cpu", *resolution)
+    lines = [line for line in err.splitlines() if re.match("warning:|error:", line)]
+    assert len(lines) == len(said)
+    assert all(re.search(message, line) for message, line in zip(said, lines, strict=True))
+    if code == 0:
+        sizes = {16: 16, 8: 8, 99: 96, 63: 64, 200: 200}
+        with Image.open(out.strip()) as image:
+            assert image.width == sizes.get(resolution[-1] if resolution else None, 128)
 
 
 def copied(spoil):

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ipx2p.diffusion.denoiser import Denoiser
 from ipx2p.diffusion.schedule import Plan, Schedule
-from ipx2p.errors import InputError, suggestion
+from ipx2p.errors import InputError
+from ipx2p.names import check_names
 
-SPACINGS = ("linspace", "leading", "trailing", "karras")
 KARRAS_RHO = 7.0
 
 StepNoise = Callable[[int], Tensor]
@@ -154,7 +154,7 @@ def make_plan(schedule: Schedule, name: str, spacing: str, num_steps: int) -> Pl
 
     Raises: InputError for an unknown sampler or spacing, or steps outside 1..1000.
     """
-    check_names(name, spacing)
+    check_names([name], spacing, [])
     total = schedule.config.num_train_timesteps
     if not 1 <= num_steps <= total:
         raise InputError(f"{num_steps} steps asked for, expected 1 to {total}")
@@ -168,13 +168,6 @@ def make_plan(schedule: Schedule, name: str, spacing: str, num_steps: int) -> Pl
         start_factor=math.sqrt(1 + sigmas[0] ** 2) if full_variance else sigmas[0],
         ancestral=traits.ancestral,
     )
-
-
-def check_names(name: str, spacing: str) -> None:
-    """Raise InputError for an unknown sampler or spacing."""
-    for kind, given, known in (("sampler", name, [*SAMPLERS]), ("spacing", spacing, SPACINGS)):
-        if given not in known:
-            raise InputError(f"unknown {kind} {given!r}; {suggestion(given, known)}")
 
 
 def _timesteps(

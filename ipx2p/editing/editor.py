@@ -20,10 +20,12 @@ from ipx2p.editing.settings import (
     Edited,
     EditResult,
     EditSettings,
+    Evaluation,
     Request,
     check_needs,
     in_batches,
     make_requests,
+    spread,
 )
 from ipx2p.errors import InputError, NotFiniteError
 from ipx2p.images import (
@@ -38,18 +40,19 @@ from ipx2p.models.vae import VAE
 from ipx2p.weights.readers import find_folder
 
 TEXT_BATCH = 32  # sentences encoded at once
+Picture = Image.Image | str | Path
 
 
 class Editor:
     """Edits pictures by instructions.
 
-    The U-Net computes in its own dtype (its norms accumulate in float32 there too); noise, guidance
-    and the sampler's latents are float32. In float32 an edit does not depend on its batch: the same
-    noise bit for bit, latents within 1e-4 of their standard deviation.
+    The U-Net computes in its own dtype (with norms accumulated in float32); noise, guidance and the
+    sampler's latents are float32. In float32 an edit does not depend on its batch: its noise is the
+    same bit for bit, its latents within 1e-4 of their standard deviation.
 
     Args:
         unet: an edit model, 8 input channels; edits run on its device and in its dtype.
-        vae: in its own dtype, whatever the U-Net's. text: likewise.
+        vae, text: on the same device, each in its own dtype.
         schedule: the training schedule of the U-Net.
     """
 
@@ -71,9 +74,9 @@ class Editor:
         """Load a weights folder or hub id.
 
         Args:
-            device: `auto` is CUDA where there is one.
-            dtype: of the U-Net; `auto` is bfloat16 on CUDA, float32 elsewhere. VAE and text encoder
-                are small beside it and stay float32.
+            device: `auto` is CUDA if available, else the CPU.
+            dtype: of the U-Net; `auto` is bfloat16 on CUDA, float32 elsewhere. VAE and text
+                encoder are small and stay in float32.
         Raises: InputError for a missing or damaged file, or an absent device.
         """
         device = pick_device(str(device))
@@ -86,17 +89,17 @@ class Editor:
         return cls(unet.to(device), vae.to(device), text.to(device), schedule)
 
     def load_weak(self, weights: str | Path) -> UNet:
-        """The U-Net of another weights folder or hub id, to guide by as the weak network.
+        """The U-Net of another weights folder or hub id, as the weak network of guidance.
 
-        Raises: InputError for one that was not trained on the same noise levels and prediction.
+        Raises: InputError unless it was trained with the same noise levels and prediction type.
         """
         folder = find_folder(weights)
         theirs, ours = asdict(ScheduleConfig.load(folder)), asdict(self.schedule.config)
-        for name in ours.keys() - {"steps_offset"}:  # which only says where a spacing starts
+        for name in ours.keys() - {"steps_offset"}:  # only says where a spacing starts
             if theirs[name] != ours[name]:
                 raise InputError(
                     f"{folder}: {name} is {theirs[name]!r}, that of the edit model is "
-                    f"{ours[name]!r}: a weak network must be of the same kind"
+                    f"{ours[name]!r}: the weak network must match it"
                 )
         unet = UNet.load(folder / "unet", self.dtype).to(self.device)
         _check_unet(unet, self.text)
@@ -111,8 +114,20 @@ class Editor:
             if getattr(ours, name) != getattr(theirs, name):
                 raise InputError(
                     f"{name} of the weak network is {getattr(theirs, name)}, that of the edit "
-                    f"model {getattr(ours, name)}: they must be alike, as load_weak makes them"
+                    f"model {getattr(ours, name)}: load it with editor.load_weak"
                 )
+
+    def __repr__(self) -> str:
+        millions = sum(p.numel() for p in self.unet.parameters()) / 1e6
+        size = f"{self.resolution} px" if self.resolution else "unknown resolution"
+        where = f"{dtype_name(self.dtype)} on {self.device}"
+        return f"Editor(U-Net of {millions:.1f} M parameters, {size}, {where})"
+
+    @property
+    def resolution(self) -> int | None:
+        """Pixels of the training pictures; None where the weights do not say."""
+        size = self.unet.config.sample_size
+        return size and size * self.vae.config.downscale
 
     @property
     def device(self) -> torch.device:
@@ -125,8 +140,8 @@ class Editor:
     @torch.no_grad()
     def edit(
         self,
-        images: Sequence[Image.Image],
-        instructions: Sequence[str],
+        images: Picture | Sequence[Picture],
+        instructions: str | Sequence[str],
         *,
         sampler: str = EditSettings.sampler,
         spacing: str = EditSettings.spacing,
@@ -134,9 +149,9 @@ class Editor:
         guidance: str = EditSettings.guidance,
         guidance_scale: float = EditSettings.guidance_scale,
         image_guidance_scale: float = EditSettings.image_guidance_scale,
-        seeds: Sequence[int] = (0,),
+        seeds: int | Sequence[int] = 0,
         resolution: int | None = None,
-        negative_instructions: Sequence[str] | None = None,
+        negative_instructions: str | Sequence[str] | None = None,
         weak: UNet | None = None,
         noise: Sequence[Tensor] | None = None,
         step_noise: Sequence[Tensor] | None = None,
@@ -144,39 +159,42 @@ class Editor:
         batch_branches: bool = True,
         progress: bool = False,
         on_edit: Callable[[int, Edited], None] | None = None,
+        on_step: Callable[[Evaluation], None] | None = None,
     ) -> EditResult:
-        """Edit each picture by its instruction. An edit does not depend on what it runs beside.
+        """Edit pictures by instructions. An edit does not depend on the others of its batch.
 
         Args:
-            images, instructions: one each per edit; pictures of any size and mode.
-            seeds: one per edit, or one for all of them.
+            images: Pillow pictures or paths, of any size and mode. Of images, instructions, seeds
+                and negative_instructions, give one for each edit, or one for all of them.
             resolution: the long side becomes this; None keeps the picture's size. Either way each
                 side is rounded to the VAE's multiple.
-            negative_instructions: what to steer away from, one per edit; takes the place of the
-                empty instruction, unless the guidance has a branch of its own for it.
+            negative_instructions: what to steer away from; they replace the empty instruction,
+                unless the guidance has a branch of its own for them.
             weak: a second, weaker U-Net for guidance that needs one, see `load_weak`.
-            noise: initial unit noise per edit, (4, h, w), instead of the seed's.
-            step_noise: fresh noise per edit, (num_steps, 4, h, w), for samplers that draw some.
-            batch_size: edits of one size that run together.
-            batch_branches: the branches of guidance in one batch; False takes less memory.
+            noise: initial unit noise for each edit, (4, h, w), instead of the seed's.
+            step_noise: fresh noise for each edit, (num_steps, 4, h, w), for samplers that use it.
+            batch_size: how many edits of one size run together.
+            batch_branches: run the branches of guidance in one batch; False takes less memory.
             progress: show a bar.
-            on_edit: called with the index of each edit and what it gave as soon as that is there.
+            on_edit: called with the index of each edit and its result as soon as it is finished.
+            on_step: called at each evaluation of the sampler's denoiser.
         Raises: InputError for bad arguments, or when latents or pixels stop being finite.
         """
         settings = EditSettings(
             sampler, spacing, num_steps, guidance, guidance_scale, image_guidance_scale
         )
         settings.check()
-        check_needs(settings, negative_instructions, weak is not None)
+        negatives = "" if negative_instructions is None else negative_instructions
+        columns = spread(
+            images=images, instructions=instructions, negative_instructions=negatives, seeds=seeds
+        )
+        check_needs(settings, columns[2], weak is not None)
         self._check_weak(weak)
         settings.spec.check_layers(self.unet.attention_layers)
         plan = make_plan(self.schedule, sampler, spacing, num_steps)
         settings.spec.check_plan(plan)
         requests = make_requests(
-            images,
-            instructions,
-            negative_instructions=negative_instructions,
-            seeds=seeds,
+            *columns,
             resolution=resolution,
             noise=noise,
             step_noise=step_noise,
@@ -190,18 +208,19 @@ class Editor:
             for batch in batches:
                 started_at = time.perf_counter()
                 latents, guided = self._sample(
-                    [requests[i] for i in batch], settings, plan, weak, batch_branches, bar.update
+                    *([requests[i] for i in batch], settings, plan, weak, batch_branches),
+                    advance=bar.update,
+                    on_step=on_step,
                 )
                 shared_s = (time.perf_counter() - started_at) / len(batch)
                 for place, i in enumerate(batch):
                     done[i] = self._finish(requests[i], latents, guided, place, shared_s)
                     if on_edit is not None:
                         on_edit(i, done[i])
-        columns = zip(*(done[i] for i in range(len(requests))), strict=True)
-        return EditResult(*(list(column) for column in columns))
+        return EditResult(*map(list, zip(*(done[i] for i in sorted(done)), strict=True)))
 
     def _text_states(self, sentences: list[str]) -> dict[str, Tensor]:
-        """State of each sentence, (77, D), on the CPU."""
+        """Text states of each sentence, (77, D), on the CPU."""
         states = {}
         for start in range(0, len(sentences), TEXT_BATCH):
             chunk = sentences[start : start + TEXT_BATCH]
@@ -216,6 +235,7 @@ class Editor:
         weak: UNet | None,
         batch_branches: bool,
         advance: Callable[[], object],
+        on_step: Callable[[Evaluation], None] | None,
     ) -> tuple[Tensor, GuidedDenoiser]:
         """Edits of one size -> scaled latents, (B, 4, h, w), float32, and what guided them."""
 
@@ -252,11 +272,14 @@ class Editor:
                 advance()
             denoised = guided(x, sigma, step)
             finite.append((step.index, denoised.isfinite().all()))
+            if on_step is not None:
+                edits = [request.index for request in requests]
+                on_step(Evaluation(edits, step, x, sigma, denoised, guided.evaluations))
             return denoised
 
         noise = stack([r.noise for r in requests])
         x = noise * plan.start_factor
-        if guidance.mask is not None:  # what it keeps is the source, under this noise
+        if guidance.mask is not None:  # outside it the source is kept, under this noise
             x = conditions.latents + noise * plan.sigmas[0]
         x = SAMPLERS[settings.sampler](
             denoiser, x, plan, lambda index: stack([r.step_noise(index) for r in requests])
@@ -265,7 +288,7 @@ class Editor:
         return x * plan.end_factor, guided
 
     def _check_finite(self, finite: list[tuple[int, Tensor]], num_steps: int) -> None:
-        # Looked at once, at the end: asking after every step would make the device wait.
+        # Checked once, at the end: a check after every step would make the device wait.
         bad = (~torch.stack([ok for _, ok in finite])).nonzero().flatten().tolist()
         if bad:
             raise NotFiniteError(
@@ -281,7 +304,7 @@ class Editor:
         place: int,
         shared_s: float,
     ) -> Edited:
-        """The edit at this place of a batch, decoded; `shared_s` is its share of the sampling."""
+        """Decode the edit at this place of a batch; `shared_s` is its share of sampling time."""
         started_at = time.perf_counter()
         pixels01 = self._decode(latents[place])
         if guided.mask is not None:

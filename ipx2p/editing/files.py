@@ -1,8 +1,9 @@
-"""Edit picture files: read, edit, write results with their settings and a sheet (layer 4)."""
+"""Edit picture files: write results, their settings and a contact sheet (layer 3)."""
 
 import itertools
 import os
 import platform
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +13,16 @@ import torch
 from PIL import Image
 
 from ipx2p import __version__
-from ipx2p.devices import device_name, dtype_name
+from ipx2p.devices import advice_out_of_memory, device_name, dtype_name
 from ipx2p.editing.editor import Editor
-from ipx2p.editing.settings import Edited, EditSettings, check_needs
+from ipx2p.editing.settings import (
+    Edited,
+    EditSettings,
+    check_instructions,
+    check_needs,
+    pick_resolution,
+    spread,
+)
 from ipx2p.errors import InputError
 from ipx2p.files import check_writable, write_json
 from ipx2p.images import fit, load_image, save_image
@@ -27,7 +35,7 @@ MAX_STEM_BYTES = 200  # file systems allow 255 for a name
 
 
 @dataclass(frozen=True)
-class Edit:
+class FileEdit:
     """One picture at its final size, what to do with it, and the seed of one variant."""
 
     path: Path
@@ -47,33 +55,35 @@ def edit_files(
     weak_weights: str | None = None,
     seed: int = 0,
     num_images: int = 1,
-    resolution: int | None = 512,
+    resolution: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     batch_size: int = 4,
     batch_branches: bool = True,
     compile: bool = False,
 ) -> list[Path]:
-    """Edit every picture `num_images` times, with seeds from `seed` on.
+    """Edit every picture `num_images` times, with consecutive seeds from `seed`.
 
-    Each result is written as soon as it is there, as OUTPUT/NAME-000.png beside a JSON file with
-    every setting that made it; no file is overwritten, the number counts on. More than one result
-    also makes a labelled contact sheet.
+    Each result is written as soon as it is finished, to OUTPUT/NAME-000.png, with a JSON file that
+    records every setting. Files are never overwritten: the next free number is used. Several
+    results also get a labelled contact sheet.
 
     Args:
-        instructions: one for all pictures, or one each.
+        paths, instructions: one for each edit, or one for all of them.
         weak_weights: of a second U-Net, for guidance that needs one.
+        resolution: of the long side; None is what the model was trained at.
     Returns: the pictures written, the sheet last.
     Raises: InputError for bad arguments or files, before the weights are loaded where possible.
     """
     settings.check()
     check_needs(settings, [negative_instruction], weak_weights is not None)
-    if resolution is not None and resolution < 1:
-        raise InputError(f"resolution is {resolution}, expected 1 or more pixels")
     folder = find_folder(weights)
+    resolution, notes = pick_resolution(folder, resolution)
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     edits = read_edits(paths, instructions, seed, num_images, resolution, multiple)
     check_writable(output)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     editor, weak = _load(folder, weak_weights, device, dtype, compile)
     made_with = {
         "weights": str(weights),
@@ -89,24 +99,19 @@ def edit_files(
         **surroundings(editor),
     }
     files = ResultFiles(output, edits, made_with)
-    try:
+    with advice_out_of_memory(files.advice):
         result = editor.edit(
             [edit.image for edit in edits],
             [edit.instruction for edit in edits],
             **asdict(settings),
             seeds=[edit.seed for edit in edits],
-            negative_instructions=[negative_instruction] * len(edits),
+            negative_instructions=negative_instruction,
             weak=weak,
             batch_size=batch_size,
             batch_branches=batch_branches,
             progress=True,
             on_edit=files.write,
         )
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"out of memory on {editor.device}, {len(files.paths)} of {len(edits)} edits are "
-            "written: try a smaller --resolution, --batch-size 1, or --one-branch-at-a-time"
-        ) from error
     paths = [files.paths[index] for index in range(len(edits))]
     if len(edits) > 1:
         paths.append(free_path(output, "sheet"))
@@ -125,9 +130,9 @@ def _load(
 
 
 class ResultFiles:
-    """Writes results as they come, each beside a JSON file with what made it."""
+    """Writes each result as soon as it is finished, with a JSON file of its settings."""
 
-    def __init__(self, folder: Path, edits: Sequence[Edit], made_with: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, edits: Sequence[FileEdit], made_with: dict[str, Any]) -> None:
         self.folder = folder
         self.edits = edits
         self.made_with = made_with
@@ -144,9 +149,16 @@ class ResultFiles:
         write_json(own | size | cost | self.made_with, path.with_suffix(".json"))
         self.paths[index] = path
 
+    def advice(self) -> str:
+        """What to do when memory runs out."""
+        return (
+            f"{len(self.paths)} of {len(self.edits)} edits are written; try a smaller "
+            "--resolution, --batch-size 1, or --one-branch-at-a-time"
+        )
+
 
 def surroundings(editor: Editor) -> dict[str, Any]:
-    """What an edit was computed on and with."""
+    """The device, precision and versions that an edit was computed with."""
     return {
         "device": str(editor.device),
         "device_name": device_name(editor.device),
@@ -163,27 +175,16 @@ def read_edits(
     instructions: Sequence[str],
     seed: int,
     num_images: int,
-    resolution: int | None,
+    resolution: int,
     multiple: int,
-) -> list[Edit]:
-    """Load the pictures at their final size, pair them with instructions and seeds.
-
-    The variants of a picture stand side by side and share it.
-    """
+) -> list[FileEdit]:
+    """Load the pictures at their final size; the variants of one are adjacent and share it."""
     if num_images < 1:
         raise InputError(f"num_images is {num_images}, expected 1 or more")
-    if len(instructions) not in (1, len(paths)):
-        raise InputError(
-            f"{len(paths)} pictures but {len(instructions)} instructions: give one for all of "
-            "them, or one each"
-        )
-    if len(instructions) == 1:
-        instructions = [*instructions] * len(paths)
-    for instruction in instructions:
-        if not instruction.strip():
-            raise InputError("the instruction is empty: say what to do with the picture")
+    paths, instructions = spread(images=paths, instructions=instructions)
+    check_instructions(instructions)
     return [
-        Edit(Path(path), image, instruction, seed + variant)
+        FileEdit(Path(path), image, instruction, seed + variant)
         for path, instruction in zip(paths, instructions, strict=True)
         for image in [fit(load_image(path), resolution, multiple)]
         for variant in range(num_images)
@@ -191,9 +192,9 @@ def read_edits(
 
 
 def free_path(folder: Path, stem: str) -> Path:
-    """FOLDER/STEM-000.png, or the first number after it that is free, for the JSON file too.
+    """FOLDER/STEM-000.png, or the first number that is free for the picture and its JSON file.
 
-    Stems are cut where the name would get too long for a file system.
+    Stems that are too long for a file system are cut.
     """
     while len(os.fsencode(stem)) > MAX_STEM_BYTES:
         stem = stem[:-1]
@@ -206,7 +207,7 @@ def free_path(folder: Path, stem: str) -> Path:
 
 
 def edit_sheet(
-    edits: Sequence[Edit], results: Sequence[Image.Image], num_images: int
+    edits: Sequence[FileEdit], results: Sequence[Image.Image], num_images: int
 ) -> Image.Image:
     """One row per picture: the source, then its variants."""
     firsts = range(0, len(edits), num_images)

@@ -1,24 +1,31 @@
-"""What an edit is asked for and what it gives: settings, requests, results (layer 3)."""
+"""Settings, requests and results of edits (layer 3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
 from ipx2p.diffusion.guidance.registry import parse_guidance
 from ipx2p.diffusion.guidance.spec import GuidanceSpec
-from ipx2p.diffusion.samplers import check_names
+from ipx2p.diffusion.schedule import Step
 from ipx2p.errors import InputError
-from ipx2p.images import fit
-from ipx2p.models.unet import LATENT_CHANNELS
+from ipx2p.images import fit, fit_size, load_image
+from ipx2p.models.unet import LATENT_CHANNELS, UNetConfig
+from ipx2p.models.vae import VAEConfig
+from ipx2p.names import check_names
 from ipx2p.seeds import unit_noise
+
+USUAL_RESOLUTION = 512  # for weights that do not say what they were trained at
+FAR = 1.5  # from the resolution of the training, as a ratio
 
 
 @dataclass
 class EditSettings:
-    """How to edit; the same names in Python, on the command line, in YAML and in tables."""
+    """How to edit; Python, command line, YAML and tables use the same names."""
 
     sampler: str = "euler_ancestral"
     spacing: str = "linspace"
@@ -28,8 +35,8 @@ class EditSettings:
     image_guidance_scale: float = 1.5  # s_I: how closely to keep to the source
 
     def check(self) -> None:
-        """Raise InputError for an unknown name, an impossible number, or what does not couple."""
-        check_names(self.sampler, self.spacing)
+        """Raise InputError for unknown names, impossible numbers or incompatible choices."""
+        check_names([self.sampler], self.spacing, [])
         if self.num_steps < 1:
             raise InputError(f"{self.num_steps} steps asked for, expected 1 or more")
         self.spec.check_sampler(self.sampler)
@@ -44,6 +51,22 @@ class EditSettings:
         )
 
 
+class Evaluation(NamedTuple):
+    """One evaluation of a sampler's denoiser on a batch; latents are float32, (B, 4, h, w).
+
+    edits: index of each edit of the batch. step: of the sampler; Heun's method evaluates most steps
+    twice. x: noisy latents, x0 + sigma n. denoised: the guided estimate of x0. evaluations: of the
+    network so far, for each edit.
+    """
+
+    edits: list[int]
+    step: Step
+    x: Tensor
+    sigma: float
+    denoised: Tensor
+    evaluations: int
+
+
 class Edited(NamedTuple):
     """One finished edit; the fields are those of `EditResult`."""
 
@@ -56,10 +79,10 @@ class Edited(NamedTuple):
 
 @dataclass
 class EditResult:
-    """The results of an edit, one entry each.
+    """Results, one entry for each edit.
 
     images: RGB pictures. pixels01: (3, H, W) in [0, 1]. latents: scaled, (4, h, w). All on the CPU.
-    evaluations: of the network, for each edit; those of a weak one count as much.
+    evaluations: of the network; those of a weak one count as much.
     seconds: from encoding the source to decoding the result; edits of one batch share its time.
     """
 
@@ -69,15 +92,20 @@ class EditResult:
     evaluations: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(dict.fromkeys(f"{i.width} x {i.height}" for i in self.images))
+        cost = f"{sum(self.evaluations)} evaluations, {sum(self.seconds):.1f} s"
+        return f"EditResult({len(self.images)} images, {sizes or 'no'} pixels, {cost})"
+
 
 def check_needs(settings: EditSettings, negatives: Sequence[str] | None, has_weak: bool) -> None:
-    """Raise InputError for guidance that lacks its second network or negative instruction."""
+    """Raise InputError if guidance lacks the second network or negative instruction it needs."""
     guidance = settings.spec
     for name in guidance.needs("weak"):
         if not has_weak:
             raise InputError(
-                f"guidance {name} needs a second, weaker network: --weak-weights, in "
-                "Python weak=editor.load_weak(WEIGHTS)"
+                f"guidance {name} needs a second, weaker network: --weak-weights, in Python "
+                "weak=editor.load_weak(WEIGHTS)"
             )
     if has_weak and not guidance.needs("weak"):
         raise InputError(
@@ -88,14 +116,41 @@ def check_needs(settings: EditSettings, negatives: Sequence[str] | None, has_wea
         if negatives is None or not all(negative.strip() for negative in negatives):
             raise InputError(
                 f"guidance {name} needs a negative instruction: --negative-instruction TEXT, in "
-                "Python negative_instructions, one per edit"
+                "Python negative_instructions"
             )
+
+
+def pick_resolution(folder: Path, resolution: int | None) -> tuple[int, list[str]]:
+    """The long side to edit at: what is asked for, or what a weights folder was trained at.
+
+    Returns: the resolution, and warnings: rounding, and a size far from that of the training.
+    """
+    multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
+    trained = (UNetConfig.read(folder / "unet" / "config.json").sample_size or 0) * multiple
+    if resolution is None:
+        return trained or USUAL_RESOLUTION, []
+    if resolution < 1:
+        raise InputError(f"resolution is {resolution}, expected 1 or more pixels")
+    notes = []
+    rounded, _ = fit_size(resolution, resolution, None, multiple)
+    if rounded != resolution:
+        notes.append(
+            f"resolution {resolution} is rounded to {rounded}: the autoencoder needs a multiple of "
+            f"{multiple}"
+        )
+    if trained and not trained / FAR <= rounded <= trained * FAR:
+        notes.append(
+            f"resolution {rounded} is far from the {trained} pixels that the model was trained at: "
+            "edits may be poor"
+        )
+    return resolution, notes
 
 
 @dataclass(frozen=True)
 class Request:
-    """One edit, ready to be batched with others of its size."""
+    """One edit, ready to be batched with others of the same size."""
 
+    index: int  # among the edits of a call
     image: Image.Image  # source, already at the size of the result
     text: Tensor  # (77, D)
     negative_text: Tensor  # (77, D)
@@ -104,16 +159,41 @@ class Request:
     step_noise: Callable[[int], Tensor]  # index of a step -> (4, h, w)
 
     def text_noise(self, step: int) -> Tensor:
-        """Noise for the states of the instruction in one step, (77, D)."""
+        """Noise for the text states of the instruction at one step, (77, D)."""
         return unit_noise(self.text.shape, self.seed, "edit text noise", step)
 
 
+def check_instructions(instructions: Iterable[str]) -> None:
+    """Raise InputError for one that says nothing."""
+    if not all(instruction.strip() for instruction in instructions):
+        raise InputError("the instruction is empty: say what to do with the picture")
+
+
+def spread(**values: Any) -> list[list]:
+    """Lists of equal length, where a single value or a list of one is repeated.
+
+    The first name is that of the pictures: without any, all lists are empty.
+    """
+    lists = {
+        name: [value] if isinstance(value, str) or not isinstance(value, Iterable) else [*value]
+        for name, value in values.items()
+    }
+    pictures = len(next(iter(lists.values())))
+    count = max(map(len, lists.values())) if pictures else 0
+    for name, value in lists.items():
+        if len(value) not in (1, count):
+            raise InputError(
+                f"{pictures} pictures but {len(value)} {name}: give one for each, or one for all"
+            )
+    return [value * count if len(value) == 1 else value for value in lists.values()]
+
+
 def make_requests(
-    images: Sequence[Image.Image],
+    images: Sequence[Image.Image | str | Path],
     instructions: Sequence[str],
-    *,
-    negative_instructions: Sequence[str] | None,
+    negatives: Sequence[str],
     seeds: Sequence[int],
+    *,
     resolution: int | None,
     noise: Sequence[Tensor] | None,
     step_noise: Sequence[Tensor] | None,
@@ -121,50 +201,38 @@ def make_requests(
     downscale: int,
     encode: Callable[[list[str]], dict[str, Tensor]],
 ) -> list[Request]:
-    """Check and pair up the arguments of `Editor.edit`; pictures come to their final size.
+    """Bring the pictures of `Editor.edit` to their final size, and draw the noise.
 
     Args:
         downscale: pixels per latent pixel. encode: sentences -> the states of each, (77, D).
     """
-    count = len(images)
-    seeds = [*seeds] * count if len(seeds) == 1 else seeds
-    negatives = [""] * count if negative_instructions is None else negative_instructions
-    for name, values in (
-        ("instructions", instructions),
-        ("negative_instructions", negatives),
-        ("seeds", seeds),
-        ("noise", noise),
-        ("step_noise", step_noise),
-    ):
-        if values is not None and len(values) != count:
-            raise InputError(f"{count} pictures but {len(values)} {name}, expected one each")
-    for instruction in instructions:
-        if not instruction.strip():
-            raise InputError("the instruction is empty: say what to do with the picture")
-
+    check_instructions(instructions)
+    for name, values in (("noise", noise), ("step_noise", step_noise)):
+        if values is not None and len(values) != len(images):
+            raise InputError(f"{len(images)} edits but {len(values)} {name}, expected one each")
     states = encode([*dict.fromkeys([*instructions, *negatives])])
-    fitted: dict[int, Image.Image] = {}  # the same picture may be edited many times
+    fitted: dict[Any, Image.Image] = {}  # the same picture may be edited many times
     requests = []
-    for i, image in enumerate(images):
-        if id(image) not in fitted:
-            fitted[id(image)] = fit(image, resolution, downscale)
-        width, height = fitted[id(image)].size
+    for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+        key = str(image) if isinstance(image, str | Path) else id(image)
+        if key not in fitted:
+            loaded = load_image(image) if isinstance(image, str | Path) else image
+            fitted[key] = fit(loaded, resolution, downscale)
+        width, height = fitted[key].size
         shape = (LATENT_CHANNELS, height // downscale, width // downscale)
-        requests.append(
-            Request(
-                image=fitted[id(image)],
-                text=states[instructions[i]],
-                negative_text=states[negatives[i]],
-                seed=seeds[i],
-                noise=_initial_noise(noise, i, shape, seeds[i]),
-                step_noise=_step_noise(step_noise, i, (num_steps, *shape), seeds[i]),
-            )
-        )
+        draw = partial(unit_noise, shape, seed)
+        first = draw("edit noise") if noise is None else _checked("noise", noise, i, shape)
+        if step_noise is None:
+            later = partial(draw, "edit step noise")
+        else:
+            later = _checked("step_noise", step_noise, i, (num_steps, *shape)).__getitem__
+        texts = (states[instructions[i]], states[negatives[i]])
+        requests.append(Request(i, fitted[key], *texts, seed, first, later))
     return requests
 
 
 def in_batches(sizes: list[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """Indices of edits that run together: equal sizes, in order, at most `batch_size`."""
+    """Indices of the edits of each batch: equal sizes, in order, at most `batch_size`."""
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, expected 1 or more")
     by_size: dict[tuple[int, int], list[int]] = {}
@@ -177,23 +245,7 @@ def in_batches(sizes: list[tuple[int, int]], batch_size: int) -> list[list[int]]
     ]
 
 
-def _initial_noise(
-    values: Sequence[Tensor] | None, index: int, shape: tuple[int, ...], seed: int
-) -> Tensor:
-    if values is None:
-        return unit_noise(shape, seed, "edit noise")
-    return _checked(values, index, shape, "noise")
-
-
-def _step_noise(
-    values: Sequence[Tensor] | None, index: int, shape: tuple[int, ...], seed: int
-) -> Callable[[int], Tensor]:
-    if values is None:
-        return lambda step: unit_noise(shape[1:], seed, "edit step noise", step)
-    return _checked(values, index, shape, "step_noise").__getitem__
-
-
-def _checked(values: Sequence[Tensor], index: int, shape: tuple[int, ...], name: str) -> Tensor:
+def _checked(name: str, values: Sequence[Tensor], index: int, shape: tuple[int, ...]) -> Tensor:
     if tuple(values[index].shape) != shape:
         raise InputError(
             f"{name}[{index}] has shape {tuple(values[index].shape)}, expected {shape}"

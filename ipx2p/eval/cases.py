@@ -11,6 +11,7 @@ from PIL import Image
 
 from ipx2p.data.listing import find_photos
 from ipx2p.data.manifest import read_lines
+from ipx2p.editing.settings import check_instructions
 from ipx2p.errors import InputError
 from ipx2p.files import digest_file
 from ipx2p.images import fit, image_size, load_image, resize
@@ -77,8 +78,7 @@ def cases_of_images(
             f"{len(paths)} pictures but {len(instructions)} instructions: give one for all of "
             "them, or one each"
         )
-    if not all(instruction.strip() for instruction in instructions):
-        raise InputError("the instruction is empty: say what to do with the picture")
+    check_instructions(instructions)
     if captions is not None and not all(caption.strip() for caption in captions):
         raise InputError("a caption is empty: say what the pictures show, or leave both out")
     if targets and len(targets) != len(paths):

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from ipx2p.cli import Parser, run_command
+from ipx2p.cli import Parser, add_where, run_command
+from ipx2p.files import check_picture_file
+from ipx2p.names import check_names
+from ipx2p.weights.readers import find_folder
 
 DESCRIPTION = "Edit pictures with every combination of guidance and scales, measure, and report."
 
@@ -50,7 +53,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     _add_what(parser.add_argument_group("what to edit"))
     _add_how(parser.add_argument_group("what to compare").add_argument)
     _add_report(parser.add_argument_group("what to report").add_argument)
-    _add_where(parser.add_argument_group("where to compute").add_argument)
+    add_where(parser.add_argument_group("where to compute").add_argument)
     args = parser.parse_args(argv)
     if args.manifest and (args.instruction or args.target or args.source_caption):
         parser.error("a manifest brings its own instructions, targets and captions")
@@ -95,13 +98,8 @@ def _add_how(add: Callable[..., object]) -> None:
     add("--seed", metavar="N", nargs="+", type=int, default=[0], dest="seeds", help="(default: 0)")
     add("--negative-instruction", metavar="TEXT", default="", help="for every scheme")
     add("--weak-weights", metavar="WEIGHTS", help="a weaker model, for autoguidance")
-    add(
-        "--resolution",
-        metavar="N",
-        type=int,
-        default=512,
-        help="the long side becomes N pixels (default: %(default)s)",
-    )
+    size = "the long side becomes N pixels (default: what the model was trained at)"
+    add("--resolution", metavar="N", type=int, help=size)
 
 
 def _add_report(add: Callable[..., object]) -> None:
@@ -110,22 +108,13 @@ def _add_report(add: Callable[..., object]) -> None:
     add("--grids", metavar="N", type=int, default=4, help="pictures that get sheets (default: 4)")
 
 
-def _add_where(add: Callable[..., object]) -> None:
-    add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
-    add("--dtype", metavar="NAME", default="auto", help="auto, float32, bfloat16, float16")
-    add("--batch-size", metavar="N", type=int, default=4, help="edits at once (default: 4)")
-    add(
-        "--one-branch-at-a-time",
-        dest="batch_branches",
-        action="store_false",
-        help="slower, less memory",
-    )
-    add("--compile", action="store_true", help="compile the U-Net: pays off over many edits")
-
-
 def main(argv: list[str] | None = None) -> None:
     """Compare, and print where the report is."""
     args = parse(argv)
+    check_names(args.sampler, args.spacing, args.guidance)  # slips are answered at once
+    for path in args.image or ():
+        check_picture_file(path)
+    find_folder(args.weights)
     from ipx2p.eval.cases import cases_of_folder, cases_of_images, cases_of_manifest, draw
     from ipx2p.eval.comparison import CompareConfig, compare
 

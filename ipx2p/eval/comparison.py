@@ -5,6 +5,7 @@ OUTPUT/  edits/KEY.png  edits_RANK.jsonl  scores_RANK.jsonl  sweep.json      wha
 """
 
 import platform
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -19,7 +20,7 @@ from ipx2p.diffusion.samplers import make_plan
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
 from ipx2p.distributed import World, open_world
 from ipx2p.editing.editor import Editor
-from ipx2p.editing.settings import EditSettings
+from ipx2p.editing.settings import EditSettings, pick_resolution
 from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case, draw
 from ipx2p.eval.features import ClipFeatures
@@ -83,6 +84,8 @@ def compare(
     """
     settings = config.settings(has_weak=config.weak_weights is not None)
     folder = find_folder(weights)
+    resolution, warned = pick_resolution(folder, config.resolution)
+    config = replace(config, resolution=resolution)
     if choosing:
         choosing = _check_choosing(cases, choosing, config.select_on)
     _check_arguments([*cases, *choosing], settings, config, folder)
@@ -103,6 +106,8 @@ def compare(
         everything = [*trials, *deciding]
         world.check_same("what is compared", key_of([trial.key for trial in everything]))
         rows, scores = (Rows(config.output, stem, world.rank) for stem in ("edits", "scores"))
+        for warning in warned if world.is_main else ():
+            warnings.warn(warning, stacklevel=2)
         _edit(everything, rows, folder, config, device, world)
         results = Results(everything, rows, scores, clip, config.resolution, multiple)
         results.measure(world)

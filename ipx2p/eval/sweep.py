@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ipx2p.devices import advice_out_of_memory
 from ipx2p.diffusion.guidance.registry import SCHEMES
 from ipx2p.diffusion.guidance.scheme import Scheme
 from ipx2p.distributed import World
@@ -50,7 +51,7 @@ class SweepConfig:
     steps: list[int] = field(default_factory=lambda: [20])
     seeds: list[int] = field(default_factory=lambda: [0])
     negative_instruction: str = ""
-    resolution: int | None = 512
+    resolution: int | None = None  # that of the model's training
     batch_size: int = 4
     batch_branches: bool = True
     compile: bool = False
@@ -74,8 +75,6 @@ class SweepConfig:
                 "a weak network is given, but no --guidance uses one: add autoguidance, or leave "
                 "out --weak-weights"
             )
-        if self.resolution is not None and self.resolution < 1:
-            raise InputError(f"resolution is {self.resolution}, expected 1 or more pixels")
         return [*unlike.values()]
 
 
@@ -243,14 +242,14 @@ def run_trials(
 
     with tqdm(total=len(trials), unit="edit", disable=not world.is_main) as bar:
         for group in _groups(trials):
-            try:
+            with advice_out_of_memory(
+                lambda: (
+                    f"{len(rows.by_key)} edits are written and stay; try a smaller --batch-size, "
+                    "or --one-branch-at-a-time"
+                )
+            ):
                 for start in range(0, len(group), MAX_LOADED):
                     edit(group[start : start + MAX_LOADED])
-            except torch.OutOfMemoryError as error:
-                raise InputError(
-                    f"out of memory on {editor.device}; {len(rows.by_key)} edits are written and "
-                    "stay: try a smaller --batch-size, or --one-branch-at-a-time"
-                ) from error
 
 
 def _groups(trials: Sequence[Trial]) -> Iterator[list[Trial]]:

@@ -13,7 +13,7 @@ from torch.optim import AdamW
 
 from ipx2p.data.loader import StepSampler
 from ipx2p.data.workers import micro_batches
-from ipx2p.devices import memory_advice, pick_device
+from ipx2p.devices import advice_out_of_memory, pick_device
 from ipx2p.distributed import World, open_world
 from ipx2p.errors import InputError
 from ipx2p.files import digest_bytes
@@ -62,7 +62,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     cuda = config.train.device != "cpu" and torch.cuda.is_available()
     with open_world(cuda=cuda) as world:
         interrupts = Interrupts(world)
-        with interrupts.listen(), memory_advice(MEMORY_ADVICE):
+        with interrupts.listen(), advice_out_of_memory(lambda: MEMORY_ADVICE):
             _train(config, world, interrupts, dry_run)
             interrupts.settle()
 

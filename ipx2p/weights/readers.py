@@ -4,8 +4,6 @@ import os
 import re
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 from ipx2p.errors import InputError
 
 URL = re.compile(r"(https?:|www\.|huggingface\.co(/|$)|hf\.co(/|$))", re.IGNORECASE)
@@ -75,8 +73,12 @@ def find_tokenizer(source: str | Path) -> Path:
 
 
 def _fetch(hub_id: str, files: list[str]) -> Path:
+    import huggingface_hub  # slow, and not needed for what is here
+
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=files, ignore_patterns=COPIES))
+        return Path(
+            huggingface_hub.snapshot_download(hub_id, allow_patterns=files, ignore_patterns=COPIES)
+        )
     except Exception as error:  # network, hub and cache each raise their own
         reason = next(iter(str(error).strip().splitlines()), repr(error))
         raise InputError(

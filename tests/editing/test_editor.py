@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -147,6 +148,67 @@ def test_no_pictures_give_no_edits(editor):
     assert editor.edit([], []).images == []
 
 
+def assert_same_edits(one, other):
+    assert len(one.latents) == len(other.latents)
+    assert all(torch.equal(a, b) for a, b in zip(one.latents, other.latents, strict=True))
+
+
+def test_one_picture_and_one_sentence_need_no_lists(editor, coffee, tmp_path):
+    alone = editor.edit(coffee, "x", negative_instructions="rain", seeds=3, **QUICK)
+    listed = editor.edit([coffee], ["x"], negative_instructions=["rain"], seeds=[3], **QUICK)
+    assert_same_edits(alone, listed)
+    coffee.save(tmp_path / "coffee.png")
+    for path in (tmp_path / "coffee.png", str(tmp_path / "coffee.png")):
+        assert_same_edits(editor.edit(path, "x", **QUICK), editor.edit([coffee], ["x"], **QUICK))
+    with pytest.raises(InputError, match=r"nowhere\.png: cannot be read"):
+        editor.edit("nowhere.png", "x")
+
+
+def test_what_is_given_once_serves_every_edit(editor, coffee):
+    several = editor.edit(coffee, "x", seeds=[1, 2, 3], batch_size=1, **QUICK)
+    for seed, latents in zip([1, 2, 3], several.latents, strict=True):
+        assert torch.equal(latents, editor.edit(coffee, "x", seeds=seed, **QUICK).latents[0])
+    assert len(editor.edit(coffee, ["x", "y"], num_steps=1).images) == 2
+    pair = editor.edit(pictures()[:2], "x", negative_instructions="rain", **QUICK)
+    listed = editor.edit(pictures()[:2], ["x"] * 2, negative_instructions=["rain"] * 2, **QUICK)
+    assert_same_edits(pair, listed)
+
+
+def test_results_and_editors_print_in_one_line(editor, coffee):
+    result = editor.edit([coffee, coffee.resize((16, 24))], "x", num_steps=1)
+    cost = "6 evaluations, [0-9.]+ s"
+    assert re.fullmatch(rf"EditResult\(2 images, 64 x 64, 16 x 24 pixels, {cost}\)", repr(result))
+    assert re.fullmatch(
+        r"Editor\(U-Net of 0\.\d M parameters, 128 px, float32 on cpu\)", repr(editor)
+    )
+    assert repr(editor.edit([], [])) == "EditResult(0 images, no pixels, 0 evaluations, 0.0 s)"
+
+
+@pytest.mark.parametrize(("sampler", "per_step"), [("euler", 1), ("heun", 2)])
+def test_every_evaluation_of_the_sampler_can_be_watched(editor, coffee, sampler, per_step):
+    seen = []
+    images = [coffee, coffee.resize((16, 16)), coffee]
+    result = editor.edit(images, "x", sampler=sampler, num_steps=3, on_step=seen.append)
+    of_two = [one for one in seen if one.edits == [0, 2]]
+    assert {tuple(one.edits) for one in seen} == {(0, 2), (1,)}
+    steps = [one.step.index for one in of_two]
+    assert steps == sorted(steps) and {*steps} == {0, 1, 2} and steps.count(0) == per_step
+    assert [one.evaluations for one in of_two] == [3 * (n + 1) for n in range(len(of_two))]
+    assert of_two[-1].evaluations == result.evaluations[0]
+    first, last = of_two[0], of_two[-1]
+    assert first.x.shape == first.denoised.shape == (2, 4, 8, 8)
+    assert first.sigma == first.step.sigma > last.sigma
+    assert torch.equal(last.denoised[1], result.latents[2])  # the last step ends at sigma 0
+
+
+def test_the_editor_comes_from_the_package_itself(editor):
+    import ipx2p
+
+    assert ipx2p.Editor is Editor
+    with pytest.raises(AttributeError, match="no attribute 'Editr'"):
+        _ = ipx2p.Editr
+
+
 def test_results_are_handed_over_as_they_are_made(editor, coffee):
     seen = {}
     result = editor.edit(pictures(), ["x"] * 4, num_steps=1, batch_size=1, on_edit=seen.__setitem__)
@@ -208,7 +270,8 @@ def test_half_precision_stays_near_float32(editor, coffee, dtype):
         ({"image_guidance_scale": math.inf}, "image_guidance_scale is inf"),
         ({"instructions": []}, "1 pictures but 0 instructions"),
         ({"instructions": ["  "]}, "the instruction is empty"),
-        ({"seeds": [1, 2]}, "1 pictures but 2 seeds"),
+        ({"instructions": ["x", "y"], "seeds": [1, 2, 3]}, "1 pictures but 2 instructions"),
+        ({"noise": [torch.zeros(4, 8, 8)] * 2}, "1 edits but 2 noise, expected one each"),
         ({"negative_instructions": []}, "1 pictures but 0 negative_instructions"),
         ({"noise": [torch.zeros(4, 8, 9)]}, r"noise\[0\] has shape .* expected \(4, 8, 8\)"),
         ({"step_noise": [torch.zeros(2, 4, 8, 8)]}, r"step_noise\[0\] has .* \(20, 4, 8, 8\)"),

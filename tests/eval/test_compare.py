@@ -256,6 +256,15 @@ def test_numbers_may_be_negative_and_have_an_exponent():
     assert args.guidance_scale == [-1.0, -0.5, -1e38, -0.0025]
 
 
+def test_the_resolution_of_the_training_is_the_default(capsys, tmp_path):
+    argv = [WEIGHTS, *IMAGE, "--steps", 1, "--device", "cpu", "--output", tmp_path]
+    code, _, err = run(capsys, *argv)
+    assert code == 0 and "warning" not in err
+    assert json.loads((tmp_path / "sweep.json").read_text())["resolution"] == 128
+    code, _, err = run(capsys, *argv[:-1], tmp_path / "small", "--resolution", 12)
+    assert code == 0 and "resolution 12 is rounded to 16" in err and "far from the 128" in err
+
+
 def test_defaults_and_lists_of_the_command_are_those_of_the_code():
     args = ipx2p.eval.compare.parse(["w", *map(str, IMAGE)])
     sweep, config = SweepConfig(), CompareConfig()

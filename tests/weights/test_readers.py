@@ -5,7 +5,6 @@ import shutil
 import pytest
 
 from ipx2p.errors import InputError
-from ipx2p.weights import readers
 from ipx2p.weights.readers import find_folder, find_source, find_tokenizer
 from tests.conftest import GOLDEN
 
@@ -22,7 +21,7 @@ def hub(monkeypatch, tmp_path):
         return str(tmp_path / "snapshot")
 
     shutil.copytree(GOLDEN / "diffusers", tmp_path / "snapshot")
-    monkeypatch.setattr(readers, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     return asked
 
 

@@ -1,0 +1,35 @@
+"""Names of samplers, spacings and guidance, known before torch is imported (layer 0).
+
+A test holds them to the code.
+"""
+
+import re
+from collections.abc import Iterable
+
+from ipx2p.errors import InputError, suggestion
+
+SAMPLERS = ("ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m")
+SPACINGS = ("linspace", "leading", "trailing", "karras")
+GUIDANCE = (
+    *("ip2p", "text_first", "joint", "text_only", "image_only", "symmetric", "composable", "full"),
+    *("nested", "free"),
+)
+MODIFIERS = (
+    *("interval", "schedule", "cfgpp", "apg", "zero_star", "tcfg", "fdg", "mambo_g", "power_law"),
+    *("adg", "autoguidance", "pag", "seg", "skip_layer", "perp_neg", "rescale"),
+    *("dynamic_threshold", "mimic", "cads", "mask"),
+)
+
+
+def check_names(samplers: Iterable[str], spacing: str, stacks: Iterable[str]) -> None:
+    """Raise InputError for an unknown name; parameters of guidance are checked where it is made."""
+    parts = [part for stack in stacks for part in re.split(r"(?<!=)\+(?=\s*[a-z_])", stack)]
+    schemes = [part.partition(":")[0].strip() for part in parts]
+    for kind, names, known in (
+        ("sampler", samplers, SAMPLERS),
+        ("spacing", [spacing], SPACINGS),
+        ("guidance scheme", schemes, (*GUIDANCE, *MODIFIERS)),
+    ):
+        for name in names:
+            if name not in known:
+                raise InputError(f"unknown {kind} {name[:60]!r}; {suggestion(name, known)}")
