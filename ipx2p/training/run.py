@@ -3,7 +3,7 @@
 import shlex
 import sys
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ipx2p.config import config_differences, load_config, save_config
@@ -123,6 +123,10 @@ class Run:
 
     def _refuse_changes(self) -> None:
         old = load_config(TrainConfig, self.folder / "config.yaml")
+        data = self.config.data
+        used = data.degrade.of(data.tasks) if data.photos else ()  # only these matter
+        before = {group: getattr(old.data.degrade, group) for group in used}
+        old.data.degrade = replace(data.degrade, **before)
         # Under another schedule than a constant one the last step shapes every learning rate.
         constant = self.config.optimizer.schedule == "constant"
         free = FREE | ({"train.steps"} if constant else set())
