@@ -44,12 +44,12 @@ LAYERS = {
         *("ipx2p.weights.readers", "ipx2p.weights.maps", "ipx2p.weights.folder"),
         *("ipx2p.weights.single_file", "ipx2p.weights.convert"),
         # what everything about data stands on
-        *("ipx2p.data.listing", "ipx2p.data.workers", "ipx2p.data.instructions"),
+        *("ipx2p.data.listing", "ipx2p.data.workers"),
         *("ipx2p.data.light", "ipx2p.data.manifest"),
         # how photographs are degraded, and drawn as cartoons
         *("ipx2p.data.degradations.sensor", "ipx2p.data.degradations.blur"),
         *("ipx2p.data.degradations.rain", "ipx2p.data.degradations.tasks"),
-        "ipx2p.data.degradations.sheet",
+        *("ipx2p.data.degradations.sheet", "ipx2p.data.instructions"),
         *("ipx2p.data.cartoons.whitebox", "ipx2p.data.cartoons.classical"),
         "ipx2p.data.cartoons.teacher",
         # what training reads

@@ -4,7 +4,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +204,8 @@ class DegradedPhotos(Pairs):
 
     def describe(self, item: int) -> str:
         [photo] = self.files(item)
-        return json.dumps([photo.name, self.task(item), asdict(self.config)])
+        task = self.task(item)
+        return json.dumps([photo.name, task, self.config.of([task])])
 
 
 class PictureCache:

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,10 @@ class Run:
 
     def _refuse_changes(self) -> None:
         old = load_config(TrainConfig, self.folder / "config.yaml")
-        schedule = self.config.optimizer.schedule
+        data, schedule = self.config.data, self.config.optimizer.schedule
+        used = data.degrade.of(data.tasks) if data.photos else ()  # only these matter
+        before = {group: getattr(old.data.degrade, group) for group in used}
+        old.data.degrade = replace(data.degrade, **before)
         texts = {
             key: f"{key} was {before!r} and is {after!r}"
             for key, before, after in config_differences(old, self.config)

@@ -196,6 +196,16 @@ def test_a_manifest_that_changed_is_refused_with_what_changed(make_config, tmp_p
     train(config)
 
 
+def test_severities_may_change_for_tasks_that_a_run_does_not_learn(make_config, finished_run):
+    forget(finished_run, 2)
+    with pytest.raises(
+        InputError, match=r"data\.degrade\.noise\.shot was .* and is \[0\.0, 0\.1\]"
+    ):
+        train(make_config("data.degrade.noise.shot=[0, 0.1]"))
+    train(make_config("data.degrade.rain.drops=[1, 2]"))
+    assert (finished_run / "checkpoints" / "step_000004").exists()
+
+
 def test_another_number_of_processes_or_threads_resumes_and_says_what_is_lost(
     make_config, finished_run, capsys
 ):

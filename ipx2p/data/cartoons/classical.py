@@ -1,10 +1,10 @@
 """A cartoon of a photograph without learned weights: flat colours and ink lines (layer 2).
 
-It works in OKLab (Ottosson 2020), where equal distances look about equally large. Bilateral passes
-flatten textures; a Kuwahara step makes patches with sharp borders of what is left; lightness is
-rounded to a few levels (Winnemoeller et al., "Real-Time Video Abstraction", 2006); a difference of
-Gaussians, smoothed along the edges (Kang et al., "Coherent Line Drawing", 2007), is thresholded to
-lines (Winnemoeller et al., "XDoG", 2012). Nothing in it is random.
+It works in OKLab (Ottosson 2020), which is roughly perceptually uniform. Bilateral passes flatten
+textures; a Kuwahara filter turns what is left into patches with sharp borders; lightness is
+quantised to a few levels (Winnemoeller et al., "Real-Time Video Abstraction", 2006); a difference
+of Gaussians, smoothed along the edges (Kang et al., "Coherent Line Drawing", 2007), is thresholded
+to lines (Winnemoeller et al., "XDoG", 2012). Nothing in it is random.
 """
 
 import math
@@ -16,21 +16,21 @@ from torch import Tensor
 
 from ipx2p.data.light import linear_from_srgb, srgb_from_linear
 
-VERSION = 1  # counts every change of what the filter makes of a picture
+VERSION = 1  # increases whenever the results change
 
-# Lengths are in pixels of a picture of 512 x 512 and grow with its sides; below SMALLEST_SCALE they
-# would lie between the pixels.
+# Lengths are in pixels of a 512 x 512 picture and scale with its sides; below SMALLEST_SCALE they
+# would be less than a pixel.
 SMALLEST_SCALE = 0.6
-CHROMA_WEIGHT = 2.0  # a distance in chroma counts that many times one in lightness
+CHROMA_WEIGHT = 2.0  # of a distance in chroma, relative to one in lightness
 PASSES = ((2.5, 0.065), (3.0, 0.055))  # bilateral: standard deviation in space, and in colour
 REACH = 3  # neighbours on each side in a bilateral pass, out to two standard deviations
 DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
-PATCH = 2.0  # of the Kuwahara step: how far its windows lie from the pixel
+PATCH = 2.0  # of the Kuwahara filter: how far its windows lie from the pixel
 LEVELS, STEEPNESS = 8, 5.0  # of lightness, and of the borders between them
 SATURATION = 1.25
 LINE_WIDTH, LINE_THRESHOLD, LINE_STEEPNESS = 0.9, 0.004, 100.0
-CHROMA_LINES = 0.5  # what an edge between colours of equal lightness adds to a line
-FLOW_WIDTH, FLOW_LENGTH = 2.5, 3.5  # neighbourhood that decides the direction; smoothing along it
+CHROMA_LINES = 0.5  # weight of edges between colours of equal lightness
+FLOW_WIDTH, FLOW_LENGTH = 2.5, 3.5  # neighbourhood that sets the direction; smoothing along it
 
 _LMS_FROM_LINEAR = (
     (0.4122214708, 0.5363325363, 0.0514459929),
@@ -51,20 +51,20 @@ def oklab_from_pixels01(pixels01: Tensor) -> Tensor:
 
 
 def pixels01_from_oklab(lab: Tensor) -> Tensor:
-    """The inverse; colours that sRGB does not have are cut, channel by channel."""
+    """The inverse; colours outside sRGB are clipped, channel by channel."""
     lms = _mix(torch.tensor(_LAB_FROM_LMS).inverse(), lab).pow(3)
     return srgb_from_linear(_mix(torch.tensor(_LMS_FROM_LINEAR).inverse(), lms).clamp(0, 1))
 
 
 def _mix(matrix: Sequence | Tensor, x: Tensor) -> Tensor:
-    """Multiply every pixel's three values by a matrix."""
+    """Multiply the three values of every pixel by a matrix."""
     return torch.einsum("ij,njhw->nihw", torch.as_tensor(matrix).to(x), x)
 
 
 def _bilateral(x: Tensor, spread: float, colour_range: float) -> Tensor:
     """Means over neighbours of similar colour, along each of `DIRECTIONS` in turn.
 
-    Tomasi and Manduchi 1998, in one dimension at a time. Windows end at the borders.
+    Tomasi and Manduchi 1998, one dimension at a time. Windows are clipped at the borders.
     """
     height, width = x.shape[-2:]
     for down, right in DIRECTIONS:
@@ -75,7 +75,7 @@ def _bilateral(x: Tensor, spread: float, colour_range: float) -> Tensor:
             y, z = steps * down, steps * right
             if y >= height or abs(z) >= width:
                 break
-            # Both pixels of a pair at once: `here` holds the one, `there` the other.
+            # Both pixels of each pair at once, one in `here` and the other in `there`.
             here = (..., slice(0, height - y), slice(max(-z, 0), width - max(z, 0)))
             there = (..., slice(y, height), slice(max(z, 0), width - max(-z, 0)))
             difference = x[there] - x[here]
@@ -92,11 +92,11 @@ def _bilateral(x: Tensor, spread: float, colour_range: float) -> Tensor:
 
 
 def _kuwahara(x: Tensor, offset: float) -> Tensor:
-    """Every pixel takes the colour of the most even among nine windows around it.
+    """Every pixel takes the colour of the most uniform of nine windows around it.
 
     Papari et al. 2007, eq. 14: means weighted by a negative power of the standard deviation.
     """
-    power, floor = 8, 2e-5  # the floor is a variance that cannot be seen
+    power, floor = 8, 2e-5  # the floor is an invisible variance
     squares = x.square().sum(1, keepdim=True)
     blurred = _blur(torch.cat([x, squares], 1), 0.6 * offset)
     mean = blurred[:, :-1]
@@ -115,13 +115,13 @@ def _kuwahara(x: Tensor, offset: float) -> Tensor:
 
 
 def _round_softly(lightness: Tensor) -> Tensor:
-    """Lightness in few levels, with borders as steep as it crosses them (2006, eq. 4)."""
+    """Lightness in a few levels with soft borders (Winnemoeller et al. 2006, eq. 4)."""
     border = (lightness * LEVELS).floor() + 0.5  # so that black and white are levels
     return (border + 0.5 * (2 * STEEPNESS * (lightness * LEVELS - border)).tanh()) / LEVELS
 
 
 def _ink(lab: Tensor, scale: float) -> Tensor:
-    """Lines on the dark sides of edges: (N, 1, H, W), 1 is ink and 0 is paper."""
+    """Lines on the dark sides of edges: (N, 1, H, W), 1 for ink and 0 for paper."""
     width = LINE_WIDTH * scale
     contrast = _blur(lab, width) - _blur(lab, 1.6 * width)
     lightness, chroma = contrast[:, :1], contrast[:, 1:].square().sum(1, keepdim=True).sqrt()
@@ -143,11 +143,11 @@ def _edge_directions(lab: Tensor, spread: float) -> Tensor:
 
 
 def _smooth_along(x: Tensor, directions: Tensor, spread: float) -> Tensor:
-    """Gaussian means of (N, 1, H, W) along unit vectors (N, H, W, 2), twice to follow bends."""
+    """Gaussian means of (N, 1, H, W) along unit vectors (N, H, W, 2), twice to follow curves."""
     size = torch.tensor(x.shape[:1:-1], dtype=x.dtype, device=x.device)  # width, height
     axes = [torch.arange(side, dtype=x.dtype, device=x.device) for side in x.shape[-2:]]
     rows, columns = torch.meshgrid(*axes, indexing="ij")
-    places = (2 * torch.stack([columns, rows], -1) + 1) / size - 1  # as grid_sample counts
+    places = (2 * torch.stack([columns, rows], -1) + 1) / size - 1  # in grid_sample coordinates
     pixel = directions * (2 / size)
     lengths = [2 * spread * step / 3 for step in range(1, 4)]
     for _ in range(2):
@@ -163,7 +163,7 @@ def _smooth_along(x: Tensor, directions: Tensor, spread: float) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur; the border repeats. Sums of slices: far faster on a CPU than convolutions."""
+    """Gaussian blur with replicated borders; on a CPU, sums of slices are faster than conv2d."""
     radius = math.ceil(2.5 * sigma)
     taps = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-radius, radius + 1)]
     for dim, padding in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
@@ -175,7 +175,7 @@ def _blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def cartoonize(pixels01: Tensor) -> Tensor:
-    """The cartoon of photographs, (N, 3, H, W) in [0, 1], without learned weights."""
+    """Cartoons of photographs, (N, 3, H, W) in [0, 1], without learned weights."""
     scale = max(SMALLEST_SCALE, math.sqrt(pixels01.shape[-2] * pixels01.shape[-1]) / 512)
     weights = torch.tensor([1, CHROMA_WEIGHT, CHROMA_WEIGHT], device=pixels01.device).view(3, 1, 1)
     lab = oklab_from_pixels01(pixels01) * weights

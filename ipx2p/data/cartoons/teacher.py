@@ -1,8 +1,7 @@
 """Cartoon teachers: functions that turn photographs into cartoons of the same size (layer 2).
 
-Three kinds, opened by `open_teacher`: the filter of `classical.py`, which needs no weights; the
-network of `whitebox.py`; any program that `torch.export` wrote, so that every other network can
-teach without being known here.
+`open_teacher` opens three kinds: the filter in `classical.py`, which needs no weights; the network
+in `whitebox.py`; and any program saved by `torch.export`, so that other networks need no code here.
 """
 
 import zipfile
@@ -17,9 +16,9 @@ from torch.export.passes import move_to_device_pass
 
 from ipx2p.data.cartoons import classical
 from ipx2p.data.cartoons.whitebox import cartoonize, load_whitebox
+from ipx2p.data.light import check_pixels01
 from ipx2p.errors import InputError, suggestion
 from ipx2p.files import digest_bytes
-from ipx2p.images import RANGE_TOLERANCE
 from ipx2p.tensor_files.tensors import digest
 
 KNOWN = ("classical", "FILE.safetensors (White-box weights)", "FILE.pt2 (exported program)")
@@ -29,13 +28,13 @@ HOW_TO_EXPORT = (
 
 
 class Teacher:
-    """A function on pictures, which makes the examples to learn from.
+    """A function that makes the targets to learn from.
 
     Args:
         name: the word or file by which it was opened.
-        digest: another one where the pictures may be others: of the weights, of the program's
-            file, or of the filter's version.
-        function: (1, 3, H, W) in [0, 1] to the same, on `device`.
+        digest: of the weights, the program's file or the filter's version; it changes whenever
+            the cartoons may change.
+        function: from (1, 3, H, W) in [0, 1] to the same, on `device`.
     """
 
     def __init__(
@@ -52,17 +51,13 @@ class Teacher:
 
     @torch.inference_mode()
     def __call__(self, pixels01: Tensor) -> Tensor:
-        """Photographs, float32 in [0, 1], (3, H, W) or (N, 3, H, W), to cartoons, shaped alike.
+        """Cartoons of photographs, ([N,] 3, H, W), float32 in [0, 1], on their device.
 
-        One after the other, so that a picture does not depend on its batch. The result is on the
-        device of the photographs.
-        Raises: InputError for a wrong shape, dtype or range, of what goes in or of what comes out,
-            and for a size that the teacher cannot take.
+        One by one, so that a result does not depend on the batch.
+        Raises: InputError for a wrong shape, dtype or range of the input or the output, and for a
+            size that the teacher cannot take.
         """
-        if pixels01.ndim not in (3, 4) or pixels01.shape[-3] != 3 or not pixels01.numel():
-            found = tuple(pixels01.shape)
-            raise InputError(f"teacher {self.name} takes (3, H, W) or (N, 3, H, W), not {found}")
-        _check_range(pixels01, f"teacher {self.name} was given")
+        check_pixels01(pixels01, f"teacher {self.name}")
         pictures = pixels01.to(self._device).reshape(-1, 1, *pixels01.shape[-3:])
         cartoons = torch.cat([self._draw(picture) for picture in pictures])
         return cartoons.reshape(pixels01.shape).to(pixels01.device)
@@ -72,21 +67,21 @@ class Teacher:
         if not isinstance(cartoon, Tensor) or cartoon.shape != picture.shape:
             found = _shape(cartoon) if isinstance(cartoon, Tensor) else type(cartoon).__name__
             raise InputError(
-                f"teacher {self.name} made {found} of a picture {_shape(picture)}, expected a "
-                "picture of the same shape: correct the program and export it again"
+                f"teacher {self.name} turned a picture {_shape(picture)} into {found}, expected "
+                "the same shape: correct the program and export it again"
             )
-        _check_range(cartoon, f"teacher {self.name} made")
-        return cartoon.clamp(0, 1)  # takes away no more than a rounding, see above
+        check_pixels01(cartoon, f"teacher {self.name}, its result")
+        return cartoon.clamp(0, 1)  # removes only rounding errors, after the check
 
 
 def open_teacher(name: str, device: torch.device | str = "cpu") -> Teacher:
-    """Open a teacher by a word or by its file.
+    """Open a teacher by name or file.
 
     Args:
-        name: `classical`; a .safetensors file that `prepare teacher` wrote; or a .pt2 file
-            of `torch.export.save`: a program from one picture, float32 (1, 3, H, W) in [0, 1], to
-            another. Opening a .pt2 file may run code from it, so open only those that you trust.
-    Raises: InputError for another word, or for a file that is not what its suffix says.
+        name: `classical`; a .safetensors file written by `prepare teacher`; or a .pt2 file written
+            by `torch.export.save`: a program from one picture, float32 (1, 3, H, W) in [0, 1], to
+            another. Opening a .pt2 file may run code from it: open only files that you trust.
+    Raises: InputError for any other name, or if a file is not what its suffix says.
     """
     if name == "classical":
         version = f"{name} {classical.VERSION}".encode()
@@ -104,9 +99,9 @@ def open_teacher(name: str, device: torch.device | str = "cpu") -> Teacher:
 
 
 class _Program:
-    """A program of `torch.export` as a function on one picture.
+    """A program saved by `torch.export`, as a function of one picture.
 
-    Raises: InputError if the file holds none, or one that does not take one picture.
+    Raises: InputError if the file is not such a program, or does not take one picture.
     """
 
     def __init__(self, path: Path, device: torch.device | str) -> None:
@@ -137,7 +132,7 @@ class _Program:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"{self._path} takes pictures of height x width {self._sizes}, and fails for "
-                f"{height} x {width} ({reason}): {HOW_TO_EXPORT}, or cut the pictures to a size "
+                f"{height} x {width} ({reason}): {HOW_TO_EXPORT}, or crop the pictures to a size "
                 "that it takes"
             ) from error
 
@@ -151,20 +146,11 @@ def _read_program(path: Path) -> ExportedProgram:
         return load_program(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # a damaged file raises as variously as its parts are read
+    except Exception as error:  # a damaged file can raise almost anything
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path} is not a program that torch.export.save wrote, or it is damaged ({reason})"
+            f"{path} was not written by torch.export.save, or it is damaged ({reason})"
         ) from error
-
-
-def _check_range(pixels01: Tensor, what: str) -> None:
-    """Raise InputError for anything but float32 in [0, 1]."""
-    if pixels01.dtype != torch.float32:
-        raise InputError(f"{what} {pixels01.dtype}, expected torch.float32 in [0, 1]")
-    low, high = pixels01.min().item(), pixels01.max().item()
-    if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):  # NaN too
-        raise InputError(f"{what} values in {low:.4g}..{high:.4g}, expected [0, 1]")
 
 
 def _shape(tensor: Tensor) -> str:

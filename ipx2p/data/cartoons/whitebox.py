@@ -1,14 +1,14 @@
 """White-box Cartoonization: the generator, its guided filter, import of weights (layer 2).
 
 Wang and Yu, "Learning to Cartoonize Using White-Box Cartoon Representations", CVPR 2020: a small
-U-Net paints the picture anew, then a guided filter takes its edges from the photograph. The
-published weights are a TensorFlow 1 checkpoint of base width 32; `import_whitebox` turns it into a
-safetensors file with the names below. What TensorFlow does otherwise than PyTorch is kept: "SAME"
-padding, which at stride 2 is at the right and the bottom only, and bilinear enlargement without
-half-pixel centres. The network sees blue, green, red in [-1, 1]; here that stays inside.
+U-Net redraws the picture, then a guided filter restores the edges of the photograph. The published
+weights are a TensorFlow 1 checkpoint of base width 32; `import_whitebox` converts it to a
+safetensors file with the names below. Where TensorFlow differs from PyTorch, its behaviour is kept:
+"SAME" padding, which at stride 2 is at the right and the bottom only, and bilinear upsampling
+without half-pixel centres. The network sees blue, green, red in [-1, 1], internally.
 
-Its strokes have a size in pixels: the authors reduce pictures to a short side of 720 or less, and
-cut them to multiples of 8. `cartoonize` takes any size and never resizes.
+Its strokes have a size in pixels: the authors resize pictures to a short side of at most 720, and
+crop them to multiples of 8. `cartoonize` takes any size and never resizes.
 """
 
 import os
@@ -29,13 +29,13 @@ from ipx2p.tensor_files.tensors import (
     save_tensors,
 )
 
-CONTENT = "white-box cartoonization generator"  # what the file says of itself, under "content"
+CONTENT = "white-box cartoonization generator"  # metadata "content" of the file
 MULTIPLE = 4  # the network halves the picture twice
 FILTER_RADIUS, FILTER_EPS = 1, 5e-3  # of the published inference code, in [-1, 1] units
 
 SCOPE = "generator/"
 OPTIMIZER_SLOTS = ("/Adam", "/Adam_1", "/Momentum", "/RMSProp", "/RMSProp_1")
-# Layers by their native and their published names.
+# Native and published names of the layers.
 CONVOLUTIONS = {
     "enter": "Conv",
     "halve1": "Conv_1",
@@ -52,7 +52,7 @@ CONVOLUTIONS = {
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions whose result is added to the input."""
+    """Two convolutions with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Generator(nn.Module):
     """The published network: (N, 3, H, W) -> (N, 3, H, W), blue-green-red, about [-1, 1].
 
     Args:
-        width: channels at full size (32 in the published weights); twice, four times below.
+        width: channels at full size (32 in the published weights); doubled at each level below.
     """
 
     def __init__(self, width: int) -> None:
@@ -104,9 +104,9 @@ def _pad_corner(x: Tensor) -> Tensor:
 
 
 def _double(x: Tensor) -> Tensor:
-    """Bilinear enlargement where pixel i of the result looks at i / 2 (resize_bilinear of TF 1)."""
+    """Bilinear upsampling where output pixel i samples at i / 2 (resize_bilinear of TF 1)."""
     height, width = x.shape[-2:]
-    # With one more row and column, repeated, aligned corners have exactly that step.
+    # With one more repeated row and column, aligned corners give exactly that step.
     x = F.pad(x, (0, 1, 0, 1), mode="replicate")
     size = (2 * height + 1, 2 * width + 1)
     x = F.interpolate(x, size, mode="bilinear", align_corners=True)
@@ -114,13 +114,13 @@ def _double(x: Tensor) -> Tensor:
 
 
 def guided_filter(guide: Tensor, picture: Tensor, radius: int, eps: float) -> Tensor:
-    """Smooth a picture but keep the edges of the guide, channel by channel.
+    """Smooth a picture while keeping the edges of the guide, channel by channel.
 
     He et al., "Guided Image Filtering", eq. 5, 6, 8: in each window the result is a * guide + b.
 
     Args:
-        guide, picture: (N, C, H, W). radius: windows are 2 radius + 1 wide, cut at the borders.
-        eps: variance of the guide below which it counts as flat.
+        guide, picture: (N, C, H, W). radius: windows are 2 radius + 1 wide, clipped at borders.
+        eps: the guide counts as flat where its variance is below this.
     """
 
     def mean(x: Tensor) -> Tensor:
@@ -138,9 +138,8 @@ def guided_filter(guide: Tensor, picture: Tensor, radius: int, eps: float) -> Te
 def cartoonize(generator: Generator, pixels01: Tensor) -> Tensor:
     """The cartoon of photographs, (N, 3, H, W) in [0, 1], same size.
 
-    Sides that are no multiples of 4 are continued to the next one by reflection at the right and
-    the bottom, tiny ones as often as it takes, and the result is cut: part of the method, since the
-    network has no other way to take them.
+    Sides are padded to multiples of 4 by reflection at the right and the bottom, and the result is
+    cropped: part of the method, since the network halves the picture twice.
     """
     height, width = pixels01.shape[-2:]
     bgr = pixels_from_pixels01(_reflect(pixels01)).flip(1)
@@ -149,7 +148,7 @@ def cartoonize(generator: Generator, pixels01: Tensor) -> Tensor:
 
 
 def _reflect(x: Tensor) -> Tensor:
-    """Continue both sides to a multiple, mirrored at the last pixel (which is not repeated)."""
+    """Pad both sides to a multiple, mirrored about the last pixel, repeatedly for tiny pictures."""
     for dim in (-2, -1):
         side = x.shape[dim]
         places = torch.arange(-(-side // MULTIPLE) * MULTIPLE, device=x.device)
@@ -160,17 +159,17 @@ def _reflect(x: Tensor) -> Tensor:
 
 
 def load_whitebox(path: Path) -> Generator:
-    """Read what `import_whitebox` wrote.
+    """Load a file written by `import_whitebox`.
 
-    Raises: InputError if the file is damaged, is something else, or misses tensors.
+    Raises: InputError if the file is damaged, is something else, or lacks tensors.
     """
     tensors = read_tensors(path)
     if (content := read_metadata(path).get("content")) != CONTENT:
-        found = f"says of itself {content!r}" if content else "does not say what it is"
+        found = f"is labelled {content!r}" if content else "has no label"
         names = ", ".join(sorted(tensors)[:2])
         raise InputError(
-            f"{path} is not a file of the White-box teacher: it {found}, expected {CONTENT!r}; it "
-            f"holds {len(tensors)} tensors ({names} ...): make one with `prepare teacher`"
+            f"{path} is not a White-box teacher: it {found}, expected {CONTENT!r}; it holds "
+            f"{len(tensors)} tensors ({names} ...): make one with `prepare teacher`"
         )
     enter = tensors.get("enter.bias")
     with torch.device("meta"):
@@ -180,16 +179,15 @@ def load_whitebox(path: Path) -> Generator:
 
 
 def import_whitebox(checkpoint: Path, output: Path) -> None:
-    """Turn the published weights into a safetensors file that `load_whitebox` reads.
+    """Convert the published weights to a safetensors file for `load_whitebox`.
 
-    Of the checkpoint the variables of the generator are taken, but for what the optimizer kept with
-    them (`OPTIMIZER_SLOTS`); all others, as those of the discriminators, are left.
+    Only the generator's variables are taken, without the optimizer's state (`OPTIMIZER_SLOTS`).
 
     Args:
-        checkpoint: of TensorFlow, a folder or a prefix as `saved_models/model-33999`; or a
-            .safetensors file with the same arrays under the same names.
+        checkpoint: a TensorFlow checkpoint, as a folder or a prefix such as
+            `saved_models/model-33999`; or a .safetensors file with the same arrays and names.
         output: a .safetensors file, written whole or not at all.
-    Raises: InputError if TensorFlow is not there, or for a checkpoint of something else.
+    Raises: InputError if TensorFlow is missing, or for a checkpoint of something else.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     if output.suffix != ".safetensors":
@@ -205,13 +203,12 @@ def import_whitebox(checkpoint: Path, output: Path) -> None:
     if first is None:
         raise InputError(
             f"{checkpoint} has no variable generator/Conv/biases: expected a checkpoint of the "
-            "White-box generator, as the folder saved_models of its repository holds"
+            "White-box generator, such as the folder saved_models of its repository"
         )
     with torch.device("meta"):
         expected = _published(Generator(first.numel()).state_dict())
     check_fit(expected, arrays, str(checkpoint))
-    metadata = {"content": CONTENT}
-    save_tensors(_native(arrays), output, metadata=metadata)
+    save_tensors(_native(arrays), output, metadata={"content": CONTENT})
 
 
 def _published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -238,10 +235,10 @@ def _read_tensorflow(checkpoint: Path) -> dict[str, Tensor]:
     """The variables of the generator's scope."""
     if not checkpoint.is_dir() and not Path(f"{checkpoint}.index").is_file():
         raise InputError(
-            f"no TensorFlow checkpoint at {checkpoint}: expected a folder with a file 'checkpoint' "
-            "in it, or a prefix as saved_models/model-33999, where model-33999.index lies"
+            f"no TensorFlow checkpoint at {checkpoint}: expected a folder that holds a file "
+            "'checkpoint', or a prefix such as saved_models/model-33999, next to its .index file"
         )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or it greets with lines about its build
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no messages about its build
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow as tf
@@ -254,6 +251,6 @@ def _read_tensorflow(checkpoint: Path) -> dict[str, Tensor]:
         reader = tf.train.load_checkpoint(str(checkpoint))
         names = [name for name in reader.get_variable_to_shape_map() if name.startswith(SCOPE)]
         return {name: torch.from_numpy(reader.get_tensor(name)) for name in names}
-    except Exception as error:  # ValueError, OpError, and IndexError for a file cut short
+    except Exception as error:  # ValueError, OpError, or IndexError for a truncated file
         reason = " ".join(str(error).split())
         raise InputError(f"cannot read the checkpoint {checkpoint}: {reason}") from error

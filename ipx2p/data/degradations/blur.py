@@ -1,37 +1,37 @@
-"""Blur of a photograph: a shaken camera, or a lens out of focus (layer 2).
+"""Blur of a photograph: camera shake, or a lens out of focus (layer 2).
 
-Sizes are shares of the picture's short side, so that a picture looks alike at any resolution.
+Sizes are fractions of the picture's short side, so that results look alike at any resolution.
 """
 
 import cmath
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ipx2p.data.light import convolve, linear_from_srgb, splat, srgb_from_linear, uniform
+from ipx2p.data.light import convolve, linear_from_srgb, setting, splat, srgb_from_linear, uniform
 
 PATH_STEPS = 512  # of a shaken camera's path; a step stays below a pixel up to 4K
 
 
 @dataclass
 class BlurConfig:
-    """One kind of blur for each picture: weights of the kinds, and ranges of their sizes.
+    """Blur: weights of its kinds, one of which each picture draws, and ranges of their sizes.
 
-    Sizes are drawn uniformly, in shares of the short side.
+    Sizes are drawn uniformly, in fractions of the short side.
     """
 
-    motion: float = 0.6  # how often the camera is shaken
-    defocus: float = 0.25  # the lens is out of focus: a disc
-    gaussian: float = 0.15  # a soft lens, or many small errors
-    length: list[float] = field(default_factory=lambda: [0.03, 0.12])  # of the camera's path
-    radius: list[float] = field(default_factory=lambda: [0.006, 0.02])  # of the disc
-    sigma: list[float] = field(default_factory=lambda: [0.004, 0.012])  # of the Gaussian
+    motion: float = setting(0.6)  # camera shake
+    defocus: float = setting(0.25)  # a lens out of focus: a disc
+    gaussian: float = setting(0.15)  # a soft lens, or many small errors
+    length: list[float] = setting([0.03, 0.12], most=1)  # of the camera's path
+    radius: list[float] = setting([0.006, 0.02], most=1)  # of the disc
+    sigma: list[float] = setting([0.004, 0.012], most=1)  # of the Gaussian
 
 
 def blur(pixels01: Tensor, generator: torch.Generator, config: BlurConfig) -> Tensor:
-    """A picture (3, H, W) blurred in linear light by one kernel of a drawn kind and size."""
+    """A picture (3, H, W) blurred in linear light by one kernel of a random kind and size."""
     short = min(pixels01.shape[-2:])
     weights = torch.tensor([config.motion, config.defocus, config.gaussian])
     kind = int(torch.multinomial(weights, 1, generator=generator))
@@ -49,13 +49,13 @@ def blur(pixels01: Tensor, generator: torch.Generator, config: BlurConfig) -> Te
 def camera_path(generator: torch.Generator) -> Tensor:
     """Where a shaking camera points during the exposure: (PATH_STEPS, 2), a path of length 1.
 
-    A walk at constant speed: the hand's tremor turns it at random, a pull brings it back towards
-    the start, and now and then a jerk nearly turns it round (Boracchi and Foi 2012, sec. III;
-    Kupyn et al. 2018, algorithm 1). The centre of mass is 0.
+    A random walk at constant speed: tremor turns it, a pull brings it back towards the start, and
+    an occasional jerk nearly reverses it (Boracchi and Foi 2012, sec. III; Kupyn et al. 2018,
+    algorithm 1). The centre of mass is 0.
     """
     pull = uniform([0.0, 0.7], generator)
     tremor = uniform([0.0, 0.7], generator) * math.sqrt(10 / PATH_STEPS)
-    jerks = uniform([0.0, 3.0], generator)  # expected in an exposure
+    jerks = uniform([0.0, 3.0], generator)  # expected number during the exposure
     normal = torch.randn(PATH_STEPS, 2, generator=generator).tolist()
     chance, turn = torch.rand(2, PATH_STEPS, generator=generator).tolist()
     place, path = 0j, []
@@ -72,27 +72,27 @@ def camera_path(generator: torch.Generator) -> Tensor:
 
 
 def path_kernel(path: Tensor) -> Tensor:
-    """A path (P, 2) in pixels as a kernel of odd size that sums to 1; equal time at each point."""
+    """A path (P, 2) in pixels as a kernel of odd size that sums to 1; equal time per point."""
     radius = math.ceil(path.abs().max().item()) + 1
     side = 2 * radius + 1
     return splat(path + radius, torch.full((len(path),), 1 / len(path)), side, side)
 
 
 def disc_kernel(radius: float) -> Tensor:
-    """An evenly lit disc with an anti-aliased rim (radius in pixels), sum 1."""
+    """A uniform disc with an anti-aliased rim (radius in pixels), sum 1."""
     distance = _distances(math.ceil(radius) + 1)
     disc = (radius + 0.5 - distance).clamp(0, 1)
     return disc / disc.sum()
 
 
 def gaussian_kernel(sigma: float) -> Tensor:
-    """A Gaussian (sigma in pixels) up to four sigma, sum 1."""
+    """A Gaussian (sigma in pixels) out to four sigma, sum 1."""
     distance = _distances(math.ceil(4 * sigma) + 1)
     bell = torch.exp(-0.5 * (distance / max(sigma, 1e-3)) ** 2)
     return bell / bell.sum()
 
 
 def _distances(radius: int) -> Tensor:
-    """From the centre of a kernel, in pixels, (2 * radius + 1, 2 * radius + 1)."""
+    """Distances from the centre of a kernel, in pixels, (2 * radius + 1, 2 * radius + 1)."""
     offset = torch.arange(-radius, radius + 1).float()
     return torch.hypot(offset[:, None], offset[None])

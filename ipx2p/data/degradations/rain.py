@@ -1,58 +1,61 @@
-"""Rain between the camera and the scene: layers of streaks, and mist (layer 2).
+"""Rain between the camera and the scene: layers of streaks, sometimes with mist (layer 2).
 
-During the exposure a falling drop smears into a streak. It covers a pixel for a small part of the
-time, a, and shows the light of the whole sky, which a drop gathers like a wide lens: the pixel
+During the exposure a falling drop smears into a streak. It covers a pixel for a fraction a of the
+time and shows light from the whole sky, which a drop gathers like a wide-angle lens: the pixel
 becomes (1 - a) * background + a * sky light (Garg and Nayar 2007, "Vision and Rain"). Streaks at
-all distances add up in layers, and those too far to be seen one by one are a veil, as fog is
-(Li et al. 2016; Yang et al. 2017; Hu et al. 2019).
-Sizes are shares of the picture's short side, so that a picture looks alike at any resolution.
+all distances add up in layers; in some pictures those too far to be seen one by one form a veil,
+as fog does (Li et al. 2016; Yang et al. 2017; Hu et al. 2019).
+Sizes are fractions of the picture's short side, so that results look alike at any resolution.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ipx2p.data.light import linear_from_srgb, splat, srgb_from_linear, uniform
+from ipx2p.data.light import linear_from_srgb, setting, splat, srgb_from_linear, uniform
 
-# Distances of the layers in units of the one that the camera is focused on. A layer shows streaks
-# at 1 / distance of their size, and distance^2 times as many of them.
+# Distances of the layers relative to the focal plane. A layer shows streaks at 1 / distance of
+# their size, and distance^2 times as many of them.
 LAYERS = (0.35, 0.6, 1.0, 1.7, 3.0)
-DEFOCUS = 0.004  # half-width that a streak gains per unit of |1 / distance - 1|
-SPACING = 0.9  # between the points that a streak is made of, in cells of the grid
+DEFOCUS = 0.004  # half-width added to a streak per unit of |1 / distance - 1|
+SPACING = 0.9  # between the points of which a streak is made, in cells of the grid
 
 
 @dataclass
 class RainConfig:
-    """Rain: ranges from which each picture draws, uniformly; sizes in shares of the short side."""
+    """Rain: ranges from which each picture draws uniformly, in fractions of the short side."""
 
-    drops: list[float] = field(default_factory=lambda: [800.0, 2400.0])  # per square of short side
-    length: list[float] = field(default_factory=lambda: [0.05, 0.12])  # of a streak in focus
-    opacity: list[float] = field(default_factory=lambda: [0.35, 0.7])  # of a streak in focus
-    veil: list[float] = field(default_factory=lambda: [0.05, 0.4])  # optical depth of the mist
-    width: float = 0.0045  # of a streak in focus
-    lean: float = 20.0  # the wind bends the rain by up to so many degrees
-    gust: float = 2.5  # standard deviation of that between streaks, in degrees
+    drops: list[float] = setting([400.0, 2800.0], most=20_000)  # per square of the short side
+    length: list[float] = setting([0.05, 0.2], most=1)  # of a streak in focus
+    opacity: list[float] = setting([0.3, 0.7], most=1)  # of a streak in focus
+    misty: float = setting(0.2, most=1)  # share of the pictures that have mist too
+    veil: list[float] = setting([0.05, 0.4], most=10)  # optical depth of the mist
+    width: float = setting(0.0045, most=1)  # of a streak in focus
+    lean: float = setting(20.0, most=90)  # wind slants the rain by up to this many degrees
+    gust: float = setting(2.5, most=90)  # standard deviation of the slant between streaks, degrees
 
 
 def rain(pixels01: Tensor, generator: torch.Generator, config: RainConfig) -> Tensor:
     """A picture (3, H, W) as it looks through rain."""
-    ranges = (config.drops, config.length, config.opacity, config.veil)
-    drops, length, opacity, veil = (uniform(bounds, generator) for bounds in ranges)
+    ranges = (config.drops, config.length, config.opacity, config.veil, (0.0, 1.0))
+    drops, length, opacity, veil, chance = (uniform(bounds, generator) for bounds in ranges)
     lean = uniform([-config.lean, config.lean], generator)
     size = pixels01.shape[-2:]
     light = linear_from_srgb(pixels01)
     sky = sky_light(light)
-    mist = 1 - torch.exp(-veil * far_fields(size, generator))
-    light = torch.lerp(light, 0.7 * sky, mist.to(light))
+    if chance < config.misty:
+        mist = 1 - torch.exp(-veil * far_fields(size, generator))
+        light = torch.lerp(light, 0.7 * sky, mist.to(light))
 
     num_drops = drops * size[0] * size[1] / min(size) ** 2 / sum(z**2 for z in LAYERS)
     depth = torch.zeros(size)
     for distance in LAYERS:
         draws = torch.rand(round(num_drops * distance**2), 8, generator=generator)
-        angles = torch.deg2rad(lean + config.gust * _normal(draws[:, 0]))
+        normal = (math.sqrt(2) * torch.erfinv(2 * draws[:, 0] - 1)).clamp(-3, 3)
+        angles = torch.deg2rad(lean + config.gust * normal)
         depth += streaks(size, draws, angles, distance, length, config.width)
     covered = 1 - (1 - opacity) ** depth
     light = torch.lerp(light, sky, covered.to(light))
@@ -60,10 +63,10 @@ def rain(pixels01: Tensor, generator: torch.Generator, config: RainConfig) -> Te
 
 
 def sky_light(light: Tensor) -> Tensor:
-    """The sky's colour and brightness in linear light (3, 1, 1), guessed from the exposure.
+    """The sky's colour and brightness in linear light (3, 1, 1), estimated from the exposure.
 
-    Exposure meters bring a scene to a mean of about 0.18, beside which a clouded sky is five times
-    as bright; it is a little bluer than the scene.
+    Exposure meters bring a scene to a mean of about 0.18; an overcast sky is five times as bright,
+    and a little bluer than the scene.
     """
     mean = light.mean((1, 2))
     level = (5 * mean.mean()).clamp(0.35, 0.95)
@@ -73,8 +76,8 @@ def sky_light(light: Tensor) -> Tensor:
 
 
 def far_fields(size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """How much mist is before each pixel, (H, W), about 1: more at the top, which is mostly farther
-    away, and uneven, as drifts of rain are."""
+    """How much mist is in front of each pixel, (H, W), about 1: more at the top, which is usually
+    farther away, and uneven, like drifting rain."""
     drifts = torch.randn(1, 1, 5, 5, generator=generator)
     drifts = functional.interpolate(drifts, size, mode="bicubic", align_corners=True)[0, 0]
     slope = torch.linspace(0.4, -0.4, size[0])[:, None]
@@ -89,14 +92,14 @@ def streaks(
     length: float,
     width: float,
 ) -> Tensor:
-    """How often each pixel is covered by the streaks of one layer, (H, W), on the CPU.
+    """How many streaks of one layer cover each pixel, (H, W), on the CPU.
 
-    A streak fades in and out at its ends, flickers along its way, as the falling drop oscillates
-    (Garg and Nayar 2006), and the farther it is out of focus the wider and paler it is.
+    A streak fades at its ends, flickers along its length, since the falling drop oscillates (Garg
+    and Nayar 2006), and becomes wider and paler out of focus.
 
     Args:
-        draws: (N, 8) in [0, 1], what is random about each. angles: (N,) in radians, from plumb.
-        length, width: of a streak in focus, in shares of the short side.
+        draws: (N, 8) in [0, 1], the random numbers of each streak. angles: (N,) in radians, from
+            the vertical. length, width: of a streak in focus, in fractions of the short side.
     """
     if len(draws) == 0:
         return torch.zeros(size)
@@ -106,7 +109,7 @@ def streaks(
     half_widths = (sharp + DEFOCUS * (nearness - 1).abs()).clamp(min=1e-6)
     brightness = sharp / half_widths * (0.25 + 0.75 * draws[:, 3] ** 2)
 
-    # Drawn on a grid just fine enough for the thinnest streak, then enlarged.
+    # Drawn on a grid just fine enough for the thinnest streak, then upsampled.
     cell = max(1.0, half_widths.min().item() * min(size) / 2)  # in pixels
     grid = [math.ceil(side / cell) for side in size]
     lengths, half_widths = (sizes * min(size) / cell for sizes in (lengths, half_widths))
@@ -129,8 +132,3 @@ def streaks(
     rib = aside[:, None] * (half_widths[:, None] * across)[..., None]
     drawn = splat(spine[:, :, None] + rib[:, None], weights, *grid)  # points (N, A, C, 2)
     return functional.interpolate(drawn[None, None], size, mode="bilinear")[0, 0]
-
-
-def _normal(uniform01: Tensor) -> Tensor:
-    """Standard normal numbers from uniform ones, within three deviations."""
-    return (math.sqrt(2) * torch.erfinv(2 * uniform01 - 1)).clamp(-3, 3)

@@ -1,47 +1,66 @@
-"""What a camera's sensor does to the light: noise, too short an exposure, and the file (layer 2).
+"""What a camera's sensor does to the light: noise, underexposure, JPEG compression (layer 2).
 
-Noise belongs to pixels and JPEG to blocks of 8 x 8 of them, so neither scales with the picture.
+Noise lives on pixels and JPEG on blocks of 8 x 8 pixels, so neither scales with the picture.
 """
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
-from ipx2p.data.light import linear_from_srgb, srgb_from_linear, uniform
+from ipx2p.data.light import linear_from_srgb, setting, srgb_from_linear, uniform
 from ipx2p.images import image_from_pixels01, pixels01_from_image
 
 
 @dataclass
 class NoiseConfig:
-    """Sensor noise: ranges from which each picture draws, uniformly."""
+    """Sensor noise: ranges from which each picture draws uniformly."""
 
-    shot: list[float] = field(default_factory=lambda: [0.005, 0.03])  # variance per unit of light
-    read: list[float] = field(default_factory=lambda: [0.005, 0.03])  # standard deviation
-    quality: list[float] = field(default_factory=lambda: [60.0, 95.0])  # of the JPEG; low is severe
+    shot: list[float] = setting([0.005, 0.06])  # variance per unit of light
+    read: list[float] = setting([0.005, 0.05])  # standard deviation
+    quality: list[float] = setting([60.0, 95.0], least=1, most=100, mild_is_high=True)  # of JPEG
 
 
 @dataclass
 class LowLightConfig:
-    """Under-exposure: ranges from which each picture draws, uniformly."""
+    """Underexposure: ranges from which each picture draws uniformly."""
 
-    stops: list[float] = field(default_factory=lambda: [2.0, 4.0])  # halvings of the light
-    shot: list[float] = field(default_factory=lambda: [0.0002, 0.001])
-    read: list[float] = field(default_factory=lambda: [0.0005, 0.002])
-    cast: float = 0.08  # gains of red and blue differ from green's by up to this share
+    stops: list[float] = setting([2.0, 6.0])  # each halves the light
+    shot: list[float] = setting([0.0001, 0.0006])
+    read: list[float] = setting([0.0003, 0.001])
+    cast: float = setting(0.08, most=1)  # red and blue gains differ from green's by up to this
 
 
 def expose(light: Tensor, shot: float, read: float, generator: torch.Generator) -> Tensor:
-    """Light as a sensor counts it: with noise of variance shot * light + read^2, not clipped."""
+    """Light (3, H, W) as a sensor measures it, not clipped: at each site of the Bayer mosaic with
+    noise of variance shot * light + read^2, which demosaicing spreads to the pixels between."""
     unit = torch.randn(light.shape, generator=generator).to(light)
-    return light + (shot * light + read**2).sqrt() * unit
+    return light + demosaic((shot * light + read**2).sqrt() * unit)
+
+
+def demosaic(noise: Tensor) -> Tensor:
+    """Noise (3, H, W) at the sites of an RGGB mosaic, interpolated bilinearly between them.
+
+    The picture itself is not mosaiced, so that it keeps its detail.
+    """
+    sites = torch.zeros_like(noise)
+    for channel, top, left in ((0, 0, 0), (1, 0, 1), (1, 1, 0), (2, 1, 1)):
+        sites[channel, top::2, left::2] = noise[channel, top::2, left::2]
+    sites = functional.pad(sites[None], (1, 1, 1, 1), "reflect")[0]  # continues the mosaic
+    rows = sites[..., 1:-1] + (sites[..., :-2] + sites[..., 2:]) / 2
+    full = rows[:, 1:-1] + (rows[:, :-2] + rows[:, 2:]) / 2
+    green = sites[1]  # has twice as many sites, each surrounded by four gaps
+    above, below, left, right = green[:-2, 1:-1], green[2:, 1:-1], green[1:-1, :-2], green[1:-1, 2:]
+    full[1] = green[1:-1, 1:-1] + (above + below + left + right) / 4
+    return full
 
 
 def sensor_noise(pixels01: Tensor, generator: torch.Generator, config: NoiseConfig) -> Tensor:
-    """Photon and read-out noise (Foi et al. 2008, eq. 3) as it comes out of a camera: clipped, bent
-    by the sRGB curve, saved as JPEG."""
+    """Shot and read noise (Foi et al. 2008, eq. 3) as it leaves a camera: demosaiced, clipped,
+    mapped to sRGB and saved as JPEG."""
     shot, read = uniform(config.shot, generator), uniform(config.read, generator)
     light = expose(linear_from_srgb(pixels01), shot, read, generator)
     quality = round(uniform(config.quality, generator))
@@ -60,9 +79,9 @@ def low_light(pixels01: Tensor, generator: torch.Generator, config: LowLightConf
 
 
 def jpeg(pixels01: Tensor, quality: int) -> Tensor:
-    """A picture (3, H, W) as a JPEG file of this quality (1 to 100) has it, on the same device.
+    """A picture (3, H, W) saved as JPEG at a quality of 1 to 100 and read back, on its device.
 
-    Bit for bit the same only with the same build of Pillow: decoders may round differently.
+    Bitwise reproducible only with the same build of Pillow: JPEG decoders may round differently.
     """
     file = io.BytesIO()
     image_from_pixels01(pixels01).save(file, "JPEG", quality=quality)

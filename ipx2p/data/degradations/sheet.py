@@ -1,8 +1,4 @@
-"""A sheet that shows what the degradations do to photographs (layer 2).
-
-`docs/degradations.jpg` is the sheet of castle, drums, cat, kingfisher, temple and great_wall of
-`assets/photos`, with the default settings, cells of 240 pixels and JPEG quality 80.
-"""
+"""A sheet that shows what the degradations do to photographs (layer 2)."""
 
 from collections.abc import Sequence
 
@@ -20,10 +16,10 @@ SEVERITIES = {"mild": 0.0, "middle": 0.5, "severe": 1.0}
 def degradation_sheet(
     photos: Sequence[Image.Image], config: DegradeConfig, *, cell: int = 256, seed: int = 0
 ) -> Image.Image:
-    """A row for each task: a photo, then degraded from the mild end of `config` to the severe one.
+    """One row per task: a photo, then degraded from the mild end of `config` to the severe one.
 
-    The rows take the photos in turn. They are brought to a long side of `cell` pixels first, so
-    that nothing of what is seen comes from resizing.
+    The rows use the photos in turn, resized to a long side of `cell` pixels beforehand, so that
+    resizing does not hide anything.
     """
     rows = []
     for place, task in enumerate(SHEET_TASKS):

@@ -1,14 +1,15 @@
 """Degradations of photographs: pure seeded functions on [0, 1] pixels (layer 2).
 
-A task names what an edit has to undo; several joined by "+" are undone together. Whatever the order
-of the names, the picture is degraded in the order of nature: rain is in the scene, the exposure
-blurs and darkens it, and the sensor's noise and the file come last.
-Everything random is decided by CPU generators, so that no device changes it.
+A task names what an edit has to undo; tasks joined by "+" are undone together. The names may come
+in any order; degradations are applied as in nature: rain is in the scene, the exposure blurs and
+darkens it, and the sensor's noise and the file come last.
+All random numbers come from CPU generators, so results do not depend on the device.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,40 +17,35 @@ from torch import Tensor
 from ipx2p.data.degradations.blur import BlurConfig, blur
 from ipx2p.data.degradations.rain import RainConfig, rain
 from ipx2p.data.degradations.sensor import LowLightConfig, NoiseConfig, low_light, sensor_noise
+from ipx2p.data.light import check_pixels01
 from ipx2p.errors import InputError, suggestion
-from ipx2p.images import RANGE_TOLERANCE
 
-# What a setting must stay below; all are numbers of 0 or more.
-BELOW = {
-    **{f"rain.{name}": 1 for name in ("length", "opacity", "width")},
-    "rain.drops": 20_000,
-    "rain.veil": 10,
-    "rain.lean": 90,
-    "rain.gust": 90,
-    **{f"blur.{name}": 1 for name in ("length", "radius", "sigma")},
-    "low_light.cast": 1,
-    "noise.quality": 101,
-}
-MIN_SIDE = 8  # pixels; on less there is nothing to see
-MILD_IS_HIGH = ("noise.quality",)  # ranges whose high end is the mild one
+
+def _task(name: str, function: Callable[..., Tensor], settings: type) -> Any:
+    return field(default_factory=settings, metadata={"task": name, "function": function})
 
 
 @dataclass
 class DegradeConfig:
-    """Severities of all degradations: in ranges [low, high] each picture draws one, uniformly."""
+    """The degradations and their settings, in the order in which nature applies them.
 
-    rain: RainConfig = field(default_factory=RainConfig)
-    blur: BlurConfig = field(default_factory=BlurConfig)
-    low_light: LowLightConfig = field(default_factory=LowLightConfig)
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    Each line declares a task: its name in manifests and configs, the function that degrades a
+    picture, (pixels01, generator, settings) -> pixels01, and its settings. The instructions are in
+    `banks/NAME.txt`.
+    """
+
+    rain: RainConfig = _task("derain", rain, RainConfig)
+    blur: BlurConfig = _task("deblur", blur, BlurConfig)
+    low_light: LowLightConfig = _task("enhance", low_light, LowLightConfig)
+    noise: NoiseConfig = _task("denoise", sensor_noise, NoiseConfig)
 
     def check(self, where: str) -> None:
-        """Raise InputError for a setting that cannot be, naming the key."""
-        for group, settings in asdict(self).items():
-            for name, value in settings.items():
-                _check_setting(f"{group}.{name}", value, where)
-        if self.noise.quality[0] < 1:
-            raise InputError(f"{where}.noise.quality is {self.noise.quality}, expected 1 to 100")
+        """Raise InputError for an invalid setting, naming the key."""
+        for group in fields(self):
+            settings = getattr(self, group.name)
+            for setting in fields(settings):
+                key = f"{where}.{group.name}.{setting.name}"
+                _check_setting(key, getattr(settings, setting.name), setting)
         if not self.blur.motion + self.blur.defocus + self.blur.gaussian > 0:
             raise InputError(
                 f"{where}.blur: motion, defocus and gaussian are all 0, expected a weight above 0"
@@ -60,24 +56,24 @@ class DegradeConfig:
         if not 0 <= severity <= 1:
             raise InputError(f"severity is {severity}, expected 0 (mild) to 1 (severe)")
         groups = {}
-        for group, settings in asdict(self).items():
-            points = {}
-            for name, value in settings.items():
+        for group in fields(self):
+            settings, points = getattr(self, group.name), {}
+            for setting in fields(settings):
+                value = getattr(settings, setting.name)
                 if isinstance(value, list):
-                    mild, severe = value[::-1] if f"{group}.{name}" in MILD_IS_HIGH else value
-                    points[name] = [mild + (severe - mild) * severity] * 2
-            groups[group] = replace(getattr(self, group), **points)
-        return DegradeConfig(**groups)
+                    mild, severe = value[::-1] if setting.metadata.get("mild_is_high") else value
+                    points[setting.name] = [mild + (severe - mild) * severity] * 2
+            groups[group.name] = replace(settings, **points)
+        return replace(self, **groups)
+
+    def of(self, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The settings that affect these tasks, by group."""
+        names = {name for task in tasks for name in task.split("+")}
+        groups = [group for name, group in DEGRADATIONS.items() if name in names]
+        return {group.name: asdict(getattr(self, group.name)) for group in groups}
 
 
-Degradation = Callable[[Tensor, torch.Generator, DegradeConfig], Tensor]
-# In the order of nature; the keys are the task names of manifests and configs.
-DEGRADATIONS: dict[str, Degradation] = {
-    "derain": lambda pixels01, generator, config: rain(pixels01, generator, config.rain),
-    "deblur": lambda pixels01, generator, config: blur(pixels01, generator, config.blur),
-    "enhance": lambda pixels01, generator, config: low_light(pixels01, generator, config.low_light),
-    "denoise": lambda pixels01, generator, config: sensor_noise(pixels01, generator, config.noise),
-}
+DEGRADATIONS: dict[str, Field] = {group.metadata["task"]: group for group in fields(DegradeConfig)}
 
 
 def degrade(
@@ -86,31 +82,37 @@ def degrade(
     generator: torch.Generator | Sequence[torch.Generator],
     config: DegradeConfig,
 ) -> Tensor:
-    """The picture as it was before `task` repaired it, float32 in [0, 1], same shape and device.
+    """The source picture that `task` has to repair, float32 in [0, 1], same shape and device.
 
     Args:
         pixels01: a picture (3, H, W), or a batch (N, 3, H, W).
         task: a key of `DEGRADATIONS`, or several joined by "+".
-        generator: on the CPU. For a batch also one for each picture; one alone serves them in turn.
+        generator: on the CPU. A batch may have one per picture; a single one serves them in turn.
 
-    Raises: InputError for an unknown task, and for pixels that are none.
+    Raises: InputError for an unknown task, or for a tensor that is not a picture.
     """
     names = canonical_task(task, "degrade").split("+")
-    _check_pixels(pixels01)
+    check_pixels01(pixels01, "degrade")
+    height, width = pixels01.shape[-2:]
+    if min(height, width) < 8:  # on less there is nothing to see
+        raise InputError(f"degrade: a picture of {width} x {height}, expected at least 8 x 8")
+    if pixels01.ndim == 4:
+        count = len(pixels01)
+        generators = [generator] * count if isinstance(generator, torch.Generator) else generator
+        if len(generators) != count:
+            raise InputError(f"degrade: {len(generators)} generators for {count} pictures")
+        pairs = zip(pixels01, generators, strict=True)
+        return torch.stack([degrade(picture, task, draws, config) for picture, draws in pairs])
     if "enhance" in names and "denoise" in names:
         config = _at_lower_gain(config)
-    if pixels01.ndim == 3:
-        return _in_turn(pixels01, names, generator, config)
-    count = len(pixels01)
-    generators = [generator] * count if isinstance(generator, torch.Generator) else [*generator]
-    if len(generators) != count:
-        raise InputError(f"degrade: {len(generators)} generators, expected 1 or {count}, one each")
-    pairs = zip(pixels01, generators, strict=True)
-    return torch.stack([_in_turn(picture, names, draws, config) for picture, draws in pairs])
+    for name in names:
+        group = DEGRADATIONS[name]
+        pixels01 = group.metadata["function"](pixels01, generator, getattr(config, group.name))
+    return pixels01
 
 
 def check_task(task: str, where: str) -> None:
-    """Raise InputError for a task that no degradation belongs to, or that names one twice."""
+    """Raise InputError for an unknown task, or one that names a degradation twice."""
     known = [*DEGRADATIONS]
     parts = task.split("+")
     of = f" in {task!r}" if len(parts) > 1 else ""
@@ -118,7 +120,7 @@ def check_task(task: str, where: str) -> None:
         if part not in known:
             raise InputError(f"{where}: no degradation for {part!r}{of}; {suggestion(part, known)}")
         if parts.count(part) > 1:
-            raise InputError(f"{where}: {part!r} stands twice{of}, name each task once")
+            raise InputError(f"{where}: {part!r} appears twice{of}, name each task once")
 
 
 def canonical_task(task: str, where: str = "task") -> str:
@@ -127,20 +129,11 @@ def canonical_task(task: str, where: str = "task") -> str:
     return "+".join(sorted(task.split("+"), key=[*DEGRADATIONS].index))
 
 
-def _in_turn(
-    pixels01: Tensor, names: Sequence[str], generator: torch.Generator, config: DegradeConfig
-) -> Tensor:
-    pixels01 = pixels01.float()
-    for name in names:
-        pixels01 = DEGRADATIONS[name](pixels01, generator, config)
-    return pixels01
-
-
 def _at_lower_gain(config: DegradeConfig) -> DegradeConfig:
-    """Noise for pictures that are dark too, whose brightest light is 2^stops below the sensor's.
+    """Noise for pictures that are also dark, whose light is 2^stops below the sensor's maximum.
 
-    Of the same scarce light a camera makes a noisy picture by a high gain, or a dark one without
-    it; gain raises noise and light alike. So the noise is as strong beside the picture as alone.
+    From the same scarce light a camera makes a noisy picture with high gain, or a dark one without
+    it; gain amplifies noise and light alike. So the noise is as strong relative to the picture.
     """
     gain = 2.0 ** -(sum(config.low_light.stops) / 2)
     noise = config.noise
@@ -148,24 +141,9 @@ def _at_lower_gain(config: DegradeConfig) -> DegradeConfig:
     return replace(config, noise=replace(noise, shot=shot, read=read))
 
 
-def _check_setting(key: str, value: list[float] | float, where: str) -> None:
+def _check_setting(key: str, value: list[float] | float, setting: Field) -> None:
+    least, most = setting.metadata.get("least", 0), setting.metadata.get("most", math.inf)
     low, high = value if isinstance(value, list) and len(value) == 2 else (value, value)
-    if isinstance(low, list) or not 0 <= low <= high < math.inf:
-        raise InputError(
-            f"{where}.{key} is {value}, expected a range [low, high] of numbers that are 0 or more"
-        )
-    if high >= BELOW.get(key, math.inf):
-        raise InputError(f"{where}.{key} is {value}, expected below {BELOW[key]}")
-
-
-def _check_pixels(pixels01: Tensor) -> None:
-    shape = tuple(pixels01.shape)
-    ok = len(shape) in (3, 4) and shape[-3] == 3 and shape[0] > 0
-    if not ok or not pixels01.is_floating_point():
-        dtype = str(pixels01.dtype).removeprefix("torch.")
-        raise InputError(f"degrade: expected float pixels01 ([N,] 3, H, W), got {dtype} {shape}")
-    if min(shape[-2:]) < MIN_SIDE:
-        raise InputError(f"degrade: a picture of {shape[-1]} x {shape[-2]}, the least is 8 x 8")
-    low, high = pixels01.min().item(), pixels01.max().item()
-    if not -RANGE_TOLERANCE <= low <= high <= 1 + RANGE_TOLERANCE:
-        raise InputError(f"degrade: expected pixels01 in [0, 1], got {low:.6g}..{high:.6g}")
+    if isinstance(low, list) or not least <= low <= high <= most or high == math.inf:
+        what = "a range [low, high]" if isinstance(value, list) else "a number"
+        raise InputError(f"{key} is {value}, expected {what} within {least:g} to {most:g}")

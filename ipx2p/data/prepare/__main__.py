@@ -2,10 +2,11 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ipx2p.cli import Parser, run_command
+from ipx2p.data.instructions import combinable
 from ipx2p.errors import InputError
 
 DESCRIPTION = "Make instruction data from photographs or published sets, and look into it."
@@ -44,7 +45,6 @@ RECIPES = ("cartoonize", "restore", "combine", "import")
 # As in the registries, so that --help needs no torch; a test holds them against those.
 SOURCES = ("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain100",
            "rain13k", "rain1400", "reds", "sidd")  # fmt: skip
-TASKS = ("derain", "deblur", "enhance", "denoise")
 MULTIPLE = 8  # sides of pictures
 COMBINATIONS = ("denoise+enhance", "derain+denoise", "derain+enhance", "deblur+denoise")
 
@@ -56,7 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", metavar="RECIPE", required=True)
     _add_cartoonize(_add_recipe(commands, "cartoonize", "photographs and their cartoons"))
     what = "photographs, each degraded in one way, to be repaired"
-    _add_degraded(_add_recipe(commands, "restore", what), TASKS)
+    _add_degraded(_add_recipe(commands, "restore", what), combinable())
     what = "photographs, degraded in several ways at once, to be repaired"
     _add_degraded(_add_recipe(commands, "combine", what), COMBINATIONS)
     _add_import(_add_recipe(commands, "import", "pairs of a published set"))
@@ -74,6 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     sheet = _add_command(commands, "sheet", "a picture of all degradations at three severities")
     sheet.add_argument("photos", metavar="PHOTOS", help="folder of photographs")
     sheet.add_argument("output", metavar="OUTPUT.jpg")
+    sheet.add_argument("--seed", metavar="N", type=int, default=0, help="(default: 0)")
     teacher = _add_command(
         commands, "teacher", "White-box weights from their TensorFlow checkpoint"
     )
@@ -120,10 +121,10 @@ def _add_cartoonize(parser: Parser) -> None:
     parser.add_argument("--teacher", metavar="NAME", default="classical", help=teacher)
 
 
-def _add_degraded(parser: Parser, tasks: Sequence[str]) -> None:
+def _add_degraded(parser: Parser, tasks: Iterable[str]) -> None:
     _add_photos(parser)
-    undone = f"what the edit undoes (default: {' '.join(tasks)})"
-    parser.add_argument("--tasks", metavar="TASK", nargs="+", default=[*tasks], help=undone)
+    undone = f"what the edit undoes (default: {' '.join(tasks)}; of an existing set, its tasks)"
+    parser.add_argument("--tasks", metavar="TASK", nargs="+", help=undone)
     severities = "severities, such as noise.read=[0.01,0.02]"
     parser.add_argument("--degrade", metavar="KEY=VALUE", nargs="+", default=[], help=severities)
 
@@ -208,8 +209,9 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _open_recipe(args: argparse.Namespace, device):
-    from ipx2p.data.degradations.tasks import canonical_task, check_task
+    from ipx2p.data.degradations.tasks import DEGRADATIONS, canonical_task, check_task
     from ipx2p.data.instructions import read_bank
+    from ipx2p.data.prepare.dataset import stored_plan
     from ipx2p.data.prepare.recipes import Cartoonize, Import, Photos, Restore
     from ipx2p.data.published.registry import open_source
 
@@ -226,12 +228,16 @@ def _open_recipe(args: argparse.Namespace, device):
     photos = Photos(Path(args.photos), args.short_side, args.count, args.format)
     if args.command == "cartoonize":
         return Cartoonize(photos, **common, teacher=args.teacher, device=device)
-    for task in args.tasks:
+    stored = stored_plan(Path(args.output))
+    existing = stored["settings"]["tasks"] if stored.get("recipe") == args.command else None
+    everything = COMBINATIONS if args.command == "combine" else DEGRADATIONS
+    chosen = args.tasks or existing or everything
+    for task in chosen:
         check_task(task, "--tasks")
         if ("+" in task) != (args.command == "combine"):
             other = "combine" if "+" in task else "restore"
             raise InputError(f"--tasks: {task!r} is for the recipe {other}")
-    tasks = [*dict.fromkeys(map(canonical_task, args.tasks))]
+    tasks = [*dict.fromkeys(map(canonical_task, chosen))]
     config = _degrade_config(args.degrade)
     return Restore(photos, **common, name=args.command, tasks=tasks, config=config, device=device)
 
@@ -280,12 +286,13 @@ def _teacher(args: argparse.Namespace) -> None:
 
 
 def _sheet(args: argparse.Namespace) -> None:
-    from ipx2p.data.degradations.sheet import degradation_sheet
+    from ipx2p.data.degradations.sheet import SHEET_TASKS, degradation_sheet
     from ipx2p.data.degradations.tasks import DegradeConfig
     from ipx2p.data.listing import find_photos
-    from ipx2p.images import save_image
+    from ipx2p.images import load_image, save_image
 
-    save_image(degradation_sheet(find_photos(Path(args.photos)), DegradeConfig()), args.output)
+    photos = [load_image(path) for path in find_photos(Path(args.photos))[: len(SHEET_TASKS)]]
+    save_image(degradation_sheet(photos, DegradeConfig(), seed=args.seed), args.output)
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
+import torch
+
 from ipx2p.data.manifest import SPLITS, Line, Record, read_lines
 from ipx2p.data.prepare.fingerprints import fingerprint, near_copies
 from ipx2p.data.workers import run_all
 from ipx2p.errors import InputError
 from ipx2p.files import digest_file
-from ipx2p.images import image_size, load_image
+from ipx2p.images import image_size, load_image, pixels01_from_image
+from ipx2p.metrics import psnr
 from ipx2p.models.text import load_tokenizer
 
+COMPARED = 200  # pairs of a task at most, by `stats`
 FOUND = 1  # exit code if there are problems
 Report = Callable[[str, str, str], None]  # where, kind of problem, description
 
@@ -86,6 +90,7 @@ def stats(path: Path, *, tokenizer: Path | None = None) -> None:
             sides = [min(image_size(manifest.parent / record.target)) for record in records]
             print(f"    short side, pixels: {_spread(sides)}")
             print(f"    sentences of a pair: {_spread([len(r.instructions) for r in records])}")
+            print(f"    source against target: {_change(manifest.parent, records)}")
             sentences = sorted({text for r in records for text in r.instructions})
             print(f"    different sentences: {len(sentences)}, such as {sentences[0]!r}")
             print(f"    words: {_spread([len(text.split()) for text in sentences])}")
@@ -166,6 +171,30 @@ def _check_splits(lines: Sequence[Line], looked: dict[Path, PictureInfo], report
     for a, b in near_copies([prints[digest] for digest in digests]):
         earlier, later = lines_of[digests[a]], lines_of[digests[b]]
         compare(earlier, later, "uses a picture that shows the same as one of")
+
+
+def _change(folder: Path, records: Sequence[Record]) -> str:
+    """How far the sources of a task are from their targets: means over some of its pairs."""
+    rows = []
+    for record in records[:: -(-len(records) // COMPARED)]:
+        pictures = (load_image(folder / name) for name in (record.source, record.target))
+        source, target = map(pixels01_from_image, pictures)
+        if source.shape != target.shape:
+            continue  # `check` names such pairs
+        change = source - target
+        noise = change - change.mean((1, 2), keepdim=True)
+        covariance, variance = (noise[..., 1:] * noise[..., :-1]).mean(), noise.square().mean()
+        decibel = psnr(source[None], target[None])[0].clamp(max=100)
+        changed = (change.abs().mean(0) > 0.05).double().mean()
+        correlation = covariance / variance.clamp(min=1e-12)
+        rows.append([decibel, changed, change.mean(), 255 * source.mean(), correlation])
+    if not rows:
+        return "no pair of one size"
+    decibel, changed, shift, level, correlation = torch.tensor(rows).mean(0).tolist()
+    return (
+        f"{decibel:.1f} dB, {changed:.0%} of the pixels changed by more than 5%, mean change "
+        f"{shift:+.3f}, mean level {level:.0f} of 255, correlation of neighbours {correlation:.2f}"
+    )
 
 
 def _spread(numbers: Sequence[int]) -> str:

@@ -94,6 +94,12 @@ def write_dataset(
     write_json({**about, **written, **found}, folder / DATASET)
 
 
+def stored_plan(folder: Path) -> dict[str, Any]:
+    """The plan of the data set in a folder, finished or not; empty where there is none."""
+    paths = (folder / DATASET, folder / WORK / "plan.json")
+    return next((read_json(path) for path in paths if path.exists()), {})
+
+
 def is_finished(folder: Path, plan: dict[str, Any]) -> bool:
     """Whether the folder holds what the plan makes. InputError if it holds something else."""
     if not (folder / DATASET).exists():

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -34,7 +34,7 @@ from ipx2p.images import (
 )
 from ipx2p.seeds import generator
 
-MULTIPLE = 8  # sides of what is made, so that an autoencoder takes the pictures as they are
+MULTIPLE = 8  # of the sides of new pictures, so that an autoencoder takes them as they are
 
 
 Banks = dict[str, tuple[str, ...]]  # sentences of tasks, instead of those of the package
@@ -53,10 +53,10 @@ def sentences(task: str, banks: Banks, own: Sequence[str] = ()) -> Sequence[str]
 
 @dataclass
 class Photos:
-    """Photographs as a recipe takes them.
+    """Photographs as the input of a recipe.
 
     size: their short side afterwards, in pixels; smaller ones are not enlarged. count: how many to
-    take, drawn by their names; None takes all. suffix: of the pictures that are made.
+    draw, by their names; None takes all. suffix: of the pictures that are made.
     """
 
     folder: Path
@@ -65,12 +65,12 @@ class Photos:
     suffix: str = "png"
 
     def units(self, seed: int) -> list[Unit]:
-        """A unit for each photograph, by name."""
+        """A unit for each photograph, sorted by name."""
         photos = find_photos(self.folder)
         if self.count is not None:
             if self.count > len(photos):
                 raise InputError(
-                    f"{self.folder} holds {len(photos)} pictures, {self.count} were asked for"
+                    f"{self.folder} holds {len(photos)} pictures, fewer than --count {self.count}"
                 )
             name = {photo: photo.relative_to(self.folder).as_posix() for photo in photos}
             drawn = sorted(photos, key=lambda photo: hash_share(seed, "photo", name[photo]))
@@ -78,7 +78,7 @@ class Photos:
         return [_unit(photo, self.folder) for photo in photos]
 
     def load(self, path: Path) -> "Photo":
-        """A photograph, reduced."""
+        """A photograph, resized."""
         image = load_image(path)
         digest = digest_bytes(path.read_bytes())
         try:
@@ -88,7 +88,7 @@ class Photos:
         return Photo(image, f"{path.stem}-{digest[:8]}", digest)
 
     def describe(self) -> dict[str, Any]:
-        """What shapes the result."""
+        """The settings that affect the result."""
         return {"size": self.size, "count": self.count, "suffix": self.suffix}
 
 
@@ -102,12 +102,12 @@ class Photo:
 
     @property
     def megapixels(self) -> float:
-        """How many million pixels it has."""
+        """Its size in millions of pixels."""
         return self.image.width * self.image.height / 1e6
 
 
 class _PhotoRecipe(Recipe):
-    """What recipes that start from photographs share."""
+    """The parts shared by recipes that start from photographs."""
 
     def __init__(self, photos: Photos, banks: Banks, *, seed: int, licence: str) -> None:
         self.photos = photos
@@ -116,11 +116,10 @@ class _PhotoRecipe(Recipe):
         self.licence = licence
 
     def units(self) -> list[Unit]:
-        """See `Recipe.units`."""
         return self.photos.units(self.seed)
 
     def _save(self, image: Image.Image, output: Path, folder: str, photo: Photo) -> tuple[str, str]:
-        """Write a picture; its name below the output folder and its digest."""
+        """Write a picture; returns its name below the output folder, and its digest."""
         name = f"pictures/{folder}/{photo.name}.{self.photos.suffix}"
         save_image(image, output / name)
         return name, digest_bytes((output / name).read_bytes())
@@ -134,7 +133,7 @@ class _PhotoRecipe(Recipe):
 
 
 class Cartoonize(_PhotoRecipe):
-    """Photographs as sources, what a cartoon teacher makes of them as targets."""
+    """Photographs as sources, their cartoons by a teacher as targets."""
 
     name = "cartoonize"
 
@@ -156,14 +155,13 @@ class Cartoonize(_PhotoRecipe):
 
     @cached_property
     def teacher(self) -> Teacher:
-        """Opened by each process for itself."""
+        """Opened separately by each process."""
         return open_teacher(self.teacher_name, self.device)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "teacher"}
 
     def make(self, unit: Unit, output: Path) -> Made:
-        """See `Recipe.make`."""
         photo = self.photos.load(unit.item)
         with torch.inference_mode():
             cartoon = self.teacher(pixels01_from_image(photo.image)[None].to(self.device))[0]
@@ -174,7 +172,6 @@ class Cartoonize(_PhotoRecipe):
         return Made([entry], prints, megapixels=photo.megapixels)
 
     def describe(self) -> dict[str, Any]:
-        """See `Recipe.describe`."""
         return {**self.photos.describe(), **self._described, "wording": _wording(self.banks)}
 
 
@@ -182,7 +179,7 @@ class Restore(_PhotoRecipe):
     """Photographs as targets, degraded as sources: every photograph with every task.
 
     Args:
-        tasks: what the edit has to undo; `derain+denoise` for several things at once.
+        tasks: what the edit has to undo; `derain+denoise` undoes two things at once.
         config: how severe the degradations are.
     """
 
@@ -207,7 +204,6 @@ class Restore(_PhotoRecipe):
         self.device = device
 
     def make(self, unit: Unit, output: Path) -> Made:
-        """See `Recipe.make`."""
         photo = self.photos.load(unit.item)
         clean = pixels01_from_image(photo.image).to(self.device)
         target = self._save(photo.image, output, "photos", photo)
@@ -224,8 +220,7 @@ class Restore(_PhotoRecipe):
         return degrade(clean, task, draws, self.config)
 
     def describe(self) -> dict[str, Any]:
-        """See `Recipe.describe`."""
-        settings = {"tasks": self.tasks, "degrade": asdict(self.config)}
+        settings = {"tasks": self.tasks, "degrade": self.config.of(self.tasks)}
         return {**self.photos.describe(), **settings, "wording": _wording(self.banks)}
 
 
@@ -351,22 +346,22 @@ def _link(source: Path, path: Path) -> bool:
 
 
 def _reduced(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Width and height with at most this short side, multiples of `MULTIPLE`.
+    """Width and height with at most this short side, in multiples of `MULTIPLE`.
 
-    Raises: InputError for a picture that is smaller than that in one direction.
+    Raises: InputError if a side is shorter than that.
     """
     if min(size) < MULTIPLE:
-        raise InputError(f"{size[0]} x {size[1]} pixels, the least is {MULTIPLE} x {MULTIPLE}")
+        raise InputError(f"{size[0]} x {size[1]} pixels, expected at least {MULTIPLE} x {MULTIPLE}")
     scale = min(1.0, short_side / min(size))
     width, height = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in size)
     return width, height
 
 
 def _unit(photo: Path, folder: Path) -> Unit:
-    """A photograph as a unit: its name and size, and when it was last changed."""
+    """A photograph as a unit: its name and size, and when it was last modified."""
     name = photo.relative_to(folder).as_posix()
     try:
         stat = photo.stat()
-    except OSError:  # a link that leads nowhere: whoever loads it will say so
+    except OSError:  # a dangling link: loading it will report it
         return Unit(name, photo)
     return Unit(f"{name} ({stat.st_size} bytes)", photo, str(stat.st_mtime_ns))

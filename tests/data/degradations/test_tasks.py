@@ -1,5 +1,7 @@
 """Degradations on [0, 1] pixels."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -17,6 +19,7 @@ from ipx2p.data.degradations.rain import RainConfig, rain
 from ipx2p.data.degradations.sensor import (
     LowLightConfig,
     NoiseConfig,
+    demosaic,
     expose,
     jpeg,
     low_light,
@@ -106,13 +109,16 @@ def test_what_has_a_size_looks_alike_at_any_resolution(task):
     picture = torch.rand(1, 3, 8, 12, generator=seeded(1))
     small, large = (
         functional.interpolate(picture, scale_factor=factor, mode="bilinear")[0]
-        for factor in (16, 64)
+        for factor in (32, 96)
     )
-    config = DegradeConfig().at(1)
+    config = replace(DegradeConfig(), rain=RainConfig(misty=0.0)).at(1)
     at_small, at_large = (degrade(p, task, seeded(3), config) for p in (small, large))
     reduced = functional.interpolate(at_large[None], small.shape[-2:], mode="area")[0]
-    change = (at_small - small).abs().mean()
-    assert (at_small - reduced).abs().mean() < 0.2 * change
+    # Streaks are about a pixel wide here, so that single pixels differ.
+    difference, change = (
+        functional.avg_pool2d(x, 4).abs().mean() for x in (at_small - reduced, at_small - small)
+    )
+    assert difference < 0.15 * change
 
 
 def test_several_degradations_come_in_the_order_of_nature():
@@ -140,16 +146,39 @@ def test_noise_of_a_dark_picture_is_as_strong_beside_it_as_alone():
 def test_enhance_darkens_as_it_always_has():
     result = degrade(GREY[:, :8, :8], "enhance", seeded(5), DegradeConfig())
     expected = torch.tensor(
-        [[0.1273397, 0.1302392], [0.1495516, 0.1188417], [0.1671808, 0.1403162]]
+        [[0.0563807, 0.0443635], [0.0548756, 0.0471414], [0.0745081, 0.0745081]]
     )
     torch.testing.assert_close(result[:, 0, :2], expected)
 
 
-def test_noise_has_the_variance_of_its_model():
+def test_noise_has_the_variance_of_its_model_at_each_site_of_the_mosaic():
     for mean in (0.0, 0.2, 0.8):
-        light = expose(torch.full((3, 64, 64), mean), 0.01, 0.02, seeded())
-        assert light.mean().item() == pytest.approx(mean, abs=0.003)
-        assert light.std().item() == pytest.approx((0.01 * mean + 0.02**2) ** 0.5, rel=0.03)
+        light = expose(torch.full((3, 128, 128), mean), 0.01, 0.02, seeded())
+        red, blue = light[0, ::2, ::2], light[2, 1::2, 1::2]
+        sites = torch.cat([red, light[1, ::2, 1::2], light[1, 1::2, ::2], blue])
+        assert sites.mean().item() == pytest.approx(mean, abs=0.003)
+        assert sites.std().item() == pytest.approx((0.01 * mean + 0.02**2) ** 0.5, rel=0.03)
+
+
+def test_noise_of_neighbours_is_correlated_and_the_picture_keeps_its_detail():
+    light = torch.rand(3, 33, 47, generator=seeded(1))
+    assert torch.equal(expose(light, 0.0, 0.0, seeded()), light)
+    noise = expose(torch.zeros(3, 129, 127), 0.0, 0.1, seeded())
+    for one, other in ((noise[:, 1:], noise[:, :-1]), (noise[..., 1:], noise[..., :-1])):
+        for channel in range(3):
+            pair = torch.stack([one[channel].flatten(), other[channel].flatten()])
+            assert 0.3 < torch.corrcoef(pair)[0, 1] < 0.8
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 12), (15, 11)])
+def test_demosaicing_keeps_sites_and_flat_channels_at_any_size(size):
+    noise = torch.randn(3, *size, generator=seeded(1))
+    green = demosaic(noise)[1]
+    assert torch.equal(green[::2, 1::2], noise[1, ::2, 1::2])
+    middle = (noise[1, 2, 1] + noise[1, 2, 3] + noise[1, 1, 2] + noise[1, 3, 2]) / 4
+    torch.testing.assert_close(green[2, 2], middle)
+    flat = torch.tensor([0.1, -0.2, 0.3]).view(3, 1, 1).expand(3, *size)
+    torch.testing.assert_close(demosaic(flat), flat)
 
 
 def test_noise_is_there_before_the_file():
@@ -262,8 +291,36 @@ def test_rain_brightens_the_dark_most_and_runs_along_its_lean():
 def test_rain_without_drops_is_mist_which_takes_contrast(photo):
     none = RainConfig(drops=[0.0, 0.0], veil=[0.0, 0.0])
     torch.testing.assert_close(rain(photo, seeded(), none), photo, atol=1e-5, rtol=0)
-    misty = rain(photo, seeded(), RainConfig(drops=[0.0, 0.0], veil=[0.5, 0.5]))
+    misty = rain(photo, seeded(), RainConfig(drops=[0.0, 0.0], veil=[0.5, 0.5], misty=1.0))
     assert misty.std() < 0.8 * photo.std()
+
+
+def test_a_drawn_share_of_the_rain_comes_with_mist():
+    for share, least, most in ((0.0, 0, 0), (0.2, 6, 18), (1.0, 60, 60)):
+        config = RainConfig(drops=[0.0, 0.0], misty=share)
+        changed = [(rain(GREY, seeded(n), config) - GREY).abs().max() > 1e-3 for n in range(60)]
+        assert least <= sum(changed) <= most
+
+
+def test_middle_severities_lie_beside_published_sets():
+    """LOL: 7.8 dB, a mean of 14/255, which lies towards the severe end. SIDD: 23.7 dB."""
+
+    def means(task, severity):
+        rows = []
+        for name in ("aqueduct", "cat", "drums", "temple", "tulips"):
+            clean = pixels01_from_image(load_image(ROOT / f"assets/photos/{name}.jpg"))
+            result = degrade(clean, task, seeded(3), DegradeConfig().at(severity))
+            change = result - clean
+            decibel = -10 * change.square().mean().log10()
+            share = (change.abs().mean(0) > 0.05).float().mean()
+            rows.append(torch.stack([decibel, share, 255 * result.mean()]))
+        return torch.stack(rows).mean(0).tolist()
+
+    decibel, share, _ = means("derain", 0.5)
+    assert 21 < decibel < 26 and 0.15 < share < 0.35
+    assert means("denoise", 0.5)[0] == pytest.approx(23.7, abs=1)
+    assert means("enhance", 0.5)[0] == pytest.approx(7.8, abs=1)
+    assert means("enhance", 0)[2] > 50 and means("enhance", 1)[2] < 14 < means("enhance", 0.5)[2]
 
 
 def test_severity_is_a_point_of_every_range():
@@ -271,7 +328,7 @@ def test_severity_is_a_point_of_every_range():
     mild, middle, severe = (config.at(severity) for severity in (0, 0.5, 1))
     assert mild.rain.drops == [config.rain.drops[0]] * 2
     assert severe.blur.length == [config.blur.length[1]] * 2
-    assert middle.low_light.stops == [3.0, 3.0] and middle.rain.lean == config.rain.lean
+    assert middle.low_light.stops == [4.0, 4.0] and middle.rain.lean == config.rain.lean
     assert mild.noise.quality == [95.0, 95.0] and severe.noise.quality == [60.0, 60.0]
     with pytest.raises(InputError, match=r"severity is 1\.5, expected 0 \(mild\) to 1"):
         config.at(1.5)
@@ -286,6 +343,13 @@ def test_settings_load_from_yaml():
     assert config == DegradeConfig(rain=RainConfig(veil=[0, 0.1]), blur=BlurConfig(motion=1))
 
 
+def test_a_task_is_described_by_its_own_settings():
+    config, other = DegradeConfig(), DegradeConfig(rain=RainConfig(drops=[0.0, 1.0]))
+    assert [*config.of(["denoise+enhance", "denoise"])] == ["low_light", "noise"]
+    assert config.of(["deblur"]) == other.of(["deblur"])
+    assert config.of(["derain+deblur"]) != other.of(["derain+deblur"])
+
+
 @pytest.mark.parametrize("bad", [[0.3], [0.2, 0.1], [-1.0, 1.0]])
 def test_a_range_that_is_none_is_refused_by_key(bad):
     with pytest.raises(InputError, match=r"data\.degrade\.noise\.shot is .*expected a range"):
@@ -296,11 +360,20 @@ def test_a_range_that_is_none_is_refused_by_key(bad):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (DegradeConfig(rain=RainConfig(lean=95.0)), r"x\.rain\.lean is 95\.0, expected below 90"),
-        (DegradeConfig(rain=RainConfig(drops=[0, 1e9])), r"x\.rain\.drops is .*below 20000"),
-        (DegradeConfig(blur=BlurConfig(length=[0, 3])), r"x\.blur\.length is .*expected below 1"),
+        (
+            DegradeConfig(rain=RainConfig(lean=95.0)),
+            r"x\.rain\.lean is 95\.0, expected a number within 0 to 90",
+        ),
+        (
+            DegradeConfig(rain=RainConfig(drops=[0, 1e9])),
+            r"x\.rain\.drops is .*range .low, high. within 0 to 20000",
+        ),
+        (DegradeConfig(blur=BlurConfig(length=[0, 3])), r"x\.blur\.length is .*within 0 to 1"),
         (DegradeConfig(blur=BlurConfig(0, 0, 0)), r"x\.blur: motion, defocus and gaussian are all"),
-        (DegradeConfig(noise=NoiseConfig(quality=[0, 50])), r"x\.noise\.quality is .*1 to 100"),
+        (
+            DegradeConfig(noise=NoiseConfig(quality=[0, 50])),
+            r"x\.noise\.quality is .*within 1 to 100",
+        ),
     ],
 )
 def test_settings_beyond_their_bounds_are_refused_by_key(config, message):
@@ -313,7 +386,7 @@ def test_settings_beyond_their_bounds_are_refused_by_key(config, message):
     [
         ("denoize", r"data\.tasks: no degradation for 'denoize'; did you mean denoise"),
         ("derain+denoize", r"no degradation for 'denoize' in 'derain\+denoize'; did you mean"),
-        ("derain+denoise+derain", r"data\.tasks: 'derain' stands twice"),
+        ("derain+denoise+derain", r"data\.tasks: 'derain' appears twice"),
         ("", r"data\.tasks: no degradation for ''"),
     ],
 )
@@ -330,12 +403,12 @@ def test_a_task_has_one_canonical_name():
 @pytest.mark.parametrize(
     ("pixels01", "message"),
     [
-        (torch.zeros(3, 16, 16, dtype=torch.uint8), r"expected float pixels01 .*got uint8"),
+        (torch.zeros(3, 16, 16, dtype=torch.uint8), r"expected float32 pixels01 .*got uint8"),
         (torch.zeros(1, 16, 16), r"got float32 \(1, 16, 16\)"),
         (torch.zeros(0, 3, 16, 16), r"got float32 \(0, 3, 16, 16\)"),
         (torch.full((3, 16, 16), -1.0), r"expected pixels01 in \[0, 1\], got -1\.\.-1"),
         (torch.full((3, 16, 16), torch.nan), r"got nan"),
-        (torch.zeros(3, 16, 7), "a picture of 7 x 16, the least is 8 x 8"),
+        (torch.zeros(3, 16, 7), "a picture of 7 x 16, expected at least 8 x 8"),
     ],
 )
 def test_what_is_no_picture_is_refused(pixels01, message):
@@ -344,7 +417,7 @@ def test_what_is_no_picture_is_refused(pixels01, message):
 
 
 def test_generators_must_be_as_many_as_pictures():
-    with pytest.raises(InputError, match="degrade: 2 generators, expected 1 or 3, one each"):
+    with pytest.raises(InputError, match="degrade: 2 generators for 3 pictures"):
         degrade(torch.zeros(3, 3, 8, 8), "denoise", [seeded(), seeded()], DegradeConfig())
 
 

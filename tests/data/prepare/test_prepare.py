@@ -1,26 +1,31 @@
 """`python -m ipx2p.data.prepare`, as a person uses it: recipes, mixes, checks, bad input."""
 
 import json
+import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from ipx2p.data.degradations import tasks
+from ipx2p.data.degradations.sensor import LowLightConfig, low_light
 from ipx2p.data.degradations.tasks import DEGRADATIONS
 from ipx2p.data.instructions import bank
 from ipx2p.data.pairs import ManifestPairs
 from ipx2p.data.prepare import __main__ as prepare
 from ipx2p.data.published.registry import SOURCES
 from ipx2p.errors import InputError
-from ipx2p.images import pixels01_from_image
+from ipx2p.images import image_from_pixels01, pixels01_from_image
 from tests.conftest import ROOT
 from tests.data.prepare.test_builder import contents
 
@@ -69,7 +74,6 @@ def copy(restored, tmp_path):
 
 def test_help_lists_what_there_is():
     assert set(prepare.SOURCES) == set(SOURCES)
-    assert tuple(DEGRADATIONS) == prepare.TASKS
 
 
 # Recipes
@@ -77,7 +81,9 @@ def test_help_lists_what_there_is():
 
 def test_restore_makes_every_task_of_every_photo(restored):
     found = all_lines(restored)
-    assert len(found) == 6 * 4 and {line["task"] for line in found} == {*DEGRADATIONS}
+    assert len(found) == 6 * len(DEGRADATIONS) and {line["task"] for line in found} == {
+        *DEGRADATIONS
+    }
     for line in found:
         source, target = (Image.open(restored / line[role]) for role in ("source", "target"))
         assert source.size == target.size and min(source.size) == 32
@@ -105,7 +111,7 @@ def test_photographs_are_degraded_each_in_its_own_way(tmp_path):
 
 def test_the_trainer_opens_what_is_made(restored):
     pairs = ManifestPairs(restored / "train.jsonl")
-    assert len(pairs) == 16
+    assert len(pairs) == 4 * len(DEGRADATIONS)
 
 
 def test_cartoonize_keeps_the_photo_as_source(photos, tmp_path):
@@ -160,6 +166,52 @@ def test_the_same_photo_under_two_names_is_used_once(photos, tmp_path):
     shutil.copy(next(folder.iterdir()), folder / "again.jpg")
     run("restore", folder, tmp_path / "set", *SMALL, "--tasks", "derain")
     assert len(all_lines(tmp_path / "set")) == 6
+
+
+def test_a_sheet_of_all_degradations_is_drawn_from_a_folder(photos, tmp_path):
+    run("sheet", photos, tmp_path / "x.jpg")
+    run("sheet", photos, tmp_path / "y.jpg", "--seed", "1")
+    assert min(Image.open(tmp_path / "x.jpg").size) > 4 * 256
+    assert (tmp_path / "x.jpg").read_bytes() != (tmp_path / "y.jpg").read_bytes()
+
+
+@pytest.fixture
+def one_more_task(monkeypatch):
+    """As if the package declared `unscratch` too."""
+    scratch = tasks._task("unscratch", low_light, LowLightConfig)
+    more = make_dataclass(
+        "More", [("scratch", LowLightConfig, scratch)], bases=(tasks.DegradeConfig,)
+    )
+
+    def declare():
+        monkeypatch.setattr(tasks, "DegradeConfig", more)
+        monkeypatch.setitem(DEGRADATIONS, "unscratch", fields(more)[-1])
+
+    return declare
+
+
+def test_a_set_is_judged_by_its_own_tasks(copy, photos, tmp_path, one_more_task, capsys):
+    few = ("restore", photos, tmp_path / "few", *SMALL, "--tasks", "denoise", "derain")
+    run(*few)
+    before = contents(copy), contents(tmp_path / "few")
+    one_more_task()
+    run("restore", photos, copy, *SMALL, "--seed", "1")
+    run(*few[:-3])
+    assert capsys.readouterr().out.count("is finished") == 2
+    assert before == (contents(copy), contents(tmp_path / "few"))
+    with pytest.raises(InputError, match="no sentences for the task 'unscratch'"):
+        run("restore", photos, tmp_path / "new", *SMALL)
+    with pytest.raises(InputError, match="holds a data set of other settings"):
+        run(*few[:-1])
+
+
+def test_an_interrupted_set_resumes_with_its_own_tasks(photos, tmp_path, one_more_task):
+    plan = {"recipe": "restore", "settings": {"tasks": ["denoise"]}}
+    (tmp_path / "set" / ".work").mkdir(parents=True)
+    (tmp_path / "set" / ".work" / "plan.json").write_text(json.dumps(plan))
+    one_more_task()
+    run("restore", photos, tmp_path / "set", *SMALL)
+    assert {line["task"] for line in all_lines(tmp_path / "set")} == {"denoise"}
 
 
 # Published sets
@@ -218,7 +270,7 @@ def test_mix_balances_the_tasks(restored, tmp_path):
     run("mix", tmp_path / "all", restored, "--preset", "balanced")
     tasks = [line["task"] for line in lines(tmp_path / "all")]
     assert {task: tasks.count(task) for task in tasks} == dict.fromkeys(DEGRADATIONS, 4)
-    assert len(ManifestPairs(tmp_path / "all" / "train.jsonl")) == 16
+    assert len(ManifestPairs(tmp_path / "all" / "train.jsonl")) == 4 * len(DEGRADATIONS)
     assert run("check", tmp_path / "all", "--workers", "0") == 0
 
 
@@ -319,7 +371,9 @@ def test_mix_takes_a_pair_once_and_keeps_a_picture_in_one_split(copy, restored, 
     groups = {s: {x["group"] for x in lines(tmp_path / "all", s)} for s in ("train", "val", "test")}
     assert len(groups["test"]) == 2 and not groups["val"] and len(groups["train"]) == 4
     texts = (tmp_path / "all" / "train.jsonl").read_text().splitlines()
-    assert len({(json.loads(t)["source"].split("/")[-3:].__str__()) for t in texts}) == 16
+    assert len({(json.loads(t)["source"].split("/")[-3:].__str__()) for t in texts}) == 4 * len(
+        DEGRADATIONS
+    )
 
 
 def test_mix_does_not_train_on_what_is_validated(restored, copy, tmp_path):
@@ -399,7 +453,7 @@ def test_check_finds_pairs_of_two_sizes_and_repeated_ones(copy, capsys):
     assert run("check", copy, "--workers", "0") == 1
     out = capsys.readouterr().out
     assert "1 pairs of two sizes" in out and "1 repeated pairs" in out
-    assert f"line 17: the same pair as {copy / 'train.jsonl'} line 2" in out
+    assert f"line {len(sizes) + 1}: the same pair as {copy / 'train.jsonl'} line 2" in out
 
 
 def test_check_finds_the_same_picture_in_two_splits(copy, capsys):
@@ -419,10 +473,29 @@ def test_check_finds_a_picture_that_was_saved_anew(copy, capsys):
     assert "uses a picture that shows the same as one of" in capsys.readouterr().out
 
 
+def test_stats_measure_how_sources_differ_from_targets(tmp_path, capsys):
+    grey = torch.full((3, 150, 200), 128 / 255)
+    noise = torch.randn(3, 150, 200, generator=torch.Generator().manual_seed(0))
+    smooth = (noise + noise.roll(1, -1)) / 2**0.5  # neighbours correlate by 0.5
+    for name, change in (("t", 0 * noise), ("s", 0.04 * smooth - 0.02)):
+        image_from_pixels01((grey + change).clamp(0, 1)).save(tmp_path / f"{name}.png")
+    pair = {"source": "s.png", "target": "t.png", "instruction": "go", "task": "x"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(pair))
+    run("stats", tmp_path / "m.jsonl")
+    [line] = [x for x in capsys.readouterr().out.splitlines() if "source against target" in x]
+    decibel, share, shift, level, together = map(float, re.findall(
+        r"([\d.]+) dB, (\d+)% .* change (\S+), mean level (\d+) of 255, .* (\S+)$", line)[0]
+    )  # fmt: skip
+    assert decibel == pytest.approx(-10 * math.log10(0.04**2 + 0.02**2), abs=0.2)
+    assert 0 < share < 40 and shift == pytest.approx(-0.02, abs=0.003)
+    assert level == pytest.approx(123, abs=1) and together == pytest.approx(0.5, abs=0.02)
+
+
 def test_stats_count_pairs_sizes_sentences_and_tokens(restored, capsys):
     run("stats", restored, "--tokenizer", ROOT / "assets" / "tiny")
     out = capsys.readouterr().out
-    assert f"{restored / 'train.jsonl'}: 16 pairs, 4 tasks" in out
+    num_tasks = len(DEGRADATIONS)
+    assert f"{restored / 'train.jsonl'}: {4 * num_tasks} pairs, {num_tasks} tasks" in out
     assert f"different sentences: {len(bank('derain'))}" in out
     assert "short side, pixels: 32" in out and "tokens, of 77:" in out
 
@@ -451,7 +524,7 @@ def test_check_names_the_line_that_is_no_text_and_goes_on(copy, capsys):
         (("--degrade", "noise.shot=[2,1]"), "--degrade.noise.shot is"),
         (("--size", "0"), "--short-side is 0, expected 8 or more"),
         (("--workers", "-1"), "--workers is -1, expected 0 or more"),
-        (("--count", "7"), "holds 6 pictures, 7 were asked for"),
+        (("--count", "7"), "holds 6 pictures, fewer than --count 7"),
         (("--split", "0", "50", "50"), "the shares of train, val and test are"),
         (("--bank", "derain"), "'derain' is not TASK=VALUE"),
         (("--bank", "derain=gone.txt"), "gone.txt"),
@@ -509,7 +582,7 @@ def test_photographs_that_are_none_can_be_skipped(photos, tmp_path):
     run("restore", folder, tmp_path / "set", *SMALL, "--tasks", "derain", "--on-error", "skip")
     skipped = json.loads((tmp_path / "set" / "dataset.json").read_text())["skipped"]
     assert len(all_lines(tmp_path / "set")) == 6 and len(skipped) == 2
-    assert "3 x 500 pixels, the least is 8 x 8" in " ".join(skipped.values())
+    assert "3 x 500 pixels, expected at least 8 x 8" in " ".join(skipped.values())
 
 
 def test_only_one_process_makes_a_set(photos, tmp_path):
