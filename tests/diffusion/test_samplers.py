@@ -12,7 +12,6 @@ import torch
 
 from ipx2p.diffusion.samplers import (
     SAMPLERS,
-    SPACINGS,
     ddim,
     ddpm,
     dpmpp_2m,
@@ -22,6 +21,7 @@ from ipx2p.diffusion.samplers import (
     make_plan,
 )
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
+from ipx2p.names import SPACINGS
 
 C = 0.5
 SCHEDULE = Schedule()

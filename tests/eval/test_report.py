@@ -13,7 +13,6 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-import ipx2p.eval.compare
 from ipx2p.editing.settings import EditSettings
 from ipx2p.eval import curves, tables
 from ipx2p.eval.page import make_page
@@ -21,7 +20,7 @@ from ipx2p.eval.report import make_notes, note_of_choice
 from ipx2p.eval.scores import METRICS, Results
 from ipx2p.eval.tables import ALL, TRADE_OFF, Line, choose, columns_of, csv_of_lines, markdown
 from ipx2p.files import FORMULA, csv_text
-from tests.eval.conftest import SPECS, WEIGHTS, run
+from tests.eval.conftest import SPECS, WEIGHTS, run, sweep
 
 
 def line(guidance, scale, image_scale, evaluations=60, steps=20, sampler="euler", **means):
@@ -252,21 +251,10 @@ def odd(tmp_path_factory, clip_folder, coffee):
     ]
     text = "\n".join(json.dumps(line | {"instruction": "snow"}) for line in lines)
     (folder / "pairs.jsonl").write_text(text)
-    ipx2p.eval.compare.main(
-        [
-            *(str(WEIGHTS), "--manifest", str(folder / "pairs.jsonl"), "--device", "cpu"),
-            *("--output", str(folder / "out"), "--resolution", "64", "--steps", "1"),
-            *(
-                "--sampler",
-                "euler",
-                "heun",
-                "--guidance",
-                "ip2p + tcfg",
-                "--clip",
-                str(clip_folder),
-            ),
-            *("--guidance-scale", "1", "3"),
-        ]
+    sweep(
+        *(WEIGHTS, "--manifest", folder / "pairs.jsonl", "--device", "cpu", "--clip", clip_folder),
+        *("--output", folder / "out", "--resolution", 64, "--steps", 1),
+        *("--sampler", "euler", "heun", "--guidance", "ip2p + tcfg", "--guidance-scale", 1, 3),
     )
     return folder / "out"
 

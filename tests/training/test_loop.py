@@ -102,7 +102,7 @@ def test_weights_say_at_what_size_they_were_trained(finished_run):
 
 def test_training_out_of_memory_is_one_line_with_advice(make_config, monkeypatch):
     monkeypatch.setattr(EditLearner, "losses", lambda *_: torch.empty(10**15))
-    with pytest.raises(InputError, match=r"out of memory: raise train\.accumulate"):
+    with pytest.raises(InputError, match=r"out of memory on the CPU: raise train\.accumulate"):
         train(make_config())
 
 
