@@ -32,7 +32,7 @@ FAULTS = {
         "source_latents = self.vae.scale(self.vae.encode(pixels).mode())",
         f"{EDIT}[euler-leading-True]",
     ),
-    "a sampled instead of the modal source posterior": (
+    "a sampled source posterior instead of its mode": (
         "ipx2p/editing/editor.py",
         "source_latents = self.vae.encode(pixels).mode()",
         "source_latents = self.vae.encode(pixels).sample(torch.Generator())",
@@ -81,7 +81,7 @@ FAULTS = {
         "if True",
         "tests/diffusion/test_guidance_schemes.py",
     ),
-    "a key of a sweep that forgets the seed": (
+    "a sweep key without the seed": (
         "ipx2p/eval/sweep.py",
         '"seed": seed}',
         '"seed": 0}',
@@ -93,7 +93,7 @@ FAULTS = {
         "key_of([edit, clip",
         "tests/eval/test_scores.py",
     ),
-    "a trade-off with its axes turned": (
+    "a trade-off plot with swapped axes": (
         "ipx2p/eval/tables.py",
         'TRADE_OFF = ("clip_direction", "clip_image")',
         'TRADE_OFF = ("clip_image", "clip_direction")',
@@ -123,13 +123,13 @@ FAULTS = {
         "angles = timesteps.bfloat16()[:, None]",
         "tests/models/test_blocks.py",
     ),
-    "a padding of the U-Net in the VAE": (
+    "the U-Net's padding in the VAE": (
         "ipx2p/models/vae.py",
         "Downsample(widths[-1], pad_all=False)",
         "Downsample(widths[-1], pad_all=True)",
         "tests/models/test_vae.py",
     ),
-    "a pair cut in two ways": (
+    "a pair cropped in two ways": (
         "ipx2p/data/pairs.py",
         "return geometry.apply(source), geometry.apply(target)",
         "return geometry.apply(source), cut(source.size).apply(target)",
@@ -141,7 +141,7 @@ FAULTS = {
         "pass",
         "tests/data/prepare/test_splits.py",
     ),
-    "photographs that are all degraded with the same draws": (
+    "all photographs degraded with the same draws": (
         "ipx2p/data/prepare/recipes.py",
         'f"degrade {task} {photo.digest}"',
         'f"degrade {task}"',
@@ -153,31 +153,31 @@ FAULTS = {
         "replace(part, group=scene[0])",
         "tests/data/published/test_registry.py",
     ),
-    "a tested source that is trained on": (
+    "a test source in the training split": (
         "ipx2p/data/prepare/dataset.py",
         "seen.isdisjoint((e.group, *e.digests))",
         "True",
         "tests/data/prepare/test_import.py",
     ),
-    "a shuffle that forgets its place on resume": (
+    "a shuffle that loses its place on resume": (
         "ipx2p/data/loader.py",
         "first = step * self.batch_size",
         "first = (step - self.steps.start) * self.batch_size",
         "tests/data/test_loader.py",
     ),
-    "moments restored in another memory order than their weights": (
+    "optimizer moments restored in another memory order than their weights": (
         "ipx2p/training/checkpoint.py",
         "moment = torch.empty_like(parameter, requires_grad=False)",
         "moment = torch.empty(parameter.shape)",
         "tests/training/test_parts.py",
     ),
-    "noise that hangs on the place in the batch": (
+    "noise that depends on the place in the batch": (
         "ipx2p/diffusion/objective.py",
         'generator(seed, "objective", index)',
         'generator(seed, "objective", len(rows))',
         "tests/diffusion/test_objective.py",
     ),
-    "a cache that does not see that a picture changed": (
+    "a cache that misses a changed picture": (
         "ipx2p/data/cache.py",
         "self._chance(item, draw), *content)",
         "self._chance(item, draw), item)",
@@ -189,37 +189,37 @@ FAULTS = {
         '"source_latents": mean[0::2].flip(0).contiguous()',
         "tests/data/test_cache.py",
     ),
-    "a mixture whose tasks forget their place on resume": (
+    "a mixture whose tasks lose their place on resume": (
         "ipx2p/data/order.py",
         "self.shuffles[task](self.count(task, index))",
         "self.shuffles[task](index)",
         "tests/data/test_order.py",
     ),
-    "a broken pair that another task stands for": (
+    "a broken pair replaced by a pair of another task": (
         "ipx2p/data/loader.py",
         "items = self.others[self.pairs.task(item)]",
         "items = next(iter(self.others.values()))",
         "tests/training/test_samples.py",
     ),
-    "an index of a manifest that has changed since": (
+    "a stale index of a changed manifest": (
         "ipx2p/data/manifest.py",
         "return index if is_current else None",
         "return index",
         "tests/data/test_manifest.py",
     ),
-    "an update that is applied although it is not finite": (
+    "a non-finite update that is applied": (
         "ipx2p/training/optimizer.py",
         "self.optimizer.found_inf = bad",
         "self.optimizer.found_inf = 0 * bad",
         "tests/training/test_mishaps.py",
     ),
-    "a checkpoint that is named before it is whole": (
+    "a checkpoint named before it is complete": (
         "ipx2p/training/checkpoint.py",
         'temporary = folder.with_name(f".{folder.name}")',
         "temporary = folder",
         "tests/training/test_mishaps.py",
     ),
-    "padding on another side than TensorFlow's": (
+    "padding on the other side than TensorFlow's": (
         "ipx2p/data/cartoons/whitebox.py",
         "return F.pad(x, (0, 1, 0, 1))",
         "return F.pad(x, (1, 0, 1, 0))",
@@ -231,7 +231,7 @@ FAULTS = {
         'x = F.interpolate(x, size, mode="bilinear", align_corners=False)',
         "tests/data/cartoons/test_whitebox.py",
     ),
-    "red, green, blue for a network that sees blue, green, red": (
+    "RGB input to a BGR network": (
         "ipx2p/data/cartoons/whitebox.py",
         "bgr = pixels_from_pixels01(_reflect(pixels01)).flip(1)",
         "bgr = pixels_from_pixels01(_reflect(pixels01))",
