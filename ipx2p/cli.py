@@ -15,7 +15,7 @@ INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 BROKEN_PIPE = 141  # 128 + SIGPIPE, likewise
 # Read when torch starts, here and in child processes; docs/performance.md has the numbers.
 ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep; spinning, they stall a shared machine
+    "GOMP_SPINCOUNT": "1000",  # waiting threads soon sleep; spinning, they stall a shared machine
     "THP_MEM_ALLOC_ENABLE": "1",  # large pages: a training step takes and returns gigabytes
 }
 
@@ -52,8 +52,10 @@ def add_where(add: Callable[..., object]) -> None:
 
 def prepare_environment() -> None:
     """Set what torch reads when it starts; the user's own settings win."""
+    own_policy = "OMP_WAIT_POLICY" in os.environ  # a spin count would override it
     for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+        if not (own_policy and name == "GOMP_SPINCOUNT"):
+            os.environ.setdefault(name, value)
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
