@@ -9,10 +9,9 @@ import torch
 from ipx2p.diffusion.samplers import make_plan
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
 from ipx2p.errors import InputError
-from ipx2p.names import SPACINGS
+from ipx2p.names import SAMPLERS, SPACINGS
 from tests.conftest import GOLDEN
 
-SAMPLERS = ["ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m"]
 GOLDEN_PLANS = [
     ("ddim", "leading"),
     ("ddpm", "leading"),
