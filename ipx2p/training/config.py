@@ -52,10 +52,7 @@ RANGES = {
         "data.temperature optimizer.max_grad_norm",
     ),
     "a number above 0, at most 1": (lambda value: 0 < value <= 1, "data.fraction"),
-    "a number above 0, at most 1000": (
-        lambda value: 0 < value <= 1000,
-        "optimizer.learning_rate",
-    ),
+    "a number above 0, at most 1000": (lambda value: 0 < value <= 1000, "optimizer.learning_rate"),
     "0 to below 1": (lambda value: 0 <= value < 1, "train.ema_decay"),
 }
 
@@ -254,13 +251,12 @@ def _check_data(data: DataConfig) -> None:
 
 def _check_shares(data: DataConfig) -> None:
     """Check the shares of the tasks."""
-    if data.mixture is not None and data.temperature is not None:
+    if data.mixture is None:
+        return
+    if data.temperature is not None:
         raise InputError("data.mixture and data.temperature both set the tasks' shares: choose one")
-    weights = data.mixture if data.mixture is not None else {"": 1.0}
-    for task, weight in weights.items():
+    for task, weight in data.mixture.items():
         if not 0 <= weight < math.inf:
-            raise InputError(
-                f"data.mixture.{task} is {weight}, expected a number that is 0 or more"
-            )
-    if not any(weights.values()):
-        raise InputError(f"data.mixture is {weights}, expected a weight above 0")
+            raise InputError(f"data.mixture.{task} is {weight}, expected a number of 0 or more")
+    if not any(data.mixture.values()):
+        raise InputError(f"data.mixture is {data.mixture}, expected a weight above 0")

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import os
+from collections import ChainMap
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -282,12 +283,12 @@ def resume(
     world.check_same("what checkpoints there are (run.dir must be shared)", str(found))
     errors: list[str] = []
     for folder in reversed(found):
-        error, frozen = check_checkpoint(folder, learner.part)
-        error, frozen = max(world.gather((error or "", frozen)))  # if not all could read it
-        if not error:
+        damaged = dict(ChainMap(*world.gather(damages(folder))))  # if not all could read it
+        trained = [line for name, line in damaged.items() if is_trained(name, learner.part)]
+        if not trained:
             break
-        errors.append(error)
-        world.print(f"warning: {error}: going back to the checkpoint before it")
+        errors.append(trained[0])
+        world.print(f"warning: {trained[0]}: going back to the checkpoint before it")
     else:
         if errors:
             raise InputError(f"no checkpoint is whole: {errors[0]}")
@@ -296,13 +297,13 @@ def resume(
     state = load_checkpoint(folder, part=learner.part, **networks, optimizer=optimizer)
     world.barrier()
     if world.is_main:
-        for damaged in found[found.index(folder) + 1 :]:
-            print(f"the damaged checkpoint is kept as {set_aside(damaged)}")
+        for later in found[found.index(folder) + 1 :]:
+            print(f"the damaged checkpoint is kept as {set_aside(later)}")
         run.forget_reports(state["step"])
         point_at(run.folder, folder)  # a kill may have come just before this
     world.barrier()
     world.print(f"resuming from {folder}")
-    for line in frozen:
+    for line in damaged.values():
         world.print(f"warning: {line}: it will be rewritten at the next checkpoint")
     changes = [
         f"there were {state[name]} {name.replace('world_size', 'processes')} and are {now}"
@@ -311,18 +312,7 @@ def resume(
     ]
     if changes := [*run.rounding, *changes]:
         world.print(f"the weights will differ in their last bits: {'; '.join(changes)}")
-    return state["step"], not frozen, state.get("bad_steps", 0)
-
-
-def check_checkpoint(folder: Path, part: str) -> tuple[str | None, list[str]]:
-    """Why a checkpoint cannot be resumed, and which frozen parts of it are damaged."""
-    try:
-        found = damages(folder)
-    except InputError as error:
-        return str(error), []
-    trained = [line for name, line in found.items() if is_trained(name, part)]
-    frozen = [line for name, line in found.items() if not is_trained(name, part)]
-    return (trained[0] if trained else None), frozen
+    return state["step"], not damaged, state.get("bad_steps", 0)
 
 
 def print_results(run: Run, world: World) -> None:

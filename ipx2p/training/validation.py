@@ -26,8 +26,6 @@ from ipx2p.training.config import ValidationConfig
 
 SHEET_ROWS = 8
 MAIN = "psnr"  # the metric of the best checkpoint and of the table
-
-
 TITLES = {"input": "input", "edit_unguided": "unguided", "edit": "edit", "ceiling": "VAE ceiling"}
 
 
@@ -115,7 +113,8 @@ class EditValidation:
         self.sources = [pair.source_pixels01 for pair in pairs]
         self.targets = [pair.target_pixels01 for pair in pairs]
         ceiling = world.merge(round_trip(vae, world.share(self.targets)))
-        self.before, self.ceiling = self._measure(self.sources), self._measure(ceiling)
+        self.before = _measure(self.sources, self.targets)
+        self.ceiling = _measure(ceiling, self.targets)
 
     def __call__(
         self, averaged: Editor, raw: Editor, check: Callable[[], None]
@@ -131,11 +130,12 @@ class EditValidation:
         columns = {
             "ceiling": self.ceiling,
             "input": self.before,
-            "edit": self._measure(edits),
-            "edit_raw": self._measure(self._edit(raw, guided, check)),
+            "edit": _measure(edits, self.targets),
+            "edit_raw": _measure(self._edit(raw, guided, check), self.targets),
         }
         if unguided != guided:
-            columns["edit_unguided"] = self._measure(self._edit(averaged, unguided, check))
+            plain = self._edit(averaged, unguided, check)
+            columns["edit_unguided"] = _measure(plain, self.targets)
         scores = []
         for task in sorted({pair.task for pair in self.pairs}):
             rows = [index for index, pair in enumerate(self.pairs) if pair.task == task]
@@ -173,9 +173,6 @@ class EditValidation:
                 batch_size=size,
             ).pixels01
         return self.world.merge(results)
-
-    def _measure(self, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
-        return _measure(pictures, self.targets)
 
 
 def validate_autoencoder(vae: VAE, pairs: Sequence[EditPair], world: World) -> Report:
