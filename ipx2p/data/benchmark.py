@@ -116,9 +116,9 @@ def write_pairs(folder: Path, count: int = NUM_PAIRS, side: int = SIDE) -> Path:
     manifest = folder / "pairs.jsonl"
     with manifest.open("w") as file:
         for pair in range(count):
-            names = [f"{role}_{pair}.jpg" for role in ("source", "target")]
-            for role, name in zip(("source", "target"), names, strict=True):
-                picture = random_picture(side, generator(0, f"benchmark {role}", pair))
+            names = (f"source_{pair}.jpg", f"target_{pair}.jpg")
+            for name in names:
+                picture = random_picture(side, generator(0, f"benchmark {name}"))
                 picture.save(folder / name, quality=QUALITY)
             file.write(Record(*names, "benchmark", [f"edit number {pair}"]).line() + "\n")
     return manifest

@@ -37,7 +37,7 @@ from ipx2p.training.learners import EditLearner, FrozenParts, fresh_network, num
 from ipx2p.training.loop import check_batch
 from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
 from ipx2p.training.samples import open_pairs, open_stream
-from ipx2p.training.speed import peak_flops, prepare, set_layout
+from ipx2p.training.speed import peak_flops, prepare
 from ipx2p.training.validation import fixed_pairs
 from ipx2p.weights.folder import Weights
 
@@ -88,10 +88,7 @@ def benchmark_training(config: TrainConfig, *, turns: int, steps: int, command: 
 
 
 def complete(config: TrainConfig, folder: Path, world: World) -> TrainConfig:
-    """The settings with made-up pictures and, where they name none, made-up weights.
-
-    Raises: InputError for impossible settings, before anything is written.
-    """
+    """The settings with made-up pictures and, where they name none, made-up weights."""
     manifest = str(folder / "pairs.jsonl")
     paths = {"validation_manifest": manifest, "cache_dir": str(folder / "cache")}
     config = replace(config, data=replace(config.data, manifest=manifest, draws=1, **paths))
@@ -128,7 +125,6 @@ class Bench:
         pairs, held_out = open_pairs(data)
         fixed = fixed_pairs(held_out, per_task=1, resolution=data.resolution, seed=seed)
         learner = self.learner = EditLearner(config, self.device, fixed, world)
-        set_layout(learner.module, config.train)
         self.average = EMA(learner.module, config.train.ema_decay)
         learner.network = prepare(learner.module, config.train, world)
         optimizer = make_optimizer(learner.module, config.optimizer)
@@ -158,17 +154,15 @@ class Bench:
         batches = micro_batches(self.streams[kind], sampler, workers=self.config.data.workers)
         _reset_peak_memory(self.device)
         self._step(batches)
-        _synchronize(self.device)
-        since, cpu_since = time.perf_counter(), time.process_time()
+        since, cpu_since = _clocks(self.device)
         steps = [self._step(batches) for _ in range(num_steps)]
-        _synchronize(self.device)
-        elapsed_s, cpu_s = time.perf_counter() - since, time.process_time() - cpu_since
+        until, cpu_until = _clocks(self.device)
         if any(bad.item() for _, bad in steps):
             raise InputError(f"{kind}: a loss or gradient was not finite, which shortens the step")
         return Turn(
-            step_s=elapsed_s / num_steps,
-            cpu_s=cpu_s / num_steps,
-            waiting_share=sum(waiting_s for waiting_s, _ in steps) / elapsed_s,
+            step_s=(until - since) / num_steps,
+            cpu_s=(cpu_until - cpu_since) / num_steps,
+            waiting_share=sum(waiting_s for waiting_s, _ in steps) / (until - since),
             memory_gib=memory_bytes(self.device) / 2**30,
             peak_flops=self.world.size * peak_flops(self.device, self.dtype),
         )
@@ -225,9 +219,11 @@ class Bench:
         return "\n".join(lines)
 
 
-def _synchronize(device: torch.device) -> None:
+def _clocks(device: torch.device) -> tuple[float, float]:
+    """Seconds on the clock, and CPU seconds of this process, once the device has nothing to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter(), time.process_time()
 
 
 def _reset_peak_memory(device: torch.device) -> None:

@@ -61,8 +61,8 @@ def save_checkpoint(
     """Write checkpoints/step_NNNNNN, point `weights` and `weights_raw` at it, drop older ones.
 
     Args:
-        averaged, raw: the model with the average, and with the network that the optimizer works
-            on. Parts that `raw` lacks come from `averaged`, those that it lacks from `link_from`.
+        averaged, raw: the model with the average, and with the network that is optimized. Parts
+            missing from `raw` come from `averaged`, and those missing there from `link_from`.
         moments: state of the optimizer, see `optimizer_tensors`.
         notes: numbers about the run, for `state.json`.
         config: which checkpoints to keep, this one included. The best one also stays.
@@ -93,7 +93,9 @@ def save_checkpoint(
     for old in find_checkpoints(run)[: -config.keep_checkpoints]:
         regular = config.keep_every is not None and num_steps(old) % config.keep_every == 0
         if not regular and num_steps(old) != best:
-            _remove(old)
+            hidden = old.with_name(f".{old.name}.removed")
+            old.rename(hidden)  # so that half of it is never taken for a whole one
+            shutil.rmtree(hidden)
     return folder
 
 
@@ -101,7 +103,7 @@ class CheckpointSaver:
     """Saves the checkpoints of a run, one at a time, in the background if asked to and if a copy
     of the trained network fits into memory.
 
-    A checkpoint that could not be written is reported at once; the run goes on to the next one.
+    A checkpoint that could not be written is reported at once; the run continues to the next one.
     """
 
     def __init__(self, run: Path, part: str, config: StepsConfig, *, background: bool) -> None:
@@ -121,7 +123,7 @@ class CheckpointSaver:
         optimizer: Optimizer,
         notes: dict[str, int],
     ) -> None:
-        """Save the present state; in the background, only copying the network takes time."""
+        """Save the current state; in the background, only copying the network takes time."""
         self.wait()
         network = getattr(raw, self.part)
         moments = optimizer_tensors(network, optimizer)
@@ -215,7 +217,7 @@ def mark_best(run: Path, step: int, score: float) -> None:
 
 
 def forget_best_score(run: Path) -> None:
-    """Let the next validated checkpoint be the best one; until then the present one is kept."""
+    """Make the next validated checkpoint the best one; the current one is kept until then."""
     if best := _read_best(run):
         write_json(best | {"score": None}, run / BEST)
 
@@ -250,7 +252,7 @@ def is_trained(name: str, part: str) -> bool:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a damaged checkpoint, so that it is not used again; returns its new place."""
+    """Rename a damaged checkpoint, so that it is not used again; returns its new path."""
     place = folder.with_name(f"damaged_{folder.name}")
     shutil.rmtree(place, ignore_errors=True)
     return folder.rename(place)
@@ -288,7 +290,7 @@ def load_optimizer(
     module: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], where: str
 ) -> None:
     """The inverse of `optimizer_tensors`. Moments get their parameter's device and memory layout,
-    because a fused optimizer walks through both side by side in memory."""
+    because a fused optimizer reads both in memory order."""
     for parameter in module.parameters():
         moment = torch.empty_like(parameter, requires_grad=False)
         step = torch.zeros((), device=parameter.device)  # where a fused optimizer counts
@@ -333,12 +335,3 @@ def _link_missing(source: Path, target: Path) -> None:
             os.link(path, place)
         except OSError:  # a file system without hard links
             shutil.copyfile(path, place)
-
-
-def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint so that half of it is never taken for a whole one."""
-    if checkpoint.exists():
-        hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
-        shutil.rmtree(hidden, ignore_errors=True)
-        checkpoint.rename(hidden)
-        shutil.rmtree(hidden)

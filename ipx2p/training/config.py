@@ -21,7 +21,7 @@ from ipx2p.errors import InputError, suggestion
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
 
-MAX_COUNT = 2**31 - 1  # of steps, samples and pixels: larger ones are typing errors
+MAX_COUNT = 2**31 - 1  # of steps, samples and pixels: larger ones are typos
 CHOICES = {
     "objective.kind": ("edit", "autoencoder"),
     "objective.prediction_type": PREDICTION_TYPES,
@@ -91,7 +91,7 @@ class DataConfig:
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
     fraction: float = 1.0  # of each task's pairs; smaller ones are subsets of larger ones
     holdout_tasks: list[str] = field(default_factory=list)  # tasks used only for validation
-    mixture: dict[str, float] | None = None  # weight of each task; None: as many as it has pairs
+    mixture: dict[str, float] | None = None  # weight of each task; None: its number of pairs
     temperature: float | None = None  # weights n^(1 / temperature); .inf: equal tasks
     instructions: str = "per_step"  # or "per_pair" or "fixed": when a sentence is drawn
     banks: dict[str, str] = field(default_factory=dict)  # task -> text file of sentences, or a bank

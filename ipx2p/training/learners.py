@@ -35,7 +35,7 @@ from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE, Posterior
 from ipx2p.seeds import generator, unit_noise
 from ipx2p.training.config import TrainConfig
-from ipx2p.training.speed import training_flops
+from ipx2p.training.speed import set_layout, training_flops
 from ipx2p.training.validation import EditValidation, Report, validate_autoencoder
 from ipx2p.weights.convert import widen
 from ipx2p.weights.folder import Weights
@@ -81,6 +81,7 @@ class Learner:
         path = self.folder / "scheduler" / "scheduler_config.json"
         self.noise_schedule = ScheduleConfig.read(path)
         self.build()
+        set_layout(self.module, config.train)
 
     def build(self) -> None:
         """Load or make the networks, and check that they fit the settings."""

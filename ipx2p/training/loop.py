@@ -43,7 +43,7 @@ from ipx2p.training.samples import (
     task_table,
     task_weights,
 )
-from ipx2p.training.speed import prepare, set_deterministic, set_layout
+from ipx2p.training.speed import prepare, set_deterministic
 from ipx2p.training.validation import fixed_pairs, score_table
 
 MEMORY_ADVICE = (
@@ -89,7 +89,6 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
     )
     learner: Learner = LEARNERS[config.objective.kind](config, device, fixed, world)
     check_agreement(config, learner, world)
-    set_layout(learner.module, config.train)
     average = EMA(learner.module, config.train.ema_decay)
     learner.network = prepare(learner.module, config.train, world)
     plain = copy.copy(learner.module)  # the same weights, not compiled
@@ -248,7 +247,7 @@ def check_finite(run: Run, module: nn.Module, step: int) -> None:
 
 
 def check_updates(run: Run, monitor: Monitor, step: int) -> None:
-    """Raise InputError if too many updates in a row were left out, or those before the end."""
+    """Raise InputError if too many updates in a row were left out, or the last ones of the run."""
     length, first = monitor.worst_row
     if length >= run.config.train.max_bad_steps:
         raise InputError(divergence(run, f"{length} updates in a row were left out", first))
@@ -265,7 +264,7 @@ def divergence(run: Run, what: str, first: int) -> str:
 
 
 def surroundings(world: World, device: torch.device) -> dict[str, int]:
-    """The numbers that must be the same again for a run to resume bit for bit."""
+    """The numbers that must be unchanged for a run to resume bit for bit."""
     threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
     return {"world_size": world.size, **threads}
 

@@ -81,13 +81,13 @@ class Monitor:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around waiting for data."""
+        """Measure the time spent waiting for data."""
         since = time.monotonic()
         yield
         self.waiting_s += time.monotonic() - since
 
     def note_skipped(self, batches: Sequence[Batch | EncodedBatch]) -> None:
-        """Remember the pairs that others replaced; they are named with the next line."""
+        """Remember the pairs that were replaced; the next line names them."""
         for batch in batches:
             if isinstance(batch, Batch):
                 self.skipped.update(batch.skipped)
@@ -254,8 +254,8 @@ def _append(path: Path, line: str) -> None:
 
 
 def _cut_lines(path: Path, steps_done: int) -> None:
-    """Keep the lines of the steps done. Later ones go, and one that a kill cut short; any other
-    that cannot be read is set aside."""
+    """Keep the lines of the steps done. Later lines are dropped, as is a last one cut short by a
+    kill; other unreadable lines are set aside."""
     content = path.read_bytes() if path.exists() else b""
     kept, damaged = [], []
     for line in (lines := content.split(b"\n")):

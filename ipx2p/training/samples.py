@@ -106,7 +106,7 @@ def open_stream(
 
 
 def check_unchanged(pairs: Pairs, run: Path, world: World) -> None:
-    """Raise InputError if a run is resumed with other pairs than it began with."""
+    """Raise InputError if a run is resumed with different pairs from those it began with."""
     digests = _digests(pairs)
     world.check_same("the list of pairs", digest_bytes(digests.tobytes()))
     path = run / PAIRS

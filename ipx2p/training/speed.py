@@ -36,8 +36,8 @@ PEAKS = {
 
 
 def set_layout(module: nn.Module, config: StepsConfig) -> None:
-    """Order the weights in memory for fast convolutions. Copy the network only afterwards: average
-    and moments are walked through in memory side by side with the weights."""
+    """Order the weights in memory for fast convolutions. Copy the network only afterwards: its
+    average and moments must have the same memory layout."""
     for parameter in module.parameters() if config.channels_last else ():
         if parameter.dim() == 4 and parameter.shape[2:].numel() > 1:  # 1 x 1 has no order
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -1,12 +1,13 @@
 """Validation: fixed held-out pairs, edited and measured against the best possible (layer 4).
 
-A restoration score means little alone, so it comes with that of the unedited input and that of the
-target after a round trip through the autoencoder, which an edit can hardly beat. The edits with the
-averaged weights count; edits with the raw weights, and without guidance, are scored as well.
+A restoration score means little alone, so it comes with those of the unedited input and of the
+target after a round trip through the autoencoder, which an edit can hardly beat. Edits with the
+averaged weights decide; edits with the raw weights, and without guidance, are scored as well.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,15 +84,9 @@ def score_table(scores: Sequence[dict[str, Any]]) -> str:
 
 def fixed_pairs(pairs: Pairs, *, per_task: int, resolution: int, seed: int) -> list[EditPair]:
     """The first pairs of each task, always with the same crop and degradation."""
-    return [
-        pairs.get(
-            item,
-            lambda size: centre_geometry(size, resolution),
-            generator(seed, "validation", item),
-        )
-        for items in pairs.by_task().values()
-        for item in items[:per_task].tolist()
-    ]
+    cut = partial(centre_geometry, resolution=resolution)
+    chosen = [item for items in pairs.by_task().values() for item in items[:per_task].tolist()]
+    return [pairs.get(item, cut, generator(seed, "validation", item)) for item in chosen]
 
 
 class EditValidation:
