@@ -65,7 +65,7 @@ def save_checkpoint(
             missing from `raw` come from `averaged`, and those missing there from `link_from`.
         moments: state of the optimizer, see `optimizer_tensors`.
         notes: numbers about the run, for `state.json`.
-        config: which checkpoints to keep, this one included. The best one also stays.
+        config: says which older checkpoints to keep; the best one always stays.
         link_from: an earlier checkpoint with the same frozen parts.
     Raises: InputError if it cannot be written whole; earlier checkpoints are then intact.
     """
@@ -261,7 +261,7 @@ def set_aside(folder: Path) -> Path:
 def load_checkpoint(
     folder: Path, *, part: str, average: nn.Module, module: nn.Module, optimizer: Optimizer
 ) -> dict[str, int]:
-    """Restore average, network and optimizer; returns `state.json`: `step`, `files` and notes.
+    """Restore average, network and optimizer; returns what `state.json` says: `step` and notes.
 
     Raises: InputError for a damaged checkpoint, or one of a network of other sizes.
     """
