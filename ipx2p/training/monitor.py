@@ -183,9 +183,8 @@ class Monitor:
                 sums[name] += value
                 counts[name] += 1
         hidden = sum((Counter(part.hidden) for part in losses), Counter())
-        *totals, skipped = zip(
-            *self.world.gather((sums, counts, hidden, self.skipped)), strict=True
-        )
+        gathered = self.world.gather((sums, counts, hidden, self.skipped - self.named))
+        *totals, skipped = zip(*gathered, strict=True)
         sums, counts, hidden = (sum(parts, Counter()) for parts in totals)
         for error in sorted(set().union(*skipped)):
             self.world.print(f"warning: skipped {error}")
