@@ -73,43 +73,37 @@ def _add_data(parser: Parser) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
-    args = parse(argv)
     typed = shlex.join(sys.argv[1:] if argv is None else argv)
-    {"train": _train, "data": _data}[args.what](args, f"python -m ipx2p.bench {typed}")
+    options = vars(parse(argv)) | {"command": f"python -m ipx2p.bench {typed}"}
+    {"train": _train, "data": _data}[options.pop("what")](**options)
 
 
-def _train(args: argparse.Namespace, command: str) -> None:
+def _train(
+    *,
+    weights: str | None,
+    resolution: int,
+    workers: int,
+    turns: int,
+    steps: int,
+    command: str,
+    **how,
+) -> None:
     from ipx2p.training.benchmark import benchmark_training
     from ipx2p.training.config import DataConfig, ModelConfig, RunConfig, StepsConfig, TrainConfig
 
     config = TrainConfig(
         run=RunConfig("bench"),
-        model=ModelConfig() if args.weights is None else ModelConfig(args.weights),
-        data=DataConfig(resolution=args.resolution, workers=args.workers),
-        train=StepsConfig(
-            batch_size=args.batch_size,
-            accumulate=args.accumulate,
-            device=args.device,
-            precision=args.precision,
-            compile=args.compile,
-            recompute_activations=args.recompute_activations,
-        ),
+        model=ModelConfig() if weights is None else ModelConfig(weights),
+        data=DataConfig(resolution=resolution, workers=workers),
+        train=StepsConfig(**how),
     )
-    benchmark_training(config, turns=args.turns, steps=args.steps, command=command)
+    benchmark_training(config, turns=turns, steps=steps, command=command)
 
 
-def _data(args: argparse.Namespace, command: str) -> None:
+def _data(**options) -> None:
     from ipx2p.data.benchmark import benchmark_loading
 
-    benchmark_loading(
-        args.manifest,
-        workers=args.workers,
-        resolution=args.resolution,
-        batch_size=args.batch_size,
-        batches=args.batches,
-        turns=args.turns,
-        command=command,
-    )
+    benchmark_loading(**options)
 
 
 if __name__ == "__main__":

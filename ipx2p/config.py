@@ -33,16 +33,17 @@ def load_config(
     Raises: InputError for a missing or broken file, an unknown key, a wrong type, a missing value.
     """
     settings = OmegaConf.structured(kind)
-    for where, values in read_settings(path, overrides):
-        settings = _merge(settings, values, where)
     try:
-        missing = OmegaConf.missing_keys(settings)
-        if missing:
+        for where, values in read_settings(path, overrides):
+            _check_keys(kind, OmegaConf.to_container(values), where)
+            settings = OmegaConf.merge(settings, values)
+        where = path
+        if missing := OmegaConf.missing_keys(settings):
             raise InputError(f"{path}: {', '.join(sorted(missing))} must be set and is not")
-        return OmegaConf.to_object(settings)
-    except OmegaConfBaseException as error:  # an interpolation such as ${oc.env:HOME} that fails
+        return OmegaConf.to_object(settings)  # resolves interpolations such as ${oc.env:HOME}
+    except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
-        raise InputError(f"{path}: {key}{_one_line(str(error).splitlines()[0])}") from error
+        raise InputError(f"{where}: {key}{_one_line(str(error).splitlines()[0])}") from error
 
 
 def read_settings(
@@ -70,10 +71,8 @@ def save_config(config: Any, path: str | Path) -> None:
 def config_differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     """The dotted keys in which two config dataclasses differ, with both values."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
-    keys = [*before, *(key for key in after if key not in before)]
-    return [
-        (key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)
-    ]
+    both = ((key, before.get(key), after.get(key)) for key in before | after)
+    return [(key, one, other) for key, one, other in both if one != other]
 
 
 def _read_yaml(path: Path) -> DictConfig:
@@ -90,15 +89,6 @@ def _read_yaml(path: Path) -> DictConfig:
     if not isinstance(values, DictConfig):
         raise InputError(f"{path} holds a list, expected groups of `key: value`")
     return values
-
-
-def _merge(settings: DictConfig, values: DictConfig, where: str) -> DictConfig:
-    _check_keys(OmegaConf.get_type(settings), OmegaConf.to_container(values), where)
-    try:
-        return OmegaConf.merge(settings, values)
-    except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if error.full_key else ""
-        raise InputError(f"{where}: {key}{_one_line(str(error).splitlines()[0])}") from error
 
 
 def _check_keys(kind: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:

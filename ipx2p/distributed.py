@@ -125,9 +125,7 @@ def _end_with_parent() -> None:
     start of the command needs.
     """
     if sys.platform == "linux":
-        prctl = getattr(ctypes.CDLL(None), "prctl", None)
-        if prctl is not None:
-            prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _read_environment() -> World:

@@ -11,11 +11,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
-import PIL
 import torch
 from PIL import Image
 
@@ -34,8 +34,7 @@ QUALITY = 90  # of their JPEG files
 MAX_ZOOM = 1.125  # as `data.max_zoom`
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """The time of one turn in seconds: on the clock, and summed over the cores that worked."""
 
     elapsed_s: float
@@ -59,26 +58,47 @@ def benchmark_loading(
         batches: read in each turn.
         command: as it was typed.
     """
-    sizes = {"--resolution": resolution, "--batch-size": batch_size, "--batches": batches}
-    for name, value in (sizes | {"--turns": turns}).items():
-        if value < 1:
-            raise InputError(f"{name} is {value}, expected 1 or more")
+    check_counts(resolution=resolution, batch_size=batch_size, batches=batches, turns=turns)
     if min(workers) < 0:
         raise InputError(f"--workers is {min(workers)}, expected 0 or more")
+    done: dict[int, list[Turn]] = {count: [] for count in workers}
     with tempfile.TemporaryDirectory(prefix="ipx2p-bench-") as folder:
         pairs = ManifestPairs(manifest or write_pairs(Path(folder)))
         stream = SampleStream(pairs, Framing(resolution, max_zoom=MAX_ZOOM), seed=0)
         what = manifest or f"made-up JPEG pictures, {SIDE} px"
-        print(header(f"{len(pairs)} pairs of {what}", command))
-        print(f"turn: {batches} batches of {batch_size}, {resolution} px", flush=True)
+        print(
+            f"{versions()}\nmachine: {os.cpu_count()} cores of {device_name(torch.device('cpu'))}\n"
+            f"pairs: {len(pairs)} pairs of {what}\ncommand: {command}\n"
+            f"turn: {batches} batches of {batch_size}, {resolution} px",
+            flush=True,
+        )
         measure(stream, 1, batch_size, 0)  # now the files are in memory, if they fit
-        done: dict[int, list[Turn]] = {count: [] for count in workers}
         for index in range(turns):
             for count, found in done.items():
                 found.append(measure(stream, batches, batch_size, count))
                 rate = batches * batch_size / found[-1].elapsed_s
                 print(f"turn {1 + index} of {turns}: {count} workers: {rate:.4g} pairs/s")
-        print(table(done, batches * batch_size))
+    print(f"{'workers':<8}{'pairs/s':>9}{'fastest':>9}{'per worker':>12}{'per core':>10}")
+    for count, found in done.items():
+        middle = Turn(*map(median, zip(*found, strict=True)))
+        times = (middle.elapsed_s, min(found).elapsed_s, middle.elapsed_s * max(1, count))
+        # Pairs per CPU second come last: other programs hardly change them.
+        rates = [batches * batch_size / time_s for time_s in (*times, middle.cpu_s)]
+        print("{:<8}{:>9.4g}{:>9.4g}{:>12.4g}{:>10.4g}".format(count, *rates))
+
+
+def check_counts(**counts: int) -> None:
+    """Raise InputError for an option that is below 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}, expected 1 or more")
+
+
+def versions() -> str:
+    """A line about the software that is measured."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("Pillow", "transformers"))
+    python = platform.python_version()
+    return f"versions: ipx2p {__version__}, python {python}, torch {torch.__version__}, {packages}"
 
 
 def measure(stream: SampleStream, batches: int, batch_size: int, workers: int) -> Turn:
@@ -91,39 +111,14 @@ def measure(stream: SampleStream, batches: int, batch_size: int, workers: int) -
     return Turn(elapsed_s, cpu_seconds() - cpu_since)
 
 
-def header(what: str, command: str) -> str:
-    """What is measured, on which machine, and the command that repeats it."""
-    return (
-        f"versions: ipx2p {__version__}, python {platform.python_version()}, "
-        f"torch {torch.__version__}, Pillow {PIL.__version__}\n"
-        f"machine: {os.cpu_count()} cores of {device_name(torch.device('cpu'))}\n"
-        f"pairs: {what}\ncommand: {command}"
-    )
-
-
-def table(done: dict[int, list[Turn]], count: int) -> str:
-    """Medians over the turns of each number of workers.
-
-    per core: pairs per CPU second, which other programs hardly change.
-    """
-    lines = [f"{'workers':<8}{'pairs/s':>9}{'fastest':>9}{'per worker':>12}{'per core':>10}"]
-    for workers, turns in done.items():
-        rate = count / median(turn.elapsed_s for turn in turns)
-        fastest = count / min(turn.elapsed_s for turn in turns)
-        per_core = count / median(turn.cpu_s for turn in turns)
-        per_worker = rate / max(1, workers)
-        lines.append(f"{workers:<8}{rate:>9.4g}{fastest:>9.4g}{per_worker:>12.4g}{per_core:>10.4g}")
-    return "\n".join(lines)
-
-
-def write_pairs(folder: Path) -> Path:
+def write_pairs(folder: Path, count: int = NUM_PAIRS, side: int = SIDE) -> Path:
     """Write made-up pairs as JPEG files, and the manifest that lists them."""
     manifest = folder / "pairs.jsonl"
     with manifest.open("w") as file:
-        for pair in range(NUM_PAIRS):
-            names = [f"{role}_{pair}.jpg" for role in ("source", "target")]
-            for role, name in zip(("source", "target"), names, strict=True):
-                picture = random_picture(SIDE, generator(0, f"benchmark {role}", pair))
+        for pair in range(count):
+            names = (f"source_{pair}.jpg", f"target_{pair}.jpg")
+            for name in names:
+                picture = random_picture(side, generator(0, f"benchmark {name}"))
                 picture.save(folder / name, quality=QUALITY)
             file.write(Record(*names, "benchmark", [f"edit number {pair}"]).line() + "\n")
     return manifest

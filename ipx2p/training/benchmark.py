@@ -1,63 +1,54 @@
 """How fast training is: steps that encode their pictures beside steps with `data.cache` (layer 4).
 
-It times the trainer's own learner, stepper, average, stream of samples and cache. The two kinds
-take turns in one process, on the same samples, so that other load on the machine affects both; the
-device's peak is measured in every turn, too. A turn holds only the networks that its kind needs;
-its first step, in which data workers start and a compiler may run, is not measured. Results are
-medians over the turns of a kind.
+It times the trainer's own learner, stepper, average, stream of samples and cache, on the same
+samples for both kinds. A turn holds only the networks that its kind needs. Its first step, in which
+data workers start and a compiler may run, is not measured.
 """
 
 import itertools
-import json
-import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
-import transformers
 from omegaconf import MISSING
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ipx2p import __version__
+from ipx2p.data.benchmark import check_counts, versions, write_pairs
 from ipx2p.data.loader import StepSampler
 from ipx2p.data.workers import micro_batches
 from ipx2p.devices import device_name, dtype_name, memory_bytes, pick_device, pick_dtype
 from ipx2p.diffusion.schedule import ScheduleConfig
 from ipx2p.distributed import World, open_world
 from ipx2p.errors import InputError
-from ipx2p.images import image_from_pixels_u8, save_image
 from ipx2p.models.text import TextEncoder, load_tokenizer
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAE, VAEConfig
 from ipx2p.published_fields import CLIP_L
-from ipx2p.seeds import generator
 from ipx2p.training.config import ModelConfig, TrainConfig
 from ipx2p.training.ema import EMA
 from ipx2p.training.learners import EditLearner, FrozenParts, fresh_network, num_parameters
 from ipx2p.training.loop import check_batch
 from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
 from ipx2p.training.samples import open_pairs, open_stream
-from ipx2p.training.speed import peak_flops, prepare, set_layout
+from ipx2p.training.speed import peak_flops, prepare
 from ipx2p.training.validation import fixed_pairs
 from ipx2p.weights.folder import Weights
 
 PICTURES, CACHE = "pictures (encoding each step)", "data.cache"
-WIDTH = len(PICTURES)
 NETWORKS = ("U-Net", "autoencoder", "text encoder")
 MIN_PAIRS = 4  # and at least one for each sample of a step, so that no sentence repeats in it
 PICTURE_SCALE = 2  # made-up pictures are this much larger than the training resolution
 TOKENIZER = Path(__file__).parents[2] / "assets" / "tiny" / "tokenizer"
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """Means over the steps of one turn: wall time, CPU time of this process over all its cores, and
     the share spent waiting for data. Also the peak memory, and the FLOP/s a device could reach."""
 
@@ -77,16 +68,14 @@ def benchmark_training(config: TrainConfig, *, turns: int, steps: int, command: 
         command: as it was typed.
     Raises: InputError for bad settings or weights, and for steps without an update.
     """
-    for name, value in (("--turns", turns), ("--steps", steps)):
-        if value < 1:
-            raise InputError(f"{name} is {value}, expected 1 or more")
+    check_counts(turns=turns, steps=steps)
     with (
         open_world(cuda=pick_device(config.train.device).type == "cuda") as world,
-        _temporary_folder(world) as folder,
+        tempfile.TemporaryDirectory(prefix="ipx2p-bench-", ignore_cleanup_errors=True) as own,
     ):
         train = replace(config.train, steps=2 * turns * (1 + steps))
-        config = complete(replace(config, train=train), folder, world)
-        bench = Bench(config, world)
+        folder = Path(world.gather(own)[0])  # for all processes of this machine
+        bench = Bench(complete(replace(config, train=train), folder, world), world)
         world.print(bench.header(command))
         done: dict[str, list[Turn]] = {PICTURES: [], CACHE: []}
         for index, kind in itertools.product(range(turns), done):
@@ -98,36 +87,16 @@ def benchmark_training(config: TrainConfig, *, turns: int, steps: int, command: 
         world.barrier()  # no process needs the folder any more
 
 
-@contextmanager
-def _temporary_folder(world: World) -> Iterator[Path]:
-    """A folder for all processes of this machine, removed at the end."""
-    name = tempfile.mkdtemp(prefix="ipx2p-bench-") if world.is_main else None
-    folder = Path(world.gather(name)[0])
-    try:
-        yield folder
-    finally:
-        if world.is_main:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def complete(config: TrainConfig, folder: Path, world: World) -> TrainConfig:
-    """The settings with made-up pictures and, where they name none, made-up weights.
-
-    Raises: InputError for impossible settings, before anything is written.
-    """
-    data = replace(
-        config.data,
-        manifest=str(folder / "train.jsonl"),
-        validation_manifest=str(folder / "held_out.jsonl"),
-        draws=1,
-        cache_dir=str(folder / "cache"),
-    )
-    config = replace(config, data=data)
+    """The settings with made-up pictures and, where they name none, made-up weights."""
+    manifest = str(folder / "pairs.jsonl")
+    paths = {"validation_manifest": manifest, "cache_dir": str(folder / "cache")}
+    config = replace(config, data=replace(config.data, manifest=manifest, draws=1, **paths))
     config.check()
     check_batch(config.train, world)
-    pick_device(config.train.device, world.local_rank)
     if world.is_main:
-        write_pictures(config, folder)
+        count = max(MIN_PAIRS, config.train.batch_size)
+        write_pairs(folder, count, PICTURE_SCALE * config.data.resolution)
     if config.model.weights == MISSING:
         weights = folder / "weights"
         if world.is_main:
@@ -135,23 +104,6 @@ def complete(config: TrainConfig, folder: Path, world: World) -> TrainConfig:
         config = replace(config, model=ModelConfig(weights=str(weights), unet=UNetConfig()))
     world.barrier()
     return config
-
-
-def write_pictures(config: TrainConfig, folder: Path) -> None:
-    """Pairs of smooth random pictures, as JPEG, and the manifests that list them."""
-    num_pairs = max(MIN_PAIRS, config.train.batch_size)
-    side = PICTURE_SCALE * config.data.resolution
-    lines = []
-    for pair in range(num_pairs + 1):
-        draws = generator(config.run.seed, "benchmark pictures", pair)
-        record = {"instruction": f"edit number {pair}", "task": "benchmark"}
-        for name in ("source", "target"):
-            coarse = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=draws)
-            record[name] = f"{name}_{pair}.jpg"
-            save_image(image_from_pixels_u8(coarse).resize((side, side)), folder / record[name])
-        lines.append(f"{json.dumps(record)}\n")
-    Path(config.data.validation_manifest).write_text(lines.pop())
-    Path(config.data.manifest).write_text("".join(lines))
 
 
 def write_weights(folder: Path, seed: int, world: World) -> None:
@@ -173,13 +125,11 @@ class Bench:
         pairs, held_out = open_pairs(data)
         fixed = fixed_pairs(held_out, per_task=1, resolution=data.resolution, seed=seed)
         learner = self.learner = EditLearner(config, self.device, fixed, world)
-        set_layout(learner.module, config.train)
         self.average = EMA(learner.module, config.train.ema_decay)
         learner.network = prepare(learner.module, config.train, world)
         optimizer = make_optimizer(learner.module, config.optimizer)
         self.stepper = Stepper(learner, optimizer, config.optimizer, world)
         self.dtype = pick_dtype(config.train.precision, self.device)
-        self.flops = learner.flops_per_sample()
         self.steps_done = 0
         networks = zip(NETWORKS, (learner.module, *learner.frozen.get()), strict=True)
         self.sizes = [f"{name} {num_parameters(network) / 1e6:.1f} M" for name, network in networks]
@@ -195,23 +145,24 @@ class Bench:
         else:
             self.learner.frozen = FrozenParts(self.learner.frozen.folder, self.device)
         train, first = self.config.train, index * (1 + num_steps)
-        steps = range(first, first + 1 + num_steps)
-        share = {"accumulate": train.accumulate, "world": self.world}
-        sampler = StepSampler(steps, train.batch_size, **share)
+        sampler = StepSampler(
+            range(first, first + 1 + num_steps),
+            train.batch_size,
+            accumulate=train.accumulate,
+            world=self.world,
+        )
         batches = micro_batches(self.streams[kind], sampler, workers=self.config.data.workers)
         _reset_peak_memory(self.device)
         self._step(batches)
-        _synchronize(self.device)
-        since, cpu_since = time.perf_counter(), time.process_time()
+        since, cpu_since = _clocks(self.device)
         steps = [self._step(batches) for _ in range(num_steps)]
-        _synchronize(self.device)
-        elapsed_s, cpu_s = time.perf_counter() - since, time.process_time() - cpu_since
+        until, cpu_until = _clocks(self.device)
         if any(bad.item() for _, bad in steps):
             raise InputError(f"{kind}: a loss or gradient was not finite, which shortens the step")
         return Turn(
-            step_s=elapsed_s / num_steps,
-            cpu_s=cpu_s / num_steps,
-            waiting_share=sum(waiting_s for waiting_s, _ in steps) / elapsed_s,
+            step_s=(until - since) / num_steps,
+            cpu_s=(cpu_until - cpu_since) / num_steps,
+            waiting_share=sum(waiting_s for waiting_s, _ in steps) / (until - since),
             memory_gib=memory_bytes(self.device) / 2**30,
             peak_flops=self.world.size * peak_flops(self.device, self.dtype),
         )
@@ -231,50 +182,48 @@ class Bench:
     def header(self, command: str) -> str:
         """What is measured, on what, and how to repeat it."""
         data, train = self.config.data, self.config.train
-        ways = [name for name in ("compile", "recompute_activations") if getattr(train, name)]
-        return "\n".join(
-            (
-                f"versions: ipx2p {__version__}, python {platform.python_version()}, "
-                f"torch {torch.__version__}, transformers {transformers.__version__}",
-                f"device: {self.world.size} x {device_name(self.device)}, "
-                f"{torch.get_num_threads()} threads, {dtype_name(self.dtype)}",
-                f"parameters: {', '.join(self.sizes)}",
-                f"step: {data.resolution} px, batch size {train.batch_size}, accumulate "
-                f"{train.accumulate}, {data.workers} workers{''.join(f', {way}' for way in ways)}",
-                f"command: {command}",
-            )
+        ways = [
+            f", {name}" for name in ("compile", "recompute_activations") if getattr(train, name)
+        ]
+        return (
+            f"{versions()}\ndevice: {self.world.size} x {device_name(self.device)}, "
+            f"{torch.get_num_threads()} threads, {dtype_name(self.dtype)}\n"
+            f"parameters: {', '.join(self.sizes)}\n"
+            f"step: {data.resolution} px, batch size {train.batch_size}, accumulate "
+            f"{train.accumulate}, {data.workers} workers{''.join(ways)}\ncommand: {command}"
         )
 
     def table(self, done: dict[str, list[Turn]]) -> str:
         """Medians over the turns of each kind, and the ratio of their rates."""
-        lines = [
-            f"{'':<{WIDTH}}{'step s':>9}{'fastest':>9}{'samples/s':>11}{'MFU':>8}{'GiB':>8}"
-            f"{'waiting':>9}"
-        ]
+        columns = f"{'step s':>9}{'fastest':>9}{'samples/s':>11}{'MFU':>8}{'GiB':>8}{'waiting':>9}"
+        lines = [f"{'':<{len(PICTURES)}}{columns}"]
+        middle = {
+            kind: Turn(*map(median, zip(*turns, strict=True))) for kind, turns in done.items()
+        }
+        fastest = {kind: min(turns).step_s for kind, turns in done.items()}
         peak = median(turn.peak_flops for turns in done.values() for turn in turns)
-        middle, fastest = {}, {}
-        for kind, turns in done.items():
-            middle[kind] = step_s = median(turn.step_s for turn in turns)
-            fastest[kind] = min(turn.step_s for turn in turns)
-            rate = self.config.train.batch_size / step_s
+        flops = self.learner.flops_per_sample()
+        for kind, turn in middle.items():
+            rate = self.config.train.batch_size / turn.step_s
             lines.append(
-                f"{kind:<{WIDTH}}{step_s:>9.4g}{fastest[kind]:>9.4g}{rate:>11.4g}"
-                f"{rate * self.flops / peak:>8.1%}"
-                f"{median(turn.memory_gib for turn in turns):>8.2f}"
-                f"{median(turn.waiting_share for turn in turns):>9.1%}"
+                f"{kind:<{len(PICTURES)}}{turn.step_s:>9.4g}{fastest[kind]:>9.4g}{rate:>11.4g}"
+                f"{rate * flops / peak:>8.1%}{turn.memory_gib:>8.2f}{turn.waiting_share:>9.1%}"
             )
         lines.append(
-            f"samples/s with / without data.cache: {middle[PICTURES] / middle[CACHE]:.2f} "
+            "samples/s with / without data.cache: "
+            f"{middle[PICTURES].step_s / middle[CACHE].step_s:.2f} "
             f"(fastest turns: {fastest[PICTURES] / fastest[CACHE]:.2f})\n"
-            f"MFU: {self.flops / 1e12:.3g} TFLOP a sample (U-Net, forward and backward) against "
+            f"MFU: {flops / 1e12:.3g} TFLOP a sample (U-Net, forward and backward) against "
             f"{peak / 1e12:.3g} TFLOP/s"
         )
         return "\n".join(lines)
 
 
-def _synchronize(device: torch.device) -> None:
+def _clocks(device: torch.device) -> tuple[float, float]:
+    """Seconds on the clock, and CPU seconds of this process, once the device has nothing to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter(), time.process_time()
 
 
 def _reset_peak_memory(device: torch.device) -> None:

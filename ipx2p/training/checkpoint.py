@@ -55,20 +55,18 @@ def save_checkpoint(
     raw: Weights,
     moments: Mapping[str, Tensor],
     notes: Mapping[str, int],
+    config: StepsConfig,
     link_from: Path | None = None,
-    keep: int,
-    keep_every: int | None = None,
 ) -> Path:
     """Write checkpoints/step_NNNNNN, point `weights` and `weights_raw` at it, drop older ones.
 
     Args:
-        averaged, raw: the model with the average, and with the network that the optimizer works
-            on. Parts that `raw` lacks come from `averaged`, those that it lacks from `link_from`.
+        averaged, raw: the model with the average, and with the network that is optimized. Parts
+            missing from `raw` come from `averaged`, and those missing there from `link_from`.
         moments: state of the optimizer, see `optimizer_tensors`.
-        notes: numbers about the run, see `read_state`.
+        notes: numbers about the run, for `state.json`.
+        config: says which older checkpoints to keep; the best one always stays.
         link_from: an earlier checkpoint with the same frozen parts.
-        keep: how many of the newest checkpoints to keep, this one included.
-        keep_every: also keep those at multiples of this step, and the best one, see `mark_best`.
     Raises: InputError if it cannot be written whole; earlier checkpoints are then intact.
     """
     folder = run / "checkpoints" / f"step_{step:06d}"
@@ -80,8 +78,9 @@ def save_checkpoint(
         _link_missing(link_from / "weights", temporary / "weights")
     _link_missing(temporary / "weights", temporary / "weights_raw")
     save_tensors(moments, temporary / "optimizer.safetensors")
-    state = {"step": step, **notes, "files": _fingerprints(temporary)}
-    write_json(state, temporary / STATE)
+    paths = sorted(path for path in temporary.rglob("*") if path.is_file())
+    files = {str(path.relative_to(temporary)): _fingerprint(path) for path in paths}
+    write_json({"step": step, **notes, "files": files}, temporary / STATE)
     replaced = folder.with_name(f".{folder.name}{REPLACED}")
     if folder.exists():
         folder.rename(replaced)
@@ -90,10 +89,13 @@ def save_checkpoint(
         flush_to_disk(folder.parent)
     point_at(run, folder)
     shutil.rmtree(replaced, ignore_errors=True)
-    for old in find_checkpoints(run)[:-keep]:
-        regular = keep_every is not None and num_steps(old) % keep_every == 0
-        if not regular and num_steps(old) != best_step(run):
-            _remove(old)
+    best = _read_best(run).get("step")
+    for old in find_checkpoints(run)[: -config.keep_checkpoints]:
+        regular = config.keep_every is not None and num_steps(old) % config.keep_every == 0
+        if not regular and num_steps(old) != best:
+            hidden = old.with_name(f".{old.name}.removed")
+            old.rename(hidden)  # so that half of it is never taken for a whole one
+            shutil.rmtree(hidden)
     return folder
 
 
@@ -101,7 +103,7 @@ class CheckpointSaver:
     """Saves the checkpoints of a run, one at a time, in the background if asked to and if a copy
     of the trained network fits into memory.
 
-    A checkpoint that could not be written is reported at once; the run goes on to the next one.
+    A checkpoint that could not be written is reported at once; the run continues to the next one.
     """
 
     def __init__(self, run: Path, part: str, config: StepsConfig, *, background: bool) -> None:
@@ -121,7 +123,7 @@ class CheckpointSaver:
         optimizer: Optimizer,
         notes: dict[str, int],
     ) -> None:
-        """Save the present state; in the background, only copying the network takes time."""
+        """Save the current state; in the background, only copying the network takes time."""
         self.wait()
         network = getattr(raw, self.part)
         moments = optimizer_tensors(network, optimizer)
@@ -153,10 +155,10 @@ class CheckpointSaver:
             raise self.error
 
     def _save(self, step: int, parts: dict[str, Any]) -> None:
-        keep = {"keep": self.config.keep_checkpoints, "keep_every": self.config.keep_every}
         self.error = None
+        parts |= {"config": self.config, "link_from": self.newest}
         try:
-            self.newest = save_checkpoint(self.run, step, **parts, link_from=self.newest, **keep)
+            self.newest = save_checkpoint(self.run, step, **parts)
         except Exception as error:  # of any library: nothing else watches this thread
             self.error = InputError(f"checkpoint of step {step} was not written: {error}")
             print(f"warning: {self.error}; the next one will be tried", file=sys.stderr, flush=True)
@@ -188,19 +190,6 @@ def find_checkpoints(run: Path) -> list[Path]:
     return sorted(complete, key=num_steps)
 
 
-def read_state(checkpoint: Path) -> dict[str, int]:
-    """The numbers of a checkpoint: `step`, and `world_size`, `threads`, `bad_steps` of its run.
-
-    Raises: InputError if its step is not that of its name.
-    """
-    state = read_json(checkpoint / STATE)
-    if state.get("step") != num_steps(checkpoint):
-        raise InputError(
-            f"{checkpoint / STATE}: step is {state.get('step')!r}, expected {num_steps(checkpoint)}"
-        )
-    return state
-
-
 def num_steps(checkpoint: Path) -> int:
     """The number of steps done at a checkpoint."""
     return int(NAME.fullmatch(checkpoint.name)[1])
@@ -218,43 +207,36 @@ def sweep(run: Path) -> None:
             shutil.rmtree(rest)
 
 
-def mark_best(run: Path, step: int, score: float) -> bool:
-    """Note a validation score, higher is better; whether it is the best one with a checkpoint.
-
-    The checkpoint of the best score is kept, and `best` points at it.
-    """
-    path = run / BEST
+def mark_best(run: Path, step: int, score: float) -> None:
+    """Keep the checkpoint of a step, and point `best` at it, if no validation has scored higher."""
     checkpoint = run / "checkpoints" / f"step_{step:06d}"
-    best = read_json(path)["score"] if path.exists() else None
-    if not checkpoint.exists() or (best is not None and best >= score):
-        return False
-    write_json({"step": step, "score": score}, path)
-    _point(run / "best", checkpoint)
-    return True
+    best = _read_best(run).get("score")
+    if checkpoint.exists() and (best is None or score > best):
+        write_json({"step": step, "score": score}, run / BEST)
+        _point(run / "best", checkpoint)
 
 
 def forget_best_score(run: Path) -> None:
-    """Let the next validated checkpoint be the best one; until then the present one is kept."""
-    if (run / BEST).exists():
-        write_json({**read_json(run / BEST), "score": None}, run / BEST)
+    """Make the next validated checkpoint the best one; the current one is kept until then."""
+    if best := _read_best(run):
+        write_json(best | {"score": None}, run / BEST)
 
 
-def best_step(run: Path) -> int | None:
-    """The step of the best checkpoint, once there is one."""
-    path = run / BEST
-    return read_json(path).get("step") if path.exists() else None
+def _read_best(run: Path) -> dict[str, Any]:
+    """`step` and `score` of the best checkpoint, once there is one."""
+    return read_json(run / BEST) if (run / BEST).exists() else {}
 
 
 def damages(folder: Path) -> dict[str, str]:
-    """The files of a checkpoint that have changed since it was written, with a line about each.
-
-    Raises: InputError if the list of its files is itself unreadable.
-    """
-    files = read_json(folder / STATE).get("files")
-    if not isinstance(files, dict):
-        raise InputError(f"{folder / STATE} has no list of files")
+    """The files of a checkpoint that have changed since it was written, with a line about each."""
+    try:
+        state = read_json(folder / STATE)
+    except InputError as error:
+        return {STATE: str(error)}
+    if state.get("step") != num_steps(folder) or not isinstance(state.get("files"), dict):
+        return {STATE: f"{folder / STATE} is damaged: it has another step, or no list of files"}
     found = {}
-    for name, expected in files.items():
+    for name, expected in state["files"].items():
         try:
             if _fingerprint(folder / name) != expected:
                 found[name] = f"{folder / name} is damaged: it has changed since it was written"
@@ -265,12 +247,12 @@ def damages(folder: Path) -> dict[str, str]:
 
 def is_trained(name: str, part: str) -> bool:
     """Whether a file of a checkpoint holds trained state, without which it cannot be resumed."""
-    places = tuple(f"{kind}/{part}/" for kind in KINDS)
-    return name.startswith(places) or name == "optimizer.safetensors"
+    places = (f"{kind}/{part}/" for kind in KINDS)
+    return name.startswith((*places, "optimizer.safetensors", STATE))
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a damaged checkpoint, so that it is not used again; returns its new place."""
+    """Rename a damaged checkpoint, so that it is not used again; returns its new path."""
     place = folder.with_name(f"damaged_{folder.name}")
     shutil.rmtree(place, ignore_errors=True)
     return folder.rename(place)
@@ -279,7 +261,7 @@ def set_aside(folder: Path) -> Path:
 def load_checkpoint(
     folder: Path, *, part: str, average: nn.Module, module: nn.Module, optimizer: Optimizer
 ) -> dict[str, int]:
-    """Restore average, network and optimizer; returns the checkpoint's state, see `read_state`.
+    """Restore average, network and optimizer; returns what `state.json` says: `step` and notes.
 
     Raises: InputError for a damaged checkpoint, or one of a network of other sizes.
     """
@@ -292,7 +274,7 @@ def load_checkpoint(
                 tensor.copy_(tensors[name])
     path = folder / "optimizer.safetensors"
     load_optimizer(module, optimizer, read_tensors(path), str(path))
-    return read_state(folder)
+    return read_json(folder / STATE)
 
 
 def optimizer_tensors(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -308,18 +290,16 @@ def load_optimizer(
     module: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], where: str
 ) -> None:
     """The inverse of `optimizer_tensors`. Moments get their parameter's device and memory layout,
-    because a fused optimizer walks through both side by side in memory."""
-    expected = {}
-    for name, parameter in module.named_parameters():
+    because a fused optimizer reads both in memory order."""
+    for parameter in module.parameters():
         moment = torch.empty_like(parameter, requires_grad=False)
         step = torch.zeros((), device=parameter.device)  # where a fused optimizer counts
-        expected |= {f"{name}.step": step, f"{name}.exp_avg": moment}
-        expected |= {f"{name}.exp_avg_sq": torch.empty_like(moment)}
+        state = (step, moment, torch.empty_like(moment))
+        optimizer.state[parameter] = dict(zip(MOMENTS, state, strict=True))
+    expected = optimizer_tensors(module, optimizer)
     check_fit(expected, tensors, where)
-    for name, parameter in module.named_parameters():
-        for key in MOMENTS:
-            state = expected[f"{name}.{key}"]
-            optimizer.state[parameter][key] = state.copy_(tensors[f"{name}.{key}"])
+    for name, tensor in expected.items():
+        tensor.copy_(tensors[name])
 
 
 def point_at(run: Path, checkpoint: Path) -> None:
@@ -333,11 +313,6 @@ def _point(link: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(target, link.parent))
     temporary.replace(link)
-
-
-def _fingerprints(folder: Path) -> dict[str, list[int]]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): _fingerprint(path) for path in paths}
 
 
 def _fingerprint(path: Path) -> list[int]:
@@ -360,12 +335,3 @@ def _link_missing(source: Path, target: Path) -> None:
             os.link(path, place)
         except OSError:  # a file system without hard links
             shutil.copyfile(path, place)
-
-
-def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint so that half of it is never taken for a whole one."""
-    if checkpoint.exists():
-        hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
-        shutil.rmtree(hidden, ignore_errors=True)
-        checkpoint.rename(hidden)
-        shutil.rmtree(hidden)

@@ -21,7 +21,7 @@ from ipx2p.errors import InputError, suggestion
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
 
-MAX_COUNT = 2**31 - 1  # of steps, samples and pixels: larger ones are typing errors
+MAX_COUNT = 2**31 - 1  # of steps, samples and pixels: larger ones are typos
 CHOICES = {
     "objective.kind": ("edit", "autoencoder"),
     "objective.prediction_type": PREDICTION_TYPES,
@@ -52,10 +52,7 @@ RANGES = {
         "data.temperature optimizer.max_grad_norm",
     ),
     "a number above 0, at most 1": (lambda value: 0 < value <= 1, "data.fraction"),
-    "a number above 0, at most 1000": (
-        lambda value: 0 < value <= 1000,
-        "optimizer.learning_rate",
-    ),
+    "a number above 0, at most 1000": (lambda value: 0 < value <= 1000, "optimizer.learning_rate"),
     "0 to below 1": (lambda value: 0 <= value < 1, "train.ema_decay"),
 }
 
@@ -94,7 +91,7 @@ class DataConfig:
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
     fraction: float = 1.0  # of each task's pairs; smaller ones are subsets of larger ones
     holdout_tasks: list[str] = field(default_factory=list)  # tasks used only for validation
-    mixture: dict[str, float] | None = None  # weight of each task; None: as many as it has pairs
+    mixture: dict[str, float] | None = None  # weight of each task; None: its number of pairs
     temperature: float | None = None  # weights n^(1 / temperature); .inf: equal tasks
     instructions: str = "per_step"  # or "per_pair" or "fixed": when a sentence is drawn
     banks: dict[str, str] = field(default_factory=dict)  # task -> text file of sentences, or a bank
@@ -254,13 +251,12 @@ def _check_data(data: DataConfig) -> None:
 
 def _check_shares(data: DataConfig) -> None:
     """Check the shares of the tasks."""
-    if data.mixture is not None and data.temperature is not None:
+    if data.mixture is None:
+        return
+    if data.temperature is not None:
         raise InputError("data.mixture and data.temperature both set the tasks' shares: choose one")
-    weights = data.mixture if data.mixture is not None else {"": 1.0}
-    for task, weight in weights.items():
+    for task, weight in data.mixture.items():
         if not 0 <= weight < math.inf:
-            raise InputError(
-                f"data.mixture.{task} is {weight}, expected a number that is 0 or more"
-            )
-    if not any(weights.values()):
-        raise InputError(f"data.mixture is {weights}, expected a weight above 0")
+            raise InputError(f"data.mixture.{task} is {weight}, expected a number of 0 or more")
+    if not any(data.mixture.values()):
+        raise InputError(f"data.mixture is {data.mixture}, expected a weight above 0")

@@ -64,7 +64,7 @@ class Interrupts:
             raise Stopped
 
     def settle(self) -> bool:
-        """Wait for the answer to the last question; the processes must not part before it."""
+        """Wait for the answer to the last question; no process may exit before it."""
         if self._agreement is None:
             return False
         self._agreement.wait()

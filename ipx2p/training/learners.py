@@ -35,7 +35,7 @@ from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE, Posterior
 from ipx2p.seeds import generator, unit_noise
 from ipx2p.training.config import TrainConfig
-from ipx2p.training.speed import training_flops
+from ipx2p.training.speed import set_layout, training_flops
 from ipx2p.training.validation import EditValidation, Report, validate_autoencoder
 from ipx2p.weights.convert import widen
 from ipx2p.weights.folder import Weights
@@ -78,9 +78,13 @@ class Learner:
         self.held_out = held_out
         self.world = world
         self.folder = find_folder(config.model.weights)
-        self.noise_schedule = ScheduleConfig.read(
-            self.folder / "scheduler" / "scheduler_config.json"
-        )
+        path = self.folder / "scheduler" / "scheduler_config.json"
+        self.noise_schedule = ScheduleConfig.read(path)
+        self.build()
+        set_layout(self.module, config.train)
+
+    def build(self) -> None:
+        """Load or make the networks, and check that they fit the settings."""
 
     def losses(self, batch: Batch) -> Losses:
         """The losses of a micro-batch."""
@@ -97,6 +101,7 @@ class Learner:
 
     def networks(self) -> list[nn.Module]:
         """All networks that a step uses."""
+        return [self.module]
 
     def flops_per_sample(self) -> float | None:
         """FLOPs of one sample's forward and backward pass through the module; None: not counted."""
@@ -119,8 +124,8 @@ class FrozenParts:
         self._held = None
 
     def _load(self) -> tuple[VAE, TextEncoder]:
-        vae, text = VAE.load(self.folder / "vae"), TextEncoder.load(self.folder)
-        return _frozen(vae, self.device), _frozen(text, self.device)
+        networks = (VAE.load(self.folder / "vae"), TextEncoder.load(self.folder))
+        return tuple(module.to(self.device).eval().requires_grad_(False) for module in networks)
 
 
 class EditLearner(Learner):
@@ -128,17 +133,14 @@ class EditLearner(Learner):
 
     part = "unet"
 
-    def __init__(
-        self, config: TrainConfig, device: torch.device, held_out: Sequence[EditPair], world: World
-    ) -> None:
-        super().__init__(config, device, held_out, world)
-        schedule = self.noise_schedule
-        for name, choice in (
-            ("prediction_type", config.objective.prediction_type),
-            ("rescale_betas_zero_snr", config.objective.zero_terminal_snr),
-        ):
-            if choice is not None:
-                schedule = replace(schedule, **{name: choice})
+    def build(self) -> None:
+        config, device, world = self.config, self.device, self.world
+        chosen = {
+            "prediction_type": config.objective.prediction_type,
+            "rescale_betas_zero_snr": config.objective.zero_terminal_snr,
+        }
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        schedule = replace(self.noise_schedule, **chosen)
         if schedule.rescale_betas_zero_snr and schedule.prediction_type == "epsilon":
             raise InputError(
                 "zero-terminal SNR cannot be trained with epsilon prediction: set "
@@ -158,20 +160,21 @@ class EditLearner(Learner):
         self.precision = pick_dtype(config.train.precision, device)
         self.editor(self.module)  # raises if the parts do not fit together
         self.null_text = text.encode([""])
-        self.validation = EditValidation(held_out, vae, config.validation, config.run.seed, world)
+        seed = config.run.seed
+        self.validation = EditValidation(self.held_out, vae, config.validation, seed, world)
 
     def losses(self, batch: Batch | EncodedBatch) -> Losses:
         objective = self.config.objective
         target, source_latents, text = self._encoded(batch)
-        draws = draw(
-            self.config.run.seed,
-            batch.indices,
-            target.mean.shape[1:],
-            self.schedule.config.num_train_timesteps,
-        )
+        num_timesteps = self.schedule.config.num_train_timesteps
+        draws = draw(self.config.run.seed, batch.indices, target.mean.shape[1:], num_timesteps)
         hide_text, hide_source = hidden_conditions(draws.dropout, objective.dropout)
-        quartiles = draws.timesteps * QUARTILES // self.schedule.config.num_train_timesteps
-        hidden = _count_hidden(hide_text, hide_source)
+        quartiles = draws.timesteps * QUARTILES // num_timesteps
+        hidden = {
+            "text": int((hide_text & ~hide_source).sum()),  # the instruction alone
+            "image": int((hide_source & ~hide_text).sum()),
+            "both": int((hide_text & hide_source).sum()),
+        }
         draws = draws.to(self.device)
         latents = self.vae_config.scale(target.sample(noise=draws.posterior_noise))
         text, source_latents = drop_conditions(
@@ -276,10 +279,8 @@ class AutoencoderLearner(Learner):
 
     part = "vae"
 
-    def __init__(
-        self, config: TrainConfig, device: torch.device, held_out: Sequence[EditPair], world: World
-    ) -> None:
-        super().__init__(config, device, held_out, world)
+    def build(self) -> None:
+        config, device, world = self.config, self.device, self.world
         self.text = TextEncoder.load(self.folder, dtype=None)
         sizes = config.model.vae
         if sizes is None:
@@ -317,20 +318,8 @@ class AutoencoderLearner(Learner):
             module.config = replace(module.config, scaling_factor=scale)
         return Weights(None, module, self.text if whole else None, self.noise_schedule)
 
-    def networks(self) -> list[nn.Module]:
-        return [self.module]
-
 
 LEARNERS: dict[str, type] = {"edit": EditLearner, "autoencoder": AutoencoderLearner}
-
-
-def _count_hidden(hide_text: Tensor, hide_source: Tensor) -> dict[str, int]:
-    """How many samples lost the instruction alone, the source alone, and both."""
-    return {
-        "text": int((hide_text & ~hide_source).sum()),
-        "image": int((hide_source & ~hide_text).sum()),
-        "both": int((hide_text & hide_source).sum()),
-    }
 
 
 def _check_resolution(config: TrainConfig, vae: VAE) -> None:
@@ -341,10 +330,6 @@ def _check_resolution(config: TrainConfig, vae: VAE) -> None:
             f"data.resolution is {resolution}, expected a multiple of the autoencoder's {multiple} "
             f"such as {above}"
         )
-
-
-def _frozen(module: Network, device: torch.device) -> Network:
-    return module.to(device).eval().requires_grad_(False)
 
 
 def fresh_network(build: Callable[[], Network], seed: int, world: World) -> Network:

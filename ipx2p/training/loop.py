@@ -3,6 +3,7 @@
 import copy
 import itertools
 import os
+from collections import ChainMap
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -42,7 +43,7 @@ from ipx2p.training.samples import (
     task_table,
     task_weights,
 )
-from ipx2p.training.speed import prepare, set_deterministic, set_layout
+from ipx2p.training.speed import prepare, set_deterministic
 from ipx2p.training.validation import fixed_pairs, score_table
 
 MEMORY_ADVICE = (
@@ -88,7 +89,6 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
     )
     learner: Learner = LEARNERS[config.objective.kind](config, device, fixed, world)
     check_agreement(config, learner, world)
-    set_layout(learner.module, config.train)
     average = EMA(learner.module, config.train.ema_decay)
     learner.network = prepare(learner.module, config.train, world)
     plain = copy.copy(learner.module)  # the same weights, not compiled
@@ -247,7 +247,7 @@ def check_finite(run: Run, module: nn.Module, step: int) -> None:
 
 
 def check_updates(run: Run, monitor: Monitor, step: int) -> None:
-    """Raise InputError if too many updates in a row were left out, or those before the end."""
+    """Raise InputError if too many updates in a row were left out, or the last ones of the run."""
     length, first = monitor.worst_row
     if length >= run.config.train.max_bad_steps:
         raise InputError(divergence(run, f"{length} updates in a row were left out", first))
@@ -264,7 +264,7 @@ def divergence(run: Run, what: str, first: int) -> str:
 
 
 def surroundings(world: World, device: torch.device) -> dict[str, int]:
-    """The numbers that must be the same again for a run to resume bit for bit."""
+    """The numbers that must be unchanged for a run to resume bit for bit."""
     threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
     return {"world_size": world.size, **threads}
 
@@ -282,12 +282,12 @@ def resume(
     world.check_same("what checkpoints there are (run.dir must be shared)", str(found))
     errors: list[str] = []
     for folder in reversed(found):
-        error, frozen = check_checkpoint(folder, learner.part)
-        error, frozen = max(world.gather((error or "", frozen)))  # if not all could read it
-        if not error:
+        damaged = dict(ChainMap(*world.gather(damages(folder))))  # if not all could read it
+        trained = [line for name, line in damaged.items() if is_trained(name, learner.part)]
+        if not trained:
             break
-        errors.append(error)
-        world.print(f"warning: {error}: going back to the checkpoint before it")
+        errors.append(trained[0])
+        world.print(f"warning: {trained[0]}: going back to the checkpoint before it")
     else:
         if errors:
             raise InputError(f"no checkpoint is whole: {errors[0]}")
@@ -296,13 +296,13 @@ def resume(
     state = load_checkpoint(folder, part=learner.part, **networks, optimizer=optimizer)
     world.barrier()
     if world.is_main:
-        for damaged in found[found.index(folder) + 1 :]:
-            print(f"the damaged checkpoint is kept as {set_aside(damaged)}")
+        for later in found[found.index(folder) + 1 :]:
+            print(f"the damaged checkpoint is kept as {set_aside(later)}")
         run.forget_reports(state["step"])
         point_at(run.folder, folder)  # a kill may have come just before this
     world.barrier()
     world.print(f"resuming from {folder}")
-    for line in frozen:
+    for line in damaged.values():
         world.print(f"warning: {line}: it will be rewritten at the next checkpoint")
     changes = [
         f"there were {state[name]} {name.replace('world_size', 'processes')} and are {now}"
@@ -311,18 +311,7 @@ def resume(
     ]
     if changes := [*run.rounding, *changes]:
         world.print(f"the weights will differ in their last bits: {'; '.join(changes)}")
-    return state["step"], not frozen, state.get("bad_steps", 0)
-
-
-def check_checkpoint(folder: Path, part: str) -> tuple[str | None, list[str]]:
-    """Why a checkpoint cannot be resumed, and which frozen parts of it are damaged."""
-    try:
-        found = damages(folder)
-    except InputError as error:
-        return str(error), []
-    trained = [line for name, line in found.items() if is_trained(name, part)]
-    frozen = [line for name, line in found.items() if not is_trained(name, part)]
-    return (trained[0] if trained else None), frozen
+    return state["step"], not damaged, state.get("bad_steps", 0)
 
 
 def print_results(run: Run, world: World) -> None:

@@ -81,13 +81,13 @@ class Monitor:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around waiting for data."""
+        """Measure the time spent waiting for data."""
         since = time.monotonic()
         yield
         self.waiting_s += time.monotonic() - since
 
     def note_skipped(self, batches: Sequence[Batch | EncodedBatch]) -> None:
-        """Remember the pairs that others replaced; they are named with the next line."""
+        """Remember the pairs that were replaced; the next line names them."""
         for batch in batches:
             if isinstance(batch, Batch):
                 self.skipped.update(batch.skipped)
@@ -169,27 +169,24 @@ class Monitor:
         """Means over the steps since the last row and over all processes."""
         losses = [part for parts, *_ in self.records for part in parts]
         bad = torch.stack([bad for _, bad, *_ in self.records]).tolist()
+        self.records.clear()
+        for step, is_bad in enumerate(bad, 1 + self.logged_step):
+            self._count_bad(step, bool(is_bad))
         plain = torch.cat([part.plain for part in losses]).tolist()
         names = ["loss"] * len(plain)
         if losses[0].quartiles is not None:
             quartiles = torch.cat([part.quartiles for part in losses])
             names = [f"loss_q{quartile + 1}" for quartile in quartiles.tolist()]
-        sums: Counter[str] = Counter()
-        counts: Counter[str] = Counter()
+        sums, counts = Counter(), Counter()
         for name, value in zip(names, plain, strict=True):
             if math.isfinite(value):
                 sums[name] += value
                 counts[name] += 1
         hidden = sum((Counter(part.hidden) for part in losses), Counter())
-        self.records.clear()
-        for step, is_bad in enumerate(bad, 1 + self.logged_step):
-            self._count_bad(step, bool(is_bad))
-
         gathered = self.world.gather((sums, counts, hidden, self.skipped - self.named))
-        sums = sum((part[0] for part in gathered), Counter())
-        counts = sum((part[1] for part in gathered), Counter())
-        hidden = sum((part[2] for part in gathered), Counter())
-        for error in sorted(set().union(*(part[3] for part in gathered))):
+        *totals, skipped = zip(*gathered, strict=True)
+        sums, counts, hidden = (sum(parts, Counter()) for parts in totals)
+        for error in sorted(set().union(*skipped)):
             self.world.print(f"warning: skipped {error}")
             self.named.add(error)
         return {
@@ -202,9 +199,10 @@ class Monitor:
         }
 
     def _count_bad(self, step: int, bad: bool) -> None:
-        self.bad_in_row = self.bad_in_row + 1 if bad else 0
         if not bad:
+            self.bad_in_row = 0
             return
+        self.bad_in_row += 1
         self.bad_steps += 1
         self.worst_row = max(self.worst_row, (self.bad_in_row, step + 1 - self.bad_in_row))
         first = (step - 1) * self.config.batch_size
@@ -255,8 +253,8 @@ def _append(path: Path, line: str) -> None:
 
 
 def _cut_lines(path: Path, steps_done: int) -> None:
-    """Keep the lines of the steps done. Later ones go, and one that a kill cut short; any other
-    that cannot be read is set aside."""
+    """Keep the lines of the steps done. Later lines are dropped, as is a last one cut short by a
+    kill; other unreadable lines are set aside."""
     content = path.read_bytes() if path.exists() else b""
     kept, damaged = [], []
     for line in (lines := content.split(b"\n")):

@@ -69,8 +69,11 @@ class Stepper:
             group["lr"] = rate
         all_losses = []
         finite = torch.ones((), device=self.parameters[0].device)
-        for index, batch in enumerate(micro_batches):
-            with self._reduce_if(index == len(micro_batches) - 1):
+        network = self.learner.network
+        is_spread = isinstance(network, DistributedDataParallel)
+        for index, batch in enumerate(micro_batches, 1):
+            # Processes exchange gradients only in the last micro-batch of a step.
+            with network.no_sync() if is_spread and index < len(micro_batches) else nullcontext():
                 losses = self.learner.losses(batch)
                 (losses.weighted.mean() / len(micro_batches)).backward()
             finite = finite * losses.weighted.detach().isfinite().all()
@@ -84,10 +87,3 @@ class Stepper:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return all_losses, grad_norm, bad
-
-    def _reduce_if(self, last: bool):
-        """Exchange gradients between processes only in the last micro-batch of a step."""
-        network = self.learner.network
-        if isinstance(network, DistributedDataParallel) and not last:
-            return network.no_sync()
-        return nullcontext()

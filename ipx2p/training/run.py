@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ipx2p.training.checkpoint import (
     sweep,
 )
 from ipx2p.training.config import TrainConfig
+from ipx2p.training.learners import LEARNERS
 from ipx2p.training.validation import Report
 
 # Settings that may change between two starts: they do not affect what a step learns. A run that
@@ -34,7 +34,6 @@ ROUNDING = {
     *("train.device", "train.accumulate", "train.channels_last", "train.compile", "data.cache"),
     *("train.deterministic", "train.bucket_mb", "train.recompute_activations"),
 }
-LEARNED = {"edit": "unet", "autoencoder": "vae"}  # by objective.kind
 
 
 class Run:
@@ -59,9 +58,7 @@ class Run:
         """Whether all steps and the validation after them are done, and nothing is damaged."""
         if self.steps_done != self.num_steps or not self.has_report(self.num_steps):
             return False
-        with suppress(InputError):
-            return not damages(find_checkpoints(self.folder)[-1])
-        return False
+        return not damages(find_checkpoints(self.folder)[-1])
 
     def begin(self) -> None:
         """Lock the folder for this process, and record settings and command.
@@ -142,10 +139,11 @@ class Run:
         if changes:
             hint = "Choose another run.name, or remove the folder"
             if "train.steps" in texts:
+                part = LEARNERS[self.config.objective.kind].part
                 hint = (
                     f"A {schedule} schedule sets every learning rate by the number of steps. To "
                     f"train further, start another run: run.name=NEW model.weights="
-                    f"{self.folder / 'weights'} model.{LEARNED[self.config.objective.kind]}=null"
+                    f"{self.folder / 'weights'} model.{part}=null"
                 )
             raise InputError(
                 f"{self.folder} learned {self.steps_done} steps with other settings: "

@@ -33,10 +33,7 @@ def open_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
     trained = take_fraction(leave_out(trained, config.holdout_tasks), config.fraction)
     if config.instructions == "per_step" and not banks:
         return trained, held_out
-    return (
-        Worded(trained, config.instructions, banks),
-        Worded(held_out, config.instructions, banks),
-    )
+    return tuple(Worded(pairs, config.instructions, banks) for pairs in (trained, held_out))
 
 
 def _open_photos(config: DataConfig) -> tuple[Pairs, Pairs]:
@@ -50,10 +47,7 @@ def _open_photos(config: DataConfig) -> tuple[Pairs, Pairs]:
     trained = [photo for photo in photos if photo.name not in config.held_out]
     if not trained:
         raise InputError(f"data.held_out names all photos of {config.photos}: none is left")
-    return (
-        DegradedPhotos(trained, config.tasks, config.degrade),
-        DegradedPhotos(held_out, config.tasks, config.degrade),
-    )
+    return tuple(DegradedPhotos(part, config.tasks, config.degrade) for part in (trained, held_out))
 
 
 def task_weights(config: DataConfig, pairs: Pairs) -> dict[str, float] | None:
@@ -103,13 +97,7 @@ def open_stream(
         skip = data.on_error == "skip"
         return SampleStream(pairs, framing, seed=seed, weights=weights, skip=skip)
     cache = Cache(
-        Path(data.cache_dir),
-        pairs,
-        framing,
-        seed=seed,
-        world=world,
-        check=check,
-        weights=weights,
+        Path(data.cache_dir), pairs, framing, seed=seed, world=world, check=check, weights=weights
     )
     cache.fill(*learner.frozen.get(), workers=data.workers)
     learner.frozen.release()
@@ -118,7 +106,7 @@ def open_stream(
 
 
 def check_unchanged(pairs: Pairs, run: Path, world: World) -> None:
-    """Raise InputError if a run is resumed with other pairs than it began with."""
+    """Raise InputError if a run is resumed with different pairs from those it began with."""
     digests = _digests(pairs)
     world.check_same("the list of pairs", digest_bytes(digests.tobytes()))
     path = run / PAIRS
@@ -151,9 +139,8 @@ def _digests(pairs: Pairs) -> np.ndarray:
 
 
 def _read_digests(path: Path) -> np.ndarray:
+    content = read_json(path)
     try:
-        return np.frombuffer(base64.b64decode(read_json(path)["digests"], validate=True), np.uint64)
+        return np.frombuffer(base64.b64decode(content["digests"], validate=True), np.uint64)
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path} is damaged ({error}): choose another run.name") from error

@@ -33,12 +33,11 @@ PEAKS = {
     "RTX 4090": (165e12, 82.6e12),
     "RTX 3090": (71e12, 35.6e12),
 }
-MATMUL_SIDES = {"cpu": 1024, "cuda": 8192}  # large enough to reach the peak
 
 
 def set_layout(module: nn.Module, config: StepsConfig) -> None:
-    """Order the weights in memory for fast convolutions. Copy the network only afterwards: average
-    and moments are walked through in memory side by side with the weights."""
+    """Order the weights in memory for fast convolutions. Copy the network only afterwards: its
+    average and moments must have the same memory layout."""
     for parameter in module.parameters() if config.channels_last else ():
         if parameter.dim() == 4 and parameter.shape[2:].numel() > 1:  # 1 x 1 has no order
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -63,8 +62,10 @@ def prepare(module: nn.Module, config: StepsConfig, world: World) -> nn.Module:
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32, for what is not bfloat16
         torch.backends.cudnn.allow_tf32 = True
-    if config.recompute_activations:
-        recompute_activations(module)
+    if config.recompute_activations:  # blocks keep only their input for the backward pass
+        for block in module.modules():
+            if isinstance(block, (ResnetBlock, Transformer)):
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if config.compile:
         module.compile(fullgraph=True)
     if world.size == 1:
@@ -76,13 +77,6 @@ def prepare(module: nn.Module, config: StepsConfig, world: World) -> nn.Module:
         gradient_as_bucket_view=True,
         bucket_cap_mb=config.bucket_mb,
     )
-
-
-def recompute_activations(module: nn.Module) -> None:
-    """Keep only the input of each residual block and transformer for the backward pass."""
-    for block in module.modules():
-        if isinstance(block, (ResnetBlock, Transformer)):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def training_flops(config: UNetConfig, side: int) -> float:
@@ -107,7 +101,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         for known, peaks in PEAKS.items():
             if re.search(rf"\b{known}\b", name):
                 return peaks[0] if dtype == torch.bfloat16 else peaks[1]
-    side = MATMUL_SIDES.get(device.type, 1024)
+    side = 8192 if device.type == "cuda" else 1024  # large enough to reach the peak
     a = torch.ones(side, side, device=device, dtype=dtype)
     durations_s = []
     for _ in range(5):

@@ -1,12 +1,13 @@
 """Validation: fixed held-out pairs, edited and measured against the best possible (layer 4).
 
-A restoration score means little alone, so it comes with that of the unedited input and that of the
-target after a round trip through the autoencoder, which an edit can hardly beat. The edits with the
-averaged weights count; edits with the raw weights, and without guidance, are scored as well.
+A restoration score means little alone, so it comes with those of the unedited input and of the
+target after a round trip through the autoencoder, which an edit can hardly beat. Edits with the
+averaged weights decide; edits with the raw weights, and without guidance, are scored as well.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,8 +27,6 @@ from ipx2p.training.config import ValidationConfig
 
 SHEET_ROWS = 8
 MAIN = "psnr"  # the metric of the best checkpoint and of the table
-
-
 TITLES = {"input": "input", "edit_unguided": "unguided", "edit": "edit", "ceiling": "VAE ceiling"}
 
 
@@ -85,15 +84,9 @@ def score_table(scores: Sequence[dict[str, Any]]) -> str:
 
 def fixed_pairs(pairs: Pairs, *, per_task: int, resolution: int, seed: int) -> list[EditPair]:
     """The first pairs of each task, always with the same crop and degradation."""
-    return [
-        pairs.get(
-            item,
-            lambda size: centre_geometry(size, resolution),
-            generator(seed, "validation", item),
-        )
-        for items in pairs.by_task().values()
-        for item in items[:per_task].tolist()
-    ]
+    cut = partial(centre_geometry, resolution=resolution)
+    chosen = [item for items in pairs.by_task().values() for item in items[:per_task].tolist()]
+    return [pairs.get(item, cut, generator(seed, "validation", item)) for item in chosen]
 
 
 class EditValidation:
@@ -115,7 +108,8 @@ class EditValidation:
         self.sources = [pair.source_pixels01 for pair in pairs]
         self.targets = [pair.target_pixels01 for pair in pairs]
         ceiling = world.merge(round_trip(vae, world.share(self.targets)))
-        self.before, self.ceiling = self._measure(self.sources), self._measure(ceiling)
+        self.before = _measure(self.sources, self.targets)
+        self.ceiling = _measure(ceiling, self.targets)
 
     def __call__(
         self, averaged: Editor, raw: Editor, check: Callable[[], None]
@@ -131,11 +125,12 @@ class EditValidation:
         columns = {
             "ceiling": self.ceiling,
             "input": self.before,
-            "edit": self._measure(edits),
-            "edit_raw": self._measure(self._edit(raw, guided, check)),
+            "edit": _measure(edits, self.targets),
+            "edit_raw": _measure(self._edit(raw, guided, check), self.targets),
         }
         if unguided != guided:
-            columns["edit_unguided"] = self._measure(self._edit(averaged, unguided, check))
+            plain = self._edit(averaged, unguided, check)
+            columns["edit_unguided"] = _measure(plain, self.targets)
         scores = []
         for task in sorted({pair.task for pair in self.pairs}):
             rows = [index for index, pair in enumerate(self.pairs) if pair.task == task]
@@ -173,9 +168,6 @@ class EditValidation:
                 batch_size=size,
             ).pixels01
         return self.world.merge(results)
-
-    def _measure(self, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
-        return _measure(pictures, self.targets)
 
 
 def validate_autoencoder(vae: VAE, pairs: Sequence[EditPair], world: World) -> Report:
