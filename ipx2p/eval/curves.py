@@ -1,8 +1,8 @@
 """Curves of a sweep, by matplotlib (the extra `plots`) (layer 4).
 
 The trade-off is Fig. 8 of InstructPix2Pix (arXiv:2211.09800): how much of the picture is kept,
-against how far the change goes where the captions go. Schemes that are exactly ip2p at other scales
-are drawn at those; schemes that do not use a scale, at each of its values.
+against how well its change follows that of the captions. Schemes that are exactly ip2p at other
+scales are drawn at those; schemes that do not use a scale, at each of its values.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from ipx2p.eval.tables import ALL, TRADE_OFF, Line
 MARKERS = "osD^v<>P*Xh"  # one more than colours, so that both repeat together only after 110
 # One for each sampler, as matplotlib writes them: an offset, then lengths of ink and gap
 DASHES = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)))
-# Where a label may stand, in points from its own: near it, else farther away.
+# Where a label may be, in points from its own point: near it, else farther away.
 OFFSETS = [(6, 4), (6, -11), (-6, 4), (-6, -11), (0, 8), (0, -15), (9, -4), (-9, -4)]
 OFFSETS += [(2 * x, 2 * y) for x, y in OFFSETS]
 PANEL = (5.0, 4.2)  # inches
@@ -44,7 +44,7 @@ class Series(NamedTuple):
     label: str
     look: dict[str, Any]
     points: list[tuple[float, float]]
-    texts: list[str]
+    texts: Sequence[str] = ()
 
 
 def has_matplotlib() -> bool:
@@ -90,38 +90,39 @@ def _curves_of_task(lines: Sequence[Line]) -> list[Curve]:
 def _over_scales(lines: Sequence[Line], metric: str | None, identity: dict[str, float]) -> Curve:
     """A metric against one scale, with a panel for each value of the other; None: the trade-off."""
     lines = _at_all_values(lines)
-    first = 1 if metric is None else 0
-    values = [sorted({_scales(line)[index] for line in lines}) for index in (0, 1)]
-    along = first if len(values[first]) > 1 else 1 - first
+    along = 1 if metric is None else 0
+    if len({_scales(line)[along] for line in lines}) == 1:
+        along = 1 - along
     across = 1 - along
     nominal = {line.settings.guidance for line in lines if line.effective is None}
 
+    def uses_scale(line: Line) -> bool:
+        return [*line.scales.values()][along] is not None
+
     def at(line: Line) -> float:
         """Where it stands along the scale: at the effective one, else as it was set."""
-        exact = line.settings.guidance not in nominal and _uses(line, along)
+        exact = line.settings.guidance not in nominal and uses_scale(line)
         return (line.effective if exact else _scales(line))[along]
 
     is_moved = any(at(line) != _scales(line)[along] for line in lines)
     style = _styles(lines)
+    groups: dict[tuple[float, str], list[Line]] = {}
+    for line in sorted(lines, key=lambda line: (_scales(line)[across], _scales(line)[along])):
+        groups.setdefault((_scales(line)[across], line.settings.guidance), []).append(line)
     panels: dict[str, list[Series]] = {}
-    for value in values[across]:
-        shown = [line for line in lines if _scales(line)[across] == value]
-        groups: dict[str, list[Line]] = {}
-        for line in sorted(shown, key=lambda line: _scales(line)[along]):
-            groups.setdefault(line.settings.guidance, []).append(line)
-        panel = panels.setdefault(f"{NAMES[across]} {value:g}", [])
-        for scheme, group in groups.items():
-            scales = [at(line) for line in group]
-            texts: list[str] = []
-            if metric is not None:
-                points = [(x, line.means[metric]) for x, line in zip(scales, group, strict=True)]
+    for (value, scheme), group in groups.items():
+        texts = []
+        if metric is not None:
+            points = [(at(line), line.means[metric]) for line in group]
+        else:
+            points = [tuple(line.trade_off[name] for name in TRADE_OFF) for line in group]
+            if uses_scale(group[0]):
+                texts = [f"{at(line):g}" for line in group]
             else:
-                points = [tuple(line.trade_off[name] for name in TRADE_OFF) for line in group]
-                texts = [f"{scale:g}" for scale in scales]
-                if not _uses(group[0], along):
-                    points, texts = points[:1], []
-            note = " (nominal scale)" if is_moved and scheme in nominal else ""
-            panel.append(Series(f"{scheme}{note}", style[scheme], points, texts))
+                points = points[:1]
+        note = " (nominal scale)" if is_moved and scheme in nominal else ""
+        series = Series(f"{scheme}{note}", style[scheme], points, texts)
+        panels.setdefault(f"{NAMES[across]} {value:g}", []).append(series)
     settings = lines[0].settings
     how, file = f"{settings.sampler}, {settings.num_steps} steps", f"{settings.num_steps}_steps"
     name = f"{'effective ' if is_moved else ''}{NAMES[along]}"
@@ -152,7 +153,7 @@ def _against_evaluations(lines: Sequence[Line], metric: str, identity: float) ->
         if len(samplers) > 1:
             look = look | {"linestyle": DASHES[samplers.index(sampler)]}
             label = f"{scheme}, {sampler}"
-        panel.append(Series(label, look, points, []))
+        panel.append(Series(label, look, points))
     label = METRICS[metric].label
     caption = (
         f"{label} against network evaluations, each scheme at the best of its scales; one line for "
@@ -179,10 +180,6 @@ def _at_all_values(lines: Sequence[Line]) -> list[Line]:
 def _scales(line: Line) -> tuple[float, float]:
     """As they were set."""
     return line.settings.guidance_scale, line.settings.image_guidance_scale
-
-
-def _uses(line: Line, index: int) -> bool:
-    return [*line.scales.values()][index] is not None
 
 
 def _styles(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
@@ -238,11 +235,9 @@ def _panels(
             axes.plot(*zip(*points, strict=True), label=series.label, **series.look)
     if math.isfinite(identity):
         _draw_identity(grid, identity)
-    handles = {}
-    for axes in grid:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    # The legend takes room beside the panels; if it is higher than they are, it makes them higher.
+    named = (pair for axes in grid for pair in zip(*axes.get_legend_handles_labels(), strict=True))
+    handles = {label: handle for handle, label in named}
+    # The legend is beside the panels; where it is higher than they are, it makes them higher.
     width = size[0] * columns + 0.075 * max(map(len, handles)) + 1.2
     figure.set_size_inches(width, max(size[1] * rows, 0.24 * len(handles) + 0.8))
     figure.legend([*handles.values()], [*handles], loc="outside right upper", fontsize=8)
@@ -259,7 +254,7 @@ def _panels(
 
 
 def _draw_identity(grid: Sequence[Any], value: float) -> None:
-    """A dashed line where it is near the curves; far away it would press them flat."""
+    """A dashed line where it is near the curves; far away it would flatten them."""
     low, high = grid[0].get_ylim()  # the panels share it
     near = low - (high - low) < value < high + (high - low)
     label = f"identity, {value:.4g}{'' if near else ' (outside)'}"
@@ -271,7 +266,7 @@ def _draw_identity(grid: Sequence[Any], value: float) -> None:
 def _place_labels(axes: Any, labels: Sequence[tuple[float, float, str, Any]]) -> None:
     """Write labels (x, y, text, colour) beside their points, if possible clear of the lines.
 
-    One that would cover another label is left out.
+    Labels that would cover others are left out.
     """
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
@@ -281,11 +276,10 @@ def _place_labels(axes: Any, labels: Sequence[tuple[float, float, str, Any]]) ->
     axes.figure.draw_without_rendering()  # so that data have places in pixels
     marks, written = [], []
     for line in axes.lines:
-        places = [*axes.transData.transform(line.get_xydata())]
-        marks += [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in places]
-        for a, b in itertools.pairwise(places):
-            between = (a + (b - a) * i / 16 for i in range(1, 16))
-            marks += [Bbox.from_extents(x - 2, y - 2, x + 2, y + 2) for x, y in between]
+        places = axes.transData.transform(line.get_path().interpolated(16).vertices)
+        for index, (x, y) in enumerate(places):
+            half = 2 if index % 16 else 5  # every 16th is a marker
+            marks.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
     for x, y, text, color in labels:
         for others, (dx, dy) in itertools.product(([*marks, *written], written), OFFSETS):
             label = axes.annotate(

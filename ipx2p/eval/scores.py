@@ -26,85 +26,54 @@ BATCH = 16  # pictures measured at once
 
 
 @dataclass(frozen=True)
-class Shown:
-    """N edits of one case, and what they are measured against; all pixels01 (N, 3, H, W).
-
-    clip_edited, clip, captions: features of length 1 of the edits, the source, and the captions of
-    source and target, (N, D).
-    """
-
-    edited: Tensor
-    source: Tensor
-    target: Tensor | None = None
-    clip_edited: Tensor | None = None
-    clip: Tensor | None = None
-    captions: tuple[Tensor, Tensor] | None = None
-
-
-@dataclass(frozen=True)
 class Metric:
     """One number for each edit.
 
-    needs: the field of `Shown` that it reads. chooses: the best scales are those at which it is
-    highest. least: the shortest side that it can measure, in pixels.
+    needs: "source", "target", "clip" (features of source and edit) or "captions" (features of
+    source, edit, and both captions). measure: (edits, what it needs) -> (N,), pictures as pixels01,
+    (N, 3, H, W). chooses: the best scales are those at which it is highest. least: the shortest
+    side that it can measure, in pixels.
     """
 
     label: str
     about: str
     needs: str
     digits: int
-    measure: Callable[[Shown], Tensor]
+    measure: Callable[[Tensor, Any], Tensor]
     chooses: bool = False
     least: int = 1
+
+
+def _clipped(edited: Tensor, source: Tensor) -> Tensor:
+    return 100 * ((edited <= 0) | (edited >= 1)).double().mean(dim=(1, 2, 3))
 
 
 METRICS = {
     "change": Metric(
         "change, %",
         "mean absolute difference from the source, in % of the range of values",
-        "source",
-        2,
-        lambda shown: 100 * l1(shown.edited, shown.source),
+        *("source", 2, lambda edited, source: 100 * l1(edited, source)),
     ),
     "clipped": Metric(
-        "clipped, %",
-        "values at 0 or 255, in % of all: over-saturation",
-        "source",
-        2,
-        lambda shown: (
-            100 * ((shown.edited <= 0) | (shown.edited >= 1)).double().mean(dim=(1, 2, 3))
-        ),
+        "clipped, %", "values at 0 or 255, in % of all: over-saturation", "source", 2, _clipped
     ),
     "psnr": Metric(
-        "PSNR, dB",
-        "against the target; higher is better",
-        "target",
-        2,
-        lambda shown: psnr(shown.edited, shown.target),
-        chooses=True,
+        "PSNR, dB", "against the target; higher is better", "target", 2, psnr, chooses=True
     ),
     "ssim": Metric(
-        "SSIM",
-        "against the target, at most 1; higher is better",
-        "target",
-        4,
-        lambda shown: ssim(shown.edited, shown.target),
+        *("SSIM", "against the target, at most 1; higher is better", "target", 4, ssim),
         chooses=True,
         least=SSIM_WINDOW,
     ),
     "clip_image": Metric(
         "CLIP image similarity",
         "cosine of the features of edit and source, at most 1; how much of the source is kept",
-        "clip",
-        4,
-        lambda shown: (shown.clip_edited * shown.clip).sum(dim=-1).clamp(max=1),
+        *("clip", 4, lambda _, features: (features[0] * features[1]).sum(dim=-1).clamp(max=1)),
     ),
     "clip_direction": Metric(
         "CLIP direction similarity",
         "cosine between the change of the picture and that of the captions; 0 for no change",
-        "captions",
-        4,
-        lambda shown: direction_similarity(shown.clip, shown.clip_edited, *shown.captions),
+        *("captions", 4, lambda _, features: direction_similarity(*features)),
     ),
 }
 
@@ -178,48 +147,47 @@ class Results:
 
     def measure(self, world: World) -> None:
         """Measure what has no scores yet; cases are shared among the processes."""
-        by_case: dict[Case, dict[str, Path | None]] = {}
+        todo: dict[Case, dict[str, Path | None]] = {}
         for trial in self.trials:
-            key = score_key(identity_key(trial.case, self.resolution), trial.case, self.clip)
-            edits = by_case.setdefault(trial.case, {key: None})
+            edits = {identity_key(trial.case, self.resolution): None}
             if "failed" not in self.row(trial):
-                key = score_key(trial.key, trial.case, self.clip)
-                edits[key] = self.rows.folder / trial.file
-        todo = []
-        for case, edits in by_case.items():
-            if left := [item for item in edits.items() if item[0] not in self.scores.by_key]:
-                todo.append((case, left))
-        for case, edits in world.share(todo):
+                edits[trial.key] = self.rows.folder / trial.file
+            for edit, path in edits.items():
+                key = score_key(edit, trial.case, self.clip)
+                if key not in self.scores.by_key:
+                    todo.setdefault(trial.case, {})[key] = path
+        for case, edits in world.share([*todo.items()]):
             source = case.load(self.resolution, self.multiple)
             for start in range(0, len(edits), BATCH):
-                batch = edits[start : start + BATCH]
-                pictures = [source if path is None else load_image(path) for _, path in batch]
-                numbers = measure(_show(pictures, source, case, self.clip))
-                for place, (key, _) in enumerate(batch):
+                keys = [*edits][start : start + BATCH]
+                pictures = [load_image(edits[key]) if edits[key] else source for key in keys]
+                numbers = _measure_case(pictures, source, case, self.clip)
+                for place, key in enumerate(keys):
                     measured = {name: values[place].item() for name, values in numbers.items()}
                     self.scores.add({"key": key, **measured})
 
 
-def measure(shown: Shown) -> dict[str, Tensor]:
-    """Every metric that can be measured, (N,) each."""
-    side = min(shown.edited.shape[-2:])
+def measure(edited: Tensor, **against: Any) -> dict[str, Tensor]:
+    """Every metric whose need is among `against`, (N,) each; edited: pixels01, (N, 3, H, W)."""
+    side = min(edited.shape[-2:])
     return {
-        name: metric.measure(shown)
+        name: metric.measure(edited, against[metric.needs])
         for name, metric in METRICS.items()
-        if getattr(shown, metric.needs) is not None and side >= metric.least
+        if metric.needs in against and side >= metric.least
     }
 
 
-def _show(
+def _measure_case(
     pictures: Sequence[Image.Image], source: Image.Image, case: Case, clip: ClipFeatures | None
-) -> Shown:
-    def repeated(image: Image.Image) -> Tensor:
-        return pixels01_from_image(image).expand(len(pictures), -1, -1, -1)
-
+) -> dict[str, Tensor]:
     edited = torch.stack([pixels01_from_image(picture) for picture in pictures])
-    target = repeated(case.load_target(source.size)) if case.target else None
-    if clip is None:
-        return Shown(edited, repeated(source), target)
-    captions = clip.texts(case.captions).split(1) if case.captions else None
-    features = (clip.images(edited), clip.images(repeated(source)[:1]), captions)
-    return Shown(edited, repeated(source), target, *features)
+    against = {"source": pixels01_from_image(source).expand_as(edited)}
+    if case.target:
+        target = case.load_target(source.size)
+        against["target"] = pixels01_from_image(target).expand_as(edited)
+    if clip is not None:
+        features = (clip.images(against["source"][:1]), clip.images(edited))
+        against["clip"] = features
+        if case.captions:
+            against["captions"] = (*features, *clip.texts(case.captions).split(1))
+    return measure(edited, **against)

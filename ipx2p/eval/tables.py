@@ -1,9 +1,8 @@
 """A sweep as tables: means over pictures and seeds, in Markdown and CSV (layer 4).
 
-Seconds are medians, so that the first edit of a run and other load on the machine do not count.
-
-Lines are ordered by task and by network evaluations, so that schemes of equal cost stand beside
-each other. `identity` is the source unchanged, which every edit has to beat.
+Seconds are medians: the first edit of a run and other load on the machine do not count. Lines are
+ordered by task and network evaluations, so that schemes of equal cost are listed together.
+`identity` is the source unchanged, which every edit has to beat.
 """
 
 import itertools
@@ -45,8 +44,9 @@ COLUMNS: dict[str, tuple[str, int | None]] = {
 class Line:
     """One line of the table: settings (None is identity), and means over its edits.
 
-    trade_off: means over the edits that have both of its metrics. shared: the line before whose
-    edits these are. best: metrics by which its scales are the best of its scheme at this cost.
+    evaluations, seconds: infinite if no edit is finite. trade_off: means over the edits that have
+    both of its metrics. shared: the earlier line with the same edits. best: metrics by which its
+    scales are the best of its scheme at this cost.
     """
 
     settings: EditSettings | None
@@ -71,20 +71,15 @@ class Line:
         return self.settings.spec.effective_scales
 
     @property
-    def cost(self) -> float:
-        """Network evaluations; lines of nothing finite come last."""
-        return math.inf if math.isnan(self.evaluations) else self.evaluations
-
-    @property
     def place(self) -> tuple:
-        """What is the same for this line in the table of other pictures."""
+        """Its task and settings, the same in the table of other pictures."""
         return self.task, *vars(self.settings).values()
 
     def cells(self) -> dict[str, Any]:
         """The line by column; what it does not have is None."""
         cells = {"task": self.task or "all", "edits": self.edits, "guidance": "identity"}
-        costs = {"evaluations": self.evaluations, "seconds": self.seconds}
-        cells |= {name: value for name, value in costs.items() if not math.isnan(value)}
+        if math.isfinite(self.evaluations):
+            cells |= {"evaluations": self.evaluations, "seconds": self.seconds}
         cells |= self.means
         if self.settings is not None:
             cells |= asdict(self.settings) | self.scales
@@ -107,35 +102,37 @@ def make_lines(results: Results, metrics: Sequence[str]) -> list[Line]:
     for task in (ALL, *(tasks if len(tasks) > 1 else ())):
         mine = [trial for trial in trials if task in (ALL, trial.case.task)]
         same = [results.identity(case) for case in dict.fromkeys(trial.case for trial in mine)]
-        lines.append(_line(None, task, len(same), same, metrics))
+        lines.append(Line(None, task, len(same), means=means_of(same, metrics)))
         groups: dict[tuple, list[Trial]] = {}
         for trial in mine:
             groups.setdefault(tuple(vars(trial.settings).values()), []).append(trial)
         made = [
-            _line_of_edits(group, task, results, metrics, first[group[0].key])
-            for group in groups.values()
+            _line(group, task, results, metrics, first[group[0].key]) for group in groups.values()
         ]
-        lines += sorted(made, key=lambda line: (line.cost, order.index(line.settings.guidance)))
+        lines += sorted(made, key=lambda ln: (ln.evaluations, order.index(ln.settings.guidance)))
     return lines
 
 
-def _line_of_edits(
+def _line(
     group: Sequence[Trial],
     task: str,
     results: Results,
     metrics: Sequence[str],
     computed_for: EditSettings,
 ) -> Line:
-    settings = group[0].settings
     finite = [trial for trial in group if "failed" not in results.row(trial)]
-    costs = [results.row(trial) for trial in finite]
-    line = _line(settings, task, len(group), [results.score(trial) for trial in finite], metrics)
-    return replace(
-        line,
-        evaluations=fmean(cost["evaluations"] for cost in costs) if costs else math.nan,
-        seconds=median(cost["seconds"] for cost in costs) if costs else math.nan,
+    rows = [results.row(trial) for trial in finite]
+    scores = [results.score(trial) for trial in finite]
+    return Line(
+        group[0].settings,
+        task,
+        len(group),
+        evaluations=fmean(row["evaluations"] for row in rows) if rows else math.inf,
+        seconds=median(row["seconds"] for row in rows) if rows else math.inf,
+        means=means_of(scores, metrics),
         failed=len(group) - len(finite),
-        shared=None if computed_for == settings else _named(computed_for),
+        trade_off=means_of(scores, TRADE_OFF, together=True),
+        shared=None if computed_for == group[0].settings else _named(computed_for),
     )
 
 
@@ -145,22 +142,14 @@ def _named(settings: EditSettings) -> str:
     return f"{settings.guidance} at {', '.join(scales)}" if scales else settings.guidance
 
 
-def _line(
-    settings: EditSettings | None,
-    task: str,
-    edits: int,
-    measured: Sequence[dict[str, float]],
-    metrics: Sequence[str],
-) -> Line:
-    """Means over the edits that have a metric."""
-
-    def means(measured: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, float]:
-        there = {name: [one[name] for one in measured if name in one] for name in names}
-        return {name: fmean(values) for name, values in there.items() if values}
-
-    both = [one for one in measured if "clip_direction" in one]
-    trade_off = means(both, TRADE_OFF)
-    return Line(settings, task, edits, means=means(measured, metrics), trade_off=trade_off)
+def means_of(
+    scores: Sequence[dict[str, float]], names: Sequence[str], *, together: bool = False
+) -> dict[str, float]:
+    """The mean of each metric over the edits that have it; together: that have all of them."""
+    if together:
+        scores = [score for score in scores if {*names} <= {*score}]
+    values = {name: [score[name] for score in scores if name in score] for name in names}
+    return {name: fmean(found) for name, found in values.items() if found}
 
 
 def choose(lines: Sequence[Line], choosing: Sequence[Line]) -> list[Line]:
@@ -173,14 +162,14 @@ def choose(lines: Sequence[Line], choosing: Sequence[Line]) -> list[Line]:
     groups: dict[tuple, list[Line]] = {}
     for line in lines:
         if line.settings is not None:
-            key = (line.task, line.settings.guidance, line.settings.sampler, line.cost)
+            key = (line.task, line.settings.guidance, line.settings.sampler, line.evaluations)
             groups.setdefault(key, []).append(line)
     best: dict[int, list[str]] = {}
     for group, name in itertools.product(groups.values(), METRICS):
-        there = [line for line in group if name in line.means]
-        if there and METRICS[name].chooses:
-            scores = [deciding[line.place].get(name, -math.inf) for line in there]
-            best.setdefault(id(there[scores.index(max(scores))]), []).append(name)
+        measured = [line for line in group if name in line.means]
+        if measured and METRICS[name].chooses:
+            top = max(measured, key=lambda line: deciding[line.place].get(name, -math.inf))
+            best.setdefault(id(top), []).append(name)
     return [replace(line, best=tuple(best.get(id(line), ()))) for line in lines]
 
 
@@ -210,27 +199,22 @@ def columns_of(lines: Sequence[Line]) -> list[str]:
 
 def shown_value(name: str, value: Any) -> str:
     """One cell for people."""
-    if value is None:
-        return ""
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
     digits = COLUMNS[name][1]
-    if digits is None or not isinstance(value, float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{value:.{digits}f}"
+    return f"{value:g}" if digits is None else f"{value:.{digits}f}"
 
 
 def markdown(lines: Sequence[Line]) -> str:
     """One table for each task and number of network evaluations."""
-    columns = columns_of(lines)
-    columns = [name for name in columns if name not in ("task", "evaluations")]
+    columns = [name for name in columns_of(lines) if name not in ("task", "evaluations")]
+    head = [f"| {' | '.join(COLUMNS[name][0] for name in columns)} |", "|" + "---|" * len(columns)]
     parts = []
     for title, group in _groups(lines):
-        parts += [f"### {title}", ""]
-        parts.append("| " + " | ".join(COLUMNS[name][0] for name in columns) + " |")
-        parts.append("|" + "---|" * len(columns))
-        for line in group:
-            cells = line.cells()
-            shown = (escaped(shown_value(name, cells[name])) for name in columns)
-            parts.append("| " + " | ".join(shown) + " |")
+        parts += [f"### {title}", "", *head]
+        for cells in map(Line.cells, group):
+            row = (escaped(shown_value(name, cells[name])) for name in columns)
+            parts.append(f"| {' | '.join(row)} |")
         parts.append("")
     return "\n".join(parts)
 
@@ -247,7 +231,7 @@ def _groups(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
     identity = {line.task: line for line in lines if line.settings is None}
     for line in lines:
         if line.settings is not None:
-            groups.setdefault((line.task, line.cost), [identity[line.task]]).append(line)
+            groups.setdefault((line.task, line.evaluations), [identity[line.task]]).append(line)
     for (task, cost), group in groups.items():
         prefix = f"{escaped(task or 'all')}: " if several else ""
         title = f"{cost:g} network evaluations per edit" if cost < math.inf else "no finite edit"

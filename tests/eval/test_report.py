@@ -292,8 +292,8 @@ def test_the_source_unchanged_has_no_direction(odd):
 def test_the_trade_off_is_of_the_pictures_that_have_captions(odd):
     pytest.importorskip("matplotlib")
     measured = [{"clip_direction": 0.1, "clip_image": 0.5}, {"clip_image": 0.9}]
-    line = tables._line(None, ALL, 2, measured, ["clip_image"])
-    assert line.trade_off == measured[0] and line.means == {"clip_image": pytest.approx(0.7)}
+    assert tables.means_of(measured, TRADE_OFF, together=True) == measured[0]
+    assert tables.means_of(measured, ["clip_image"]) == {"clip_image": pytest.approx(0.7)}
     names = sorted(path.name.rpartition("_")[0] for path in (odd / "curves").iterdir())
     assert "all_trade-off-euler-1-steps" in names and "z-i_psnr-evaluations" in names
 

@@ -11,7 +11,7 @@ from ipx2p.errors import InputError
 from ipx2p.eval.cases import cases_of_manifest
 from ipx2p.eval.features import ClipFeatures, direction_similarity
 from ipx2p.eval.rows import Rows, key_of
-from ipx2p.eval.scores import METRICS, Shown, identity_key, measure, pick_metrics, score_key
+from ipx2p.eval.scores import METRICS, identity_key, measure, pick_metrics, score_key
 from tests.eval.conftest import run
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -30,7 +30,7 @@ def flat(value):
 def test_metrics_of_flat_pictures_are_what_the_formulas_say():
     edited = flat(0.5)
     edited[0, :, :4] = 1.0  # a quarter at the end of the range
-    got = measure(Shown(edited, flat(0.4), flat(0.5)))
+    got = measure(edited, source=flat(0.4), target=flat(0.5))
     assert got["change"].item() == pytest.approx(100 * (0.75 * 0.1 + 0.25 * 0.6), abs=1e-4)
     assert got["clipped"].item() == 25
     # mean squared difference 0.25 * 0.5^2 = 1/16: 10 log10(16) dB
