@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +24,16 @@ from ipx2p.editing.settings import (
     EditSettings,
     Evaluation,
     Request,
+    check_instructions,
     check_needs,
     in_batches,
-    make_requests,
     spread,
 )
 from ipx2p.errors import InputError, NotFiniteError
 from ipx2p.images import (
+    fit,
     image_from_pixels01,
+    load_image,
     pixels01_from_image,
     pixels01_from_pixels,
     pixels_from_pixels01,
@@ -37,6 +41,7 @@ from ipx2p.images import (
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE
+from ipx2p.seeds import unit_noise
 from ipx2p.weights.readers import find_folder
 
 TEXT_BATCH = 32  # sentences encoded at once
@@ -193,15 +198,7 @@ class Editor:
         settings.spec.check_layers(self.unet.attention_layers)
         plan = make_plan(self.schedule, sampler, spacing, num_steps)
         settings.spec.check_plan(plan)
-        requests = make_requests(
-            *columns,
-            resolution=resolution,
-            noise=noise,
-            step_noise=step_noise,
-            num_steps=num_steps,
-            downscale=self.vae.config.downscale,
-            encode=self._text_states,
-        )
+        requests = self._requests(*columns, resolution, noise, step_noise, num_steps)
         batches = in_batches([request.image.size for request in requests], batch_size)
         done: dict[int, Edited] = {}
         with tqdm(total=len(batches) * num_steps, unit="step", disable=not progress) as bar:
@@ -219,13 +216,46 @@ class Editor:
                         on_edit(i, done[i])
         return EditResult(*map(list, zip(*(done[i] for i in sorted(done)), strict=True)))
 
-    def _text_states(self, sentences: list[str]) -> dict[str, Tensor]:
-        """Text states of each sentence, (77, D), on the CPU."""
-        states = {}
+    def _requests(
+        self,
+        images: Sequence[Picture],
+        instructions: Sequence[str],
+        negatives: Sequence[str],
+        seeds: Sequence[int],
+        resolution: int | None,
+        noise: Sequence[Tensor] | None,
+        step_noise: Sequence[Tensor] | None,
+        num_steps: int,
+    ) -> list[Request]:
+        """Bring the pictures to their final size, encode the sentences, and draw the noise."""
+        check_instructions(instructions)
+        for name, values in (("noise", noise), ("step_noise", step_noise)):
+            if values is not None and len(values) != len(images):
+                raise InputError(f"{len(images)} edits but {len(values)} {name}, expected one each")
+        sentences = [*dict.fromkeys([*instructions, *negatives])]
+        states: dict[str, Tensor] = {}  # of each sentence, (77, D), on the CPU
         for start in range(0, len(sentences), TEXT_BATCH):
             chunk = sentences[start : start + TEXT_BATCH]
             states |= zip(chunk, self.text.encode(chunk).cpu(), strict=True)
-        return states
+        multiple = self.vae.config.downscale
+        fitted: dict[Any, Image.Image] = {}  # the same picture may be edited many times
+        requests = []
+        for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+            is_path = isinstance(image, str | Path)
+            key = str(image) if is_path else id(image)
+            if key not in fitted:
+                fitted[key] = fit(load_image(image) if is_path else image, resolution, multiple)
+            width, height = fitted[key].size
+            shape = (LATENT_CHANNELS, height // multiple, width // multiple)
+            draw = partial(unit_noise, shape, seed)
+            first = draw("edit noise") if noise is None else _checked("noise", noise, i, shape)
+            if step_noise is None:
+                later = partial(draw, "edit step noise")
+            else:
+                later = _checked("step_noise", step_noise, i, (num_steps, *shape)).__getitem__
+            texts = (states[instructions[i]], states[negatives[i]])
+            requests.append(Request(i, fitted[key], *texts, seed, first, later))
+        return requests
 
     def _sample(
         self,
@@ -306,21 +336,20 @@ class Editor:
     ) -> Edited:
         """Decode the edit at this place of a batch; `shared_s` is its share of sampling time."""
         started_at = time.perf_counter()
-        pixels01 = self._decode(latents[place])
-        if guided.mask is not None:
-            pixels01 = _composed(pixels01, request.image, guided.mask[place])
-        image, seconds = image_from_pixels01(pixels01), shared_s + time.perf_counter() - started_at
-        return Edited(image, pixels01, latents[place].cpu(), guided.evaluations, seconds)
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Latents of one edit, (4, h, w) -> pixels in [0, 1], (3, H, W), on the CPU."""
-        pixels = self.vae.decode(latents[None].to(self.vae.dtype))[0].float().cpu()
+        batch_of_one = latents[place : place + 1].to(self.vae.dtype)
+        pixels = self.vae.decode(batch_of_one)[0].float().cpu()
         if not pixels.isfinite().all():
             raise NotFiniteError(
                 f"decoded pixels are not finite, VAE in {dtype_name(self.vae.dtype)}: "
                 "use bfloat16 or float32"
             )
-        return pixels01_from_pixels(pixels)
+        pixels01 = pixels01_from_pixels(pixels)
+        if guided.mask is not None:  # where it is 0, the source
+            mask, size = guided.mask[place : place + 1].cpu(), pixels.shape[-2:]
+            mask = F.interpolate(mask, size, mode="bilinear", align_corners=False)[0]
+            pixels01 = torch.lerp(pixels01_from_image(request.image), pixels01, mask)
+        image, seconds = image_from_pixels01(pixels01), shared_s + time.perf_counter() - started_at
+        return Edited(image, pixels01, latents[place].cpu(), guided.evaluations, seconds)
 
 
 def _check_unet(unet: UNet, text: TextEncoder) -> None:
@@ -336,8 +365,9 @@ def _check_unet(unet: UNet, text: TextEncoder) -> None:
         )
 
 
-def _composed(pixels01: Tensor, source: Image.Image, mask: Tensor) -> Tensor:
-    """The source where the mask, (1, h, w), is 0; enlarged bilinearly. (3, H, W) in [0, 1]."""
-    size = pixels01.shape[-2:]
-    enlarged = F.interpolate(mask[None].cpu(), size, mode="bilinear", align_corners=False)[0]
-    return torch.lerp(pixels01_from_image(source), pixels01, enlarged)
+def _checked(name: str, values: Sequence[Tensor], index: int, shape: tuple[int, ...]) -> Tensor:
+    if tuple(values[index].shape) != shape:
+        raise InputError(
+            f"{name}[{index}] has shape {tuple(values[index].shape)}, expected {shape}"
+        )
+    return values[index].float()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +12,8 @@ from ipx2p.diffusion.guidance.registry import parse_guidance
 from ipx2p.diffusion.guidance.spec import GuidanceSpec
 from ipx2p.diffusion.schedule import Step
 from ipx2p.errors import InputError
-from ipx2p.images import fit, fit_size, load_image
-from ipx2p.models.unet import LATENT_CHANNELS, UNetConfig
+from ipx2p.images import fit_size
+from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
 from ipx2p.names import check_names
 from ipx2p.seeds import unit_noise
@@ -188,49 +187,6 @@ def spread(**values: Any) -> list[list]:
     return [value * count if len(value) == 1 else value for value in lists.values()]
 
 
-def make_requests(
-    images: Sequence[Image.Image | str | Path],
-    instructions: Sequence[str],
-    negatives: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    resolution: int | None,
-    noise: Sequence[Tensor] | None,
-    step_noise: Sequence[Tensor] | None,
-    num_steps: int,
-    downscale: int,
-    encode: Callable[[list[str]], dict[str, Tensor]],
-) -> list[Request]:
-    """Bring the pictures of `Editor.edit` to their final size, and draw the noise.
-
-    Args:
-        downscale: pixels per latent pixel. encode: sentences -> the states of each, (77, D).
-    """
-    check_instructions(instructions)
-    for name, values in (("noise", noise), ("step_noise", step_noise)):
-        if values is not None and len(values) != len(images):
-            raise InputError(f"{len(images)} edits but {len(values)} {name}, expected one each")
-    states = encode([*dict.fromkeys([*instructions, *negatives])])
-    fitted: dict[Any, Image.Image] = {}  # the same picture may be edited many times
-    requests = []
-    for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
-        key = str(image) if isinstance(image, str | Path) else id(image)
-        if key not in fitted:
-            loaded = load_image(image) if isinstance(image, str | Path) else image
-            fitted[key] = fit(loaded, resolution, downscale)
-        width, height = fitted[key].size
-        shape = (LATENT_CHANNELS, height // downscale, width // downscale)
-        draw = partial(unit_noise, shape, seed)
-        first = draw("edit noise") if noise is None else _checked("noise", noise, i, shape)
-        if step_noise is None:
-            later = partial(draw, "edit step noise")
-        else:
-            later = _checked("step_noise", step_noise, i, (num_steps, *shape)).__getitem__
-        texts = (states[instructions[i]], states[negatives[i]])
-        requests.append(Request(i, fitted[key], *texts, seed, first, later))
-    return requests
-
-
 def in_batches(sizes: list[tuple[int, int]], batch_size: int) -> list[list[int]]:
     """Indices of the edits of each batch: equal sizes, in order, at most `batch_size`."""
     if batch_size < 1:
@@ -243,11 +199,3 @@ def in_batches(sizes: list[tuple[int, int]], batch_size: int) -> list[list[int]]
         for indices in by_size.values()
         for start in range(0, len(indices), batch_size)
     ]
-
-
-def _checked(name: str, values: Sequence[Tensor], index: int, shape: tuple[int, ...]) -> Tensor:
-    if tuple(values[index].shape) != shape:
-        raise InputError(
-            f"{name}[{index}] has shape {tuple(values[index].shape)}, expected {shape}"
-        )
-    return values[index].float()
