@@ -40,6 +40,27 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
+def add_how(add: Callable[..., object], *, several: bool = False) -> None:
+    """Arguments of the commands that edit: how. several: most of them take several values."""
+
+    def option(name: str, default: object, text: str, **more: object) -> None:
+        more |= {"nargs": "+", "default": [default]} if several else {"default": default}
+        add(name, help=f"{text} (default: {default})".strip(), **more)
+
+    option("--sampler", "euler_ancestral", "", metavar="NAME")
+    add("--spacing", metavar="NAME", default="linspace", help="(default: %(default)s)")
+    option("--steps", 20, "1 to 1000", metavar="N", dest="num_steps", type=int)
+    stack = 'a scheme and modifiers, as "ip2p+apg:eta=0,norm=7.5+rescale"'
+    option("--guidance", "ip2p", stack, metavar="STACK")
+    scale = {"metavar": "S", "type": float}
+    option("--guidance-scale", 7.0, "how strongly to follow the instruction", **scale)
+    option("--image-guidance-scale", 1.5, "how closely to keep to the picture", **scale)
+    add("--negative-instruction", metavar="TEXT", default="", help="what to steer away from")
+    add("--weak-weights", metavar="WEIGHTS", help="a weaker model, for --guidance autoguidance")
+    size = "the long side becomes N pixels (default: what the model was trained at)"
+    add("--resolution", metavar="N", type=int, help=size)
+
+
 def add_where(add: Callable[..., object]) -> None:
     """Arguments of the commands that edit: where and how to compute."""
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")

@@ -32,11 +32,12 @@ from ipx2p.sheets import contact_sheet
 from ipx2p.weights.readers import find_folder
 
 MAX_STEM_BYTES = 200  # file systems allow 255 for a name
+ADVICE = "edits are written; try a smaller --resolution, --batch-size 1, or --one-branch-at-a-time"
 
 
 @dataclass(frozen=True)
 class FileEdit:
-    """One picture at its final size, what to do with it, and the seed of one variant."""
+    """One variant of one edit: the picture is at its final size."""
 
     path: Path
     image: Image.Image
@@ -64,9 +65,8 @@ def edit_files(
 ) -> list[Path]:
     """Edit every picture `num_images` times, with consecutive seeds from `seed`.
 
-    Each result is written as soon as it is finished, to OUTPUT/NAME-000.png, with a JSON file that
-    records every setting. Files are never overwritten: the next free number is used. Several
-    results also get a labelled contact sheet.
+    Each result is written as soon as it is finished, to the next free OUTPUT/NAME-000.png, with a
+    JSON file of all settings. Several results also get a labelled contact sheet.
 
     Args:
         paths, instructions: one for each edit, or one for all of them.
@@ -84,7 +84,7 @@ def edit_files(
     check_writable(output)
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    editor, weak = _load(folder, weak_weights, device, dtype, compile)
+    editor, weak = load_editor(folder, weak_weights, device, dtype, compile)
     made_with = {
         "weights": str(weights),
         "weights_folder": str(folder.resolve()),  # where links and hub ids led to
@@ -98,8 +98,12 @@ def edit_files(
         "compile": compile,
         **surroundings(editor),
     }
-    files = ResultFiles(output, edits, made_with)
-    with advice_out_of_memory(files.advice):
+    written: dict[int, Path] = {}  # index of the edit -> its picture
+
+    def write(index: int, edited: Edited) -> None:
+        written[index] = _write(output, edits[index], edited, made_with)
+
+    with advice_out_of_memory(lambda: f"{len(written)} of {len(edits)} {ADVICE}"):
         result = editor.edit(
             [edit.image for edit in edits],
             [edit.instruction for edit in edits],
@@ -110,18 +114,19 @@ def edit_files(
             batch_size=batch_size,
             batch_branches=batch_branches,
             progress=True,
-            on_edit=files.write,
+            on_edit=write,
         )
-    paths = [files.paths[index] for index in range(len(edits))]
+    paths = [written[index] for index in range(len(edits))]
     if len(edits) > 1:
         paths.append(free_path(output, "sheet"))
         save_image(edit_sheet(edits, result.images, num_images), paths[-1])
     return paths
 
 
-def _load(
-    folder: Path, weak_weights: str | None, device: str, dtype: str, compile: bool
+def load_editor(
+    folder: Path, weak_weights: str | None, device: str | torch.device, dtype: str, compile: bool
 ) -> tuple[Editor, UNet | None]:
+    """An editor and the weak network of guidance, if any, with their U-Nets compiled if asked."""
     editor = Editor.load(folder, device=device, dtype=dtype)
     weak = None if weak_weights is None else editor.load_weak(weak_weights)
     for network in filter(None, (editor.unet, weak) if compile else ()):
@@ -129,32 +134,15 @@ def _load(
     return editor, weak
 
 
-class ResultFiles:
-    """Writes each result as soon as it is finished, with a JSON file of its settings."""
-
-    def __init__(self, folder: Path, edits: Sequence[FileEdit], made_with: dict[str, Any]) -> None:
-        self.folder = folder
-        self.edits = edits
-        self.made_with = made_with
-        self.paths: dict[int, Path] = {}  # index of the edit -> its picture
-
-    def write(self, index: int, edited: Edited) -> None:
-        """Write one result under the next free name."""
-        edit, image = self.edits[index], edited.image
-        path = free_path(self.folder, edit.path.stem)
-        save_image(image, path)
-        own = {"source": str(edit.path), "instruction": edit.instruction, "seed": edit.seed}
-        size = {"width": image.width, "height": image.height}
-        cost = {"evaluations": edited.evaluations, "seconds": round(edited.seconds, 3)}
-        write_json(own | size | cost | self.made_with, path.with_suffix(".json"))
-        self.paths[index] = path
-
-    def advice(self) -> str:
-        """What to do when memory runs out."""
-        return (
-            f"{len(self.paths)} of {len(self.edits)} edits are written; try a smaller "
-            "--resolution, --batch-size 1, or --one-branch-at-a-time"
-        )
+def _write(folder: Path, edit: FileEdit, edited: Edited, made_with: dict[str, Any]) -> Path:
+    """Write a result under the next free name, with a JSON file of its settings."""
+    path = free_path(folder, edit.path.stem)
+    save_image(edited.image, path)
+    own = {"source": str(edit.path), "instruction": edit.instruction, "seed": edit.seed}
+    size = dict(zip(("width", "height"), edited.image.size, strict=True))
+    cost = {"evaluations": edited.evaluations, "seconds": round(edited.seconds, 3)}
+    write_json(own | size | cost | made_with, path.with_suffix(".json"))
+    return path
 
 
 def surroundings(editor: Editor) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from ipx2p.cli import Parser, add_where, run_command
+from ipx2p.cli import Parser, add_how, add_where, run_command
 from ipx2p.files import check_picture_file
 from ipx2p.names import check_names
 from ipx2p.weights.readers import find_folder
@@ -51,7 +51,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("weights", metavar="WEIGHTS", help="weights folder or hub id")
     add("--output", metavar="DIR", type=Path, default=Path("compare"), help="(default: compare)")
     _add_what(parser.add_argument_group("what to edit"))
-    _add_how(parser.add_argument_group("what to compare").add_argument)
+    add = parser.add_argument_group("what to compare").add_argument
+    add_how(add, several=True)
+    add("--seed", metavar="N", nargs="+", type=int, default=[0], dest="seeds", help="(default: 0)")
     _add_report(parser.add_argument_group("what to report").add_argument)
     add_where(parser.add_argument_group("where to compute").add_argument)
     args = parser.parse_args(argv)
@@ -79,27 +81,8 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     add("--source-caption", metavar="TEXT", help="what the --image shows, for CLIP")
     add("--target-caption", metavar="TEXT", help="what its edit should show")
     add("--limit", metavar="N", type=int, help="take N of the pictures, always the same")
-    add(
-        "--select-on",
-        metavar="FILE",
-        type=Path,
-        help="another manifest: the best scales are chosen on its pairs",
-    )
-
-
-def _add_how(add: Callable[..., object]) -> None:
-    scale = {"metavar": "S", "nargs": "+", "type": float}
-    add("--guidance", metavar="STACK", nargs="+", default=["ip2p"], help="(default: ip2p)")
-    add("--guidance-scale", **scale, default=[7.0], help="(default: 7.0)")
-    add("--image-guidance-scale", **scale, default=[1.5], help="(default: 1.5)")
-    add("--sampler", metavar="NAME", nargs="+", default=["euler_ancestral"])
-    add("--spacing", metavar="NAME", default="linspace", help="(default: %(default)s)")
-    add("--steps", metavar="N", nargs="+", type=int, default=[20], help="(default: 20)")
-    add("--seed", metavar="N", nargs="+", type=int, default=[0], dest="seeds", help="(default: 0)")
-    add("--negative-instruction", metavar="TEXT", default="", help="for every scheme")
-    add("--weak-weights", metavar="WEIGHTS", help="a weaker model, for autoguidance")
-    size = "the long side becomes N pixels (default: what the model was trained at)"
-    add("--resolution", metavar="N", type=int, help=size)
+    choosing = "another manifest: the best scales are chosen on its pairs"
+    add("--select-on", metavar="FILE", type=Path, help=choosing)
 
 
 def _add_report(add: Callable[..., object]) -> None:

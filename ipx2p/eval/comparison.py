@@ -19,7 +19,7 @@ from ipx2p.devices import dtype_name, pick_device, pick_dtype
 from ipx2p.diffusion.samplers import make_plan
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
 from ipx2p.distributed import World, open_world
-from ipx2p.editing.editor import Editor
+from ipx2p.editing.files import load_editor
 from ipx2p.editing.settings import EditSettings, pick_resolution
 from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case, draw
@@ -245,11 +245,8 @@ def _edit(
     world.print(f"{count} edits, {count - len(todo)} of them are there already")
     world.barrier()  # everyone has counted before anyone adds one
     if mine := part_of(todo, world, config.batch_size):
-        editor = Editor.load(folder, device=device, dtype=config.dtype)
-        weak = None if config.weak_weights is None else editor.load_weak(config.weak_weights)
-        for network in filter(None, (editor.unet, weak) if config.compile else ()):
-            network.compile()
-        run_trials(mine, rows, config, editor, weak, world)
+        networks = load_editor(folder, config.weak_weights, device, config.dtype, config.compile)
+        run_trials(mine, rows, config, *networks, world)
     world.barrier()
     rows.read()
     if lost := [trial for trial in trials if trial.key not in rows.by_key]:
@@ -277,7 +274,7 @@ def _about(
         "seeds": ", ".join(map(str, dict.fromkeys(config.seeds))),
         "sampler": ", ".join(dict.fromkeys(config.sampler)),
         "spacing": config.spacing,
-        "steps": ", ".join(map(str, dict.fromkeys(config.steps))),
+        "steps": ", ".join(map(str, dict.fromkeys(config.num_steps))),
         "CLIP": f"{clip.name}, pictures resized to {clip.size} x {clip.size}" if clip else "",
         "versions": f"ipx2p {__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}",

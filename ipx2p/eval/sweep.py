@@ -48,7 +48,7 @@ class SweepConfig:
     image_guidance_scale: list[float] = field(default_factory=lambda: [1.5])
     sampler: list[str] = field(default_factory=lambda: ["euler_ancestral"])
     spacing: str = "linspace"
-    steps: list[int] = field(default_factory=lambda: [20])
+    num_steps: list[int] = field(default_factory=lambda: [20])
     seeds: list[int] = field(default_factory=lambda: [0])
     negative_instruction: str = ""
     resolution: int | None = None  # that of the model's training
@@ -58,12 +58,10 @@ class SweepConfig:
 
     def settings(self, *, has_weak: bool) -> list[EditSettings]:
         """Every combination, each once; InputError for one that cannot be edited with."""
-        product = itertools.product(
-            self.guidance, self.sampler, self.steps, self.image_guidance_scale, self.guidance_scale
-        )
+        names = ("guidance", "sampler", "num_steps", "image_guidance_scale", "guidance_scale")
         unlike: dict[str, EditSettings] = {}
-        for guidance, sampler, steps, image_scale, scale in product:
-            settings = EditSettings(sampler, self.spacing, steps, guidance, scale, image_scale)
+        for values in itertools.product(*(getattr(self, name) for name in names)):
+            settings = EditSettings(spacing=self.spacing, **dict(zip(names, values, strict=True)))
             settings.check()
             needs_weak = bool(settings.spec.needs("weak"))
             check_needs(settings, [self.negative_instruction], has_weak and needs_weak)

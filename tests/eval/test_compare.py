@@ -270,7 +270,8 @@ def test_defaults_and_lists_of_the_command_are_those_of_the_code():
     sweep, config = SweepConfig(), CompareConfig()
     for name in ("guidance", "guidance_scale", "image_guidance_scale", "sampler", "spacing"):
         assert getattr(args, name) == getattr(sweep, name)
-    assert (args.steps, args.seeds, args.resolution) == (sweep.steps, sweep.seeds, sweep.resolution)
+    for name in ("num_steps", "seeds", "resolution"):
+        assert getattr(args, name) == getattr(sweep, name)
     assert (args.output, args.grids, args.batch_size) == (
         *(config.output, config.grids, config.batch_size),
     )

@@ -262,7 +262,7 @@ def test_in_a_batch_only_what_is_not_finite_fails(editor, tmp_path, monkeypatch)
         return edit(self, images, *args, seeds=seeds, **settings)
 
     monkeypatch.setattr(Editor, "edit", failing)
-    config = SweepConfig(seeds=[0, 1, 2, 3], steps=[1], resolution=16)
+    config = SweepConfig(seeds=[0, 1, 2, 3], num_steps=[1], resolution=16)
     rows = Rows(tmp_path, "edits")
     trials = trials_of(config)
     run_trials(trials, rows, config, editor, None, World())
@@ -286,7 +286,7 @@ def test_a_second_network_named_later_leaves_the_other_edits(copied, arguments, 
         {"image_guidance_scale": [1.2]},
         {"sampler": ["euler"]},
         {"spacing": "trailing"},
-        {"steps": [21]},
+        {"num_steps": [21]},
         {"seeds": [1]},
     ],
 )
@@ -354,7 +354,7 @@ def test_the_digest_of_weights_is_of_their_content():
 
 
 def test_two_processes_share_the_edits_and_see_each_others(editor, tmp_path):
-    config = SweepConfig(guidance_scale=[1.0, 2.0, 3.0], steps=[1], resolution=16, batch_size=2)
+    config = SweepConfig(guidance_scale=[1.0, 2.0, 3.0], num_steps=[1], resolution=16, batch_size=2)
     trials = trials_of(config)
     for rank in (0, 1):
         world = World(rank, 2)
