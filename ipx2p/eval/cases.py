@@ -36,12 +36,12 @@ class Case:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the source's file."""
+        """A hash of the source file."""
         return digest_file(self.source)
 
     @cached_property
     def target_digest(self) -> str | None:
-        """A hash of the target's file."""
+        """A hash of the target file."""
         return self.target and digest_file(self.target)
 
     def check(self) -> None:
@@ -70,7 +70,7 @@ def cases_of_images(
     targets: Sequence[Path] = (),
     captions: tuple[str, str] | None = None,
 ) -> list[Case]:
-    """Pictures with one instruction each, or one for all; targets for each, or none."""
+    """Pictures with one instruction each, or one for all; one target each, or none."""
     if not paths:
         raise InputError("no pictures: give --image, --folder or --manifest")
     if len(instructions) not in (1, len(paths)):
@@ -95,11 +95,7 @@ def cases_of_images(
 def cases_of_folder(
     folder: Path, instructions: Sequence[str], output: Path | None = None
 ) -> list[Case]:
-    """The photographs of a folder, in order of their names, with one instruction.
-
-    Args:
-        output: a folder of results, which may lie inside.
-    """
+    """The photographs of a folder, by name, but those of `output`; all with one instruction."""
     if len(instructions) != 1:
         raise InputError(f"{len(instructions)} instructions: a --folder takes one for all of it")
     photos = find_photos(folder)
@@ -119,16 +115,8 @@ def cases_of_manifest(path: Path) -> list[Case]:
                 f"{line.where}: source_caption is {captions[0]!r}, target_caption "
                 f"{captions[1]!r}: expected two texts, or null for both"
             )
-        cases.append(
-            Case(
-                name=f"{source.stem}-{record.task}",
-                source=source,
-                instruction=record.instructions[0],
-                task=record.task,
-                target=target,
-                captions=None if None in captions else captions,
-            )
-        )
+        name, captions = f"{source.stem}-{record.task}", None if None in captions else captions
+        cases.append(Case(name, source, record.instructions[0], record.task, target, captions))
     if not cases:
         raise InputError(f"manifest {path} lists no pairs")
     return _named(cases)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ipx2p.eval.rows import file_stem
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.sweep import SCALES
-from ipx2p.eval.tables import ALL, TRADE_OFF, Line
+from ipx2p.eval.tables import ALL, COLUMNS, TRADE_OFF, Line
 
 MARKERS = "osD^v<>P*Xh"  # one more than colours, so that both repeat together only after 110
 # One for each sampler, as matplotlib writes them: an offset, then lengths of ink and gap
@@ -26,7 +26,7 @@ OFFSETS = [(6, 4), (6, -11), (-6, 4), (-6, -11), (0, 8), (0, -15), (9, -4), (-9,
 OFFSETS += [(2 * x, 2 * y) for x, y in OFFSETS]
 PANEL = (5.0, 4.2)  # inches
 LARGE_PANEL = (7.5, 6.0)
-NAMES = ("guidance scale", "image guidance scale")
+NAMES = [COLUMNS[name][0] for name in SCALES]
 HOW_TO_GET = 'matplotlib is not installed: pip install -e ".[plots]", and run it again for curves'
 
 

@@ -1,13 +1,12 @@
 """CLIP features of pictures and sentences, through transformers (layer 4).
 
-As InstructPix2Pix measures them (arXiv:2211.09800, sec. 4): a picture is brought to the square that
-the model sees, bicubic, its aspect not kept; features have length 1. Pictures are `pixels01`, in
-[0, 1]; the authors' script gives CLIP pictures in [-1, 1], so its curves lie elsewhere.
+As InstructPix2Pix measures them (arXiv:2211.09800, sec. 4): pictures are resized to the square that
+the model sees, bicubic, regardless of aspect; features have length 1. Pictures are `pixels01`, in
+[0, 1]; the authors' script feeds CLIP pictures in [-1, 1], so its curves are different.
 """
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,7 @@ class ClipFeatures:
     """Features of length 1, in float32.
 
     Args:
-        name: for reports: numbers of different CLIP models do not compare.
+        name: for reports, since numbers of different CLIP models do not compare.
     """
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizerFast, name: str) -> None:
@@ -40,17 +39,13 @@ class ClipFeatures:
 
     @classmethod
     def load(cls, source: str, device: torch.device) -> "ClipFeatures":
-        """From a folder or hub id that holds a whole CLIP model with its tokenizer.
-
-        Raises: InputError when there is none.
-        """
-        path = Path(os.path.expanduser(source))
-        if not path.is_dir() and not HUB_ID.fullmatch(source):
+        """From a folder or hub id with a whole CLIP model and its tokenizer; else InputError."""
+        where = os.path.expanduser(source)
+        if not os.path.isdir(where) and not HUB_ID.fullmatch(source):
             raise InputError(
                 f"{source} is no folder with a CLIP model: expected one, or a hub id such as "
                 "openai/clip-vit-large-patch14"
             )
-        where = str(path) if path.is_dir() else source
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # what is missing is said below, in one line
         logging.disable_progress_bar()
@@ -59,7 +54,7 @@ class ClipFeatures:
                 where, dtype=torch.float32, output_loading_info=True
             )
             tokenizer = CLIPTokenizerFast.from_pretrained(where)
-        except Exception as error:  # the library raises whatever its parsers and the hub raise
+        except Exception as error:  # of any kind that its parsers and the hub raise
             reason = next(iter(str(error).strip().splitlines()), repr(error))
             raise InputError(f"{source} holds no CLIP model with a tokenizer: {reason}") from error
         finally:
@@ -91,7 +86,7 @@ class ClipFeatures:
 
     @torch.no_grad()
     def texts(self, sentences: Sequence[str]) -> Tensor:
-        """Sentences -> features, (N, D), on the CPU; what does not fit the model is cut off."""
+        """Sentences -> features, (N, D), on the CPU; sentences too long for the model are cut."""
         tokens = self.tokenizer(
             [*sentences],
             padding=True,

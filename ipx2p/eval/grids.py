@@ -37,7 +37,7 @@ def make_grids(results: Results, cases: Sequence[Case]) -> Iterator[tuple[str, s
 def _layouts(trials: Sequence[Trial]) -> Iterator[tuple[str, str, list[str], dict[str, list]]]:
     """Name, beginning of the title, labels of the columns, and rows of trials by label.
 
-    A scheme that does not use a scale stands at all of its values.
+    A scheme that does not use a scale appears at all of its values.
     """
     placed = {(t.settings.guidance, *scales_of(t.settings).values()): t for t in trials}
     schemes = [*dict.fromkeys(scheme for scheme, _, _ in placed)]
@@ -53,13 +53,11 @@ def _layouts(trials: Sequence[Trial]) -> Iterator[tuple[str, str, list[str], dic
         if name == "schemes":
             middle = images[len(images) // 2]
             title = "" if middle is None else f"{_label('image guidance scale', middle)}: "
-            rows = {scheme: [at(scheme, scale, middle) for scale in scales] for scheme in schemes}
+            shown = {scheme: (scheme, middle) for scheme in schemes}
         else:
             title = f"{name}: "
-            rows = {
-                _label("image guidance scale", image): [at(name, scale, image) for scale in scales]
-                for image in images
-            }
+            shown = {_label("image guidance scale", image): (name, image) for image in images}
+        rows = {row: [at(one, s, image) for s in scales] for row, (one, image) in shown.items()}
         yield name, title, columns, rows
 
 
@@ -75,10 +73,7 @@ def _label(name: str, scale: float | None) -> str:
 def _sheet(
     results: Results, case: Case, columns: list[str], rows: dict[str, list], title: str
 ) -> Image.Image:
-    """The edits, and before the first row the source, and the target if there is one.
-
-    In place of an edit that was not finite is a tile that says so.
-    """
+    """The edits; before the first row, the source and the target, if there is one."""
     before = [case.load(results.resolution, results.multiple)]
     if case.target:
         before.append(case.load_target(before[0].size))

@@ -20,14 +20,10 @@ from ipx2p.files import csv_text
 
 ALL = ""  # stands for the pictures of all tasks
 TRADE_OFF = ("clip_direction", "clip_image")
+EFFECTIVE = tuple(f"effective_{name}" for name in SCALES)
 # Column -> heading with unit, and digits behind the point (None: as it is).
 COLUMNS: dict[str, tuple[str, int | None]] = {
-    "task": ("task", None),
-    "guidance": ("guidance", None),
-    "guidance_scale": ("guidance scale", None),
-    "image_guidance_scale": ("image guidance scale", None),
-    "effective_guidance_scale": ("effective guidance scale", None),
-    "effective_image_guidance_scale": ("effective image guidance scale", None),
+    **{name: (name.replace("_", " "), None) for name in ("task", "guidance", *SCALES, *EFFECTIVE)},
     "sampler": ("sampler", None),
     "num_steps": ("steps", None),
     "edits": ("edits", None),
@@ -85,8 +81,7 @@ class Line:
             cells |= asdict(self.settings) | self.scales
             cells |= {"failed": self.failed, "shared": self.shared}
             cells["best"] = ", ".join(self.best) or None
-            for name, scale in zip(SCALES, self.effective or (), strict=False):
-                cells[f"effective_{name}"] = scale
+            cells |= zip(EFFECTIVE, self.effective or (None, None), strict=True)
         return {name: cells.get(name) for name in COLUMNS}
 
 
@@ -181,20 +176,17 @@ def has_choice(lines: Sequence[Line]) -> bool:
 def columns_of(lines: Sequence[Line]) -> list[str]:
     """Columns that say something: one task needs none, and effective scales that are those set."""
     guided = [line for line in lines if line.settings is not None]
-    idle = set()
-    if len({line.task for line in lines}) == 1:
-        idle.add("task")
-    if not any(line.failed for line in guided):
-        idle.add("failed")
-    if not has_choice(lines):
-        idle.add("best")
-    if all(line.effective in (None, (*line.scales.values(),)) for line in guided):
-        idle |= {f"effective_{name}" for name in SCALES}
     cells = [line.cells() for line in lines]
-    for name in ("sampler", "num_steps"):  # one for all stands in the head of the report
-        if len({cell[name] for cell in cells} - {None}) == 1:
-            idle.add(name)
-    return [n for n in COLUMNS if n not in idle and any(cell[n] is not None for cell in cells)]
+    as_set = all(line.effective in (None, (*line.scales.values(),)) for line in guided)
+    idle = {
+        "task": len({line.task for line in lines}) == 1,
+        "failed": not any(line.failed for line in guided),
+        "best": not has_choice(lines),
+        **dict.fromkeys(EFFECTIVE, as_set),
+    }
+    for name in ("sampler", "num_steps"):  # the head of the report has one for all
+        idle[name] = len({cell[name] for cell in cells} - {None}) == 1
+    return [n for n in COLUMNS if not idle.get(n) and any(cell[n] is not None for cell in cells)]
 
 
 def shown_value(name: str, value: Any) -> str:
