@@ -204,10 +204,9 @@ class Editor:
         with tqdm(total=len(batches) * num_steps, unit="step", disable=not progress) as bar:
             for batch in batches:
                 started_at = time.perf_counter()
+                mine = [requests[i] for i in batch]
                 latents, guided = self._sample(
-                    *([requests[i] for i in batch], settings, plan, weak, batch_branches),
-                    advance=bar.update,
-                    on_step=on_step,
+                    mine, settings, plan, weak, batch_branches, bar.update, on_step
                 )
                 shared_s = (time.perf_counter() - started_at) / len(batch)
                 for place, i in enumerate(batch):
@@ -314,25 +313,18 @@ class Editor:
         x = SAMPLERS[settings.sampler](
             denoiser, x, plan, lambda index: stack([r.step_noise(index) for r in requests])
         )
-        self._check_finite(finite, len(plan))
+        # Checked once, at the end: a check after every step would make the device wait.
+        all_finite = torch.stack([ok for _, ok in finite]).tolist()
+        if False in all_finite:
+            raise NotFiniteError(
+                f"latents are not finite from step {finite[all_finite.index(False)][0] + 1} of "
+                f"{len(plan)} on, U-Net in {dtype_name(self.dtype)}: use bfloat16 or float32, or "
+                "smaller scales"
+            )
         return x * plan.end_factor, guided
 
-    def _check_finite(self, finite: list[tuple[int, Tensor]], num_steps: int) -> None:
-        # Checked once, at the end: a check after every step would make the device wait.
-        bad = (~torch.stack([ok for _, ok in finite])).nonzero().flatten().tolist()
-        if bad:
-            raise NotFiniteError(
-                f"latents are not finite from step {finite[bad[0]][0] + 1} of {num_steps} on, "
-                f"U-Net in {dtype_name(self.dtype)}: use bfloat16 or float32, or smaller scales"
-            )
-
     def _finish(
-        self,
-        request: Request,
-        latents: Tensor,
-        guided: GuidedDenoiser,
-        place: int,
-        shared_s: float,
+        self, request: Request, latents: Tensor, guided: GuidedDenoiser, place: int, shared_s: float
     ) -> Edited:
         """Decode the edit at this place of a batch; `shared_s` is its share of sampling time."""
         started_at = time.perf_counter()

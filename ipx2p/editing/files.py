@@ -1,6 +1,5 @@
 """Edit picture files: write results, their settings and a contact sheet (layer 3)."""
 
-import itertools
 import os
 import platform
 import warnings
@@ -27,7 +26,6 @@ from ipx2p.errors import InputError
 from ipx2p.files import check_writable, write_json
 from ipx2p.images import fit, load_image, save_image
 from ipx2p.models.unet import UNet
-from ipx2p.models.vae import VAEConfig
 from ipx2p.sheets import contact_sheet
 from ipx2p.weights.readers import find_folder
 
@@ -78,8 +76,7 @@ def edit_files(
     settings.check()
     check_needs(settings, [negative_instruction], weak_weights is not None)
     folder = find_folder(weights)
-    resolution, notes = pick_resolution(folder, resolution)
-    multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
+    resolution, multiple, notes = pick_resolution(folder, resolution)
     edits = read_edits(paths, instructions, seed, num_images, resolution, multiple)
     check_writable(output)
     for note in notes:
@@ -186,12 +183,10 @@ def free_path(folder: Path, stem: str) -> Path:
     """
     while len(os.fsencode(stem)) > MAX_STEM_BYTES:
         stem = stem[:-1]
-    paths = (folder / f"{stem}-{number:03d}.png" for number in itertools.count())
-    return next(
-        path
-        for path in paths
-        if not any(os.path.lexists(p) for p in (path, path.with_suffix(".json")))
-    )
+    number = 0
+    while any(os.path.lexists(folder / f"{stem}-{number:03d}.{kind}") for kind in ("png", "json")):
+        number += 1
+    return folder / f"{stem}-{number:03d}.png"
 
 
 def edit_sheet(

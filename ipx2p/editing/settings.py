@@ -119,15 +119,16 @@ def check_needs(settings: EditSettings, negatives: Sequence[str] | None, has_wea
             )
 
 
-def pick_resolution(folder: Path, resolution: int | None) -> tuple[int, list[str]]:
+def pick_resolution(folder: Path, resolution: int | None) -> tuple[int, int, list[str]]:
     """The long side to edit at: what is asked for, or what a weights folder was trained at.
 
-    Returns: the resolution, and warnings: rounding, and a size far from that of the training.
+    Returns: the resolution; the multiple that sides are rounded to, in pixels; and warnings about
+    rounding, or a size far from that of the training.
     """
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     trained = (UNetConfig.read(folder / "unet" / "config.json").sample_size or 0) * multiple
     if resolution is None:
-        return trained or USUAL_RESOLUTION, []
+        return trained or USUAL_RESOLUTION, multiple, []
     if resolution < 1:
         raise InputError(f"resolution is {resolution}, expected 1 or more pixels")
     notes = []
@@ -142,7 +143,7 @@ def pick_resolution(folder: Path, resolution: int | None) -> tuple[int, list[str
             f"resolution {rounded} is far from the {trained} pixels that the model was trained at: "
             "edits may be poor"
         )
-    return resolution, notes
+    return resolution, multiple, notes
 
 
 @dataclass(frozen=True)

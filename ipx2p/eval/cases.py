@@ -66,7 +66,6 @@ class Case:
 def cases_of_images(
     paths: Sequence[Path],
     instructions: Sequence[str],
-    *,
     targets: Sequence[Path] = (),
     captions: tuple[str, str] | None = None,
 ) -> list[Case]:

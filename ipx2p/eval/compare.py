@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -54,7 +53,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("what to compare").add_argument
     add_how(add, several=True)
     add("--seed", metavar="N", nargs="+", type=int, default=[0], dest="seeds", help="(default: 0)")
-    _add_report(parser.add_argument_group("what to report").add_argument)
+    add = parser.add_argument_group("what to report").add_argument
+    add("--clip", metavar="MODEL", help="folder or hub id of a CLIP model, for CLIP similarities")
+    add("--metrics", metavar="NAME", nargs="+", help="(default: all that can be measured)")
+    add("--grids", metavar="N", type=int, default=4, help="pictures that get sheets (default: 4)")
     add_where(parser.add_argument_group("where to compute").add_argument)
     args = parser.parse_args(argv)
     if args.manifest and (args.instruction or args.target or args.source_caption):
@@ -85,12 +87,6 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     add("--select-on", metavar="FILE", type=Path, help=choosing)
 
 
-def _add_report(add: Callable[..., object]) -> None:
-    add("--clip", metavar="MODEL", help="folder or hub id of a CLIP model, for CLIP similarities")
-    add("--metrics", metavar="NAME", nargs="+", help="(default: all that can be measured)")
-    add("--grids", metavar="N", type=int, default=4, help="pictures that get sheets (default: 4)")
-
-
 def main(argv: list[str] | None = None) -> None:
     """Compare, and print where the report is."""
     args = parse(argv)
@@ -107,10 +103,8 @@ def main(argv: list[str] | None = None) -> None:
         cases = cases_of_folder(args.folder, args.instruction, args.output)
     else:
         captions = (args.source_caption, args.target_caption)
-        captions = None if captions == (None, None) else captions
-        cases = cases_of_images(
-            args.image, args.instruction, targets=args.target, captions=captions
-        )
+        captions = None if None in captions else captions
+        cases = cases_of_images(args.image, args.instruction, args.target, captions)
     choosing = cases_of_manifest(args.select_on) if args.select_on else []
     typed = shlex.join(sys.argv[1:] if argv is None else argv)
     known = {field.name for field in fields(CompareConfig)}

@@ -41,7 +41,6 @@ from ipx2p.eval.sweep import (
 from ipx2p.eval.tables import choose, computed_on, csv_of_edits, csv_of_lines, make_lines
 from ipx2p.files import check_writable, hold_lock, read_json, write_json
 from ipx2p.models.unet import UNet, UNetConfig
-from ipx2p.models.vae import VAEConfig
 from ipx2p.weights.readers import find_folder
 
 SWEEP = "sweep.json"
@@ -79,20 +78,19 @@ def compare(
     Several processes of `torchrun` share the edits.
 
     Args:
-        choosing: other cases, which the best scales are chosen on; none: on the cases themselves.
+        choosing: other cases to choose the best scales on; none: the cases themselves.
     Raises: InputError for bad arguments or files, before the weights are loaded where possible.
     """
     settings = config.settings(has_weak=config.weak_weights is not None)
     folder = find_folder(weights)
-    resolution, warned = pick_resolution(folder, config.resolution)
+    resolution, multiple, warned = pick_resolution(folder, config.resolution)
     config = replace(config, resolution=resolution)
     if choosing:
         choosing = _check_choosing(cases, choosing, config.select_on)
     _check_arguments([*cases, *choosing], settings, config, folder)
-    multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     cuda = pick_device(config.device).type == "cuda"
     with open_world(cuda=cuda, timeout=TIMEOUT) as world:
-        # Each process has a GPU of its own, also if the device is named without a number.
+        # Each process has its own GPU, even if the device is named without a number.
         name = "auto" if config.device == "cuda" else config.device
         device = pick_device(name, world.local_rank)
         metrics = pick_metrics(config.metrics, cases, config.clip is not None)
@@ -118,9 +116,9 @@ def compare(
             others = make_lines(replace(results, trials=deciding), metrics) if deciding else []
             lines = make_lines(results, metrics)
             lines = choose(lines, others or lines)
-            tables = {"table.csv": lines, "chosen_on.csv": others}
-            tables = {name: csv_of_lines(some) for name, some in tables.items() if some}
-            tables["edits.csv"] = csv_of_edits(results)
+            tables = {"table.csv": csv_of_lines(lines), "edits.csv": csv_of_edits(results)}
+            if others:
+                tables["chosen_on.csv"] = csv_of_lines(others)
             sheets = make_grids(results, draw(cases, config.grids) if config.grids else [])
             about = _about(weights, cases, config, clip) | {"computed on": computed_on(results)}
             notes = make_notes(config.metrics, metrics, results)
@@ -130,10 +128,7 @@ def compare(
 
 
 def _check_choosing(cases: Sequence[Case], choosing: Sequence[Case], path: Path) -> list[Case]:
-    """Those of the tasks that are reported.
-
-    Raises: InputError for tasks without any, or for pairs that are also among the cases.
-    """
+    """Those of the reported tasks; InputError for a task without any, or a reported pair."""
     tasks = {case.task for case in cases}
     if lacking := tasks - {case.task for case in choosing}:
         raise InputError(
@@ -256,10 +251,7 @@ def _edit(
 
 
 def _about(
-    weights: str,
-    cases: Sequence[Case],
-    config: CompareConfig,
-    clip: ClipFeatures | None,
+    weights: str, cases: Sequence[Case], config: CompareConfig, clip: ClipFeatures | None
 ) -> dict[str, str]:
     """What was compared, for the head of the report."""
     instructions = [*dict.fromkeys(case.instruction for case in cases)]
