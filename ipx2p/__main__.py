@@ -24,7 +24,7 @@ EPILOG = "\n".join(
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    """Hand the rest of the arguments to the command that is named first."""
+    """Pass the other arguments to the command named by the first."""
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(prog="ipx2p", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="COMMAND --help: more")

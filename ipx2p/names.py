@@ -1,6 +1,6 @@
 """Names of samplers, spacings and guidance, known before torch is imported (layer 0).
 
-A test holds them to the code.
+A test compares them with the code.
 """
 
 import re
@@ -22,7 +22,7 @@ MODIFIERS = (
 
 
 def check_names(samplers: Iterable[str], spacing: str, stacks: Iterable[str]) -> None:
-    """Raise InputError for an unknown name; parameters of guidance are checked where it is made."""
+    """Raise InputError for an unknown name; the parameters of guidance are not checked here."""
     parts = [part for stack in stacks for part in re.split(r"(?<!=)\+(?=\s*[a-z_])", stack)]
     schemes = [part.partition(":")[0].strip() for part in parts]
     for kind, names, known in (

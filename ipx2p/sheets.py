@@ -24,9 +24,9 @@ def contact_sheet(
 ) -> Image.Image:
     """A labelled grid of pictures.
 
-    Every picture is resized to a long side of `cell` and centred in its cell: columns are equally
-    wide, a row is as high as it needs; None leaves a cell empty. Labels are
-    wrapped, and what still does not fit ends in "...". Labels that are all "" take no room.
+    Every picture is resized to a long side of `cell` and centred in its cell; None leaves a cell
+    empty. Columns are equally wide, rows as high as they need to be. Labels are wrapped, and end in
+    "..." if they still do not fit. Labels that are all "" take no room.
     """
     _check_sheet(rows, column_labels, row_labels, cell)
     pictures = [[rgb_from_image(image) if image else None for image in row] for row in rows]
@@ -95,7 +95,7 @@ def _check_sheet(rows: Sequence, column_labels: Sequence, row_labels: Sequence, 
 def _text_picture(
     text: str, font_size: int, max_size: tuple[int, int], *, centred: bool = False
 ) -> Image.Image:
-    """Text, wrapped and cut to (width, height), as a picture no larger than it; none is 0 x 0."""
+    """A picture of text, wrapped and cut to (width, height); no text is 0 x 0."""
     font = _font(text, font_size)
     line_height = sum(font.getmetrics()) + 2
     lines = _wrap(text, font, max_size[0], max(1, max_size[1] // line_height))
@@ -109,7 +109,7 @@ def _text_picture(
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
-    """Lines of at most `width` pixels; a longer word is cut, if possible behind punctuation."""
+    """Lines of at most `width` pixels; longer words are cut, if possible after punctuation."""
     lines, line = [], ""
     for rest in text.split():
         while len(lines) <= max_lines and font.getlength(f"{line} {rest}".strip()) > width:

@@ -31,7 +31,7 @@ examples:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the arguments; needs nothing but the standard library."""
+    """Parse the arguments, with the standard library alone."""
     parser = Parser(prog="convert_weights.py", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="checkpoint file, weights folder, or hub id")
@@ -53,7 +53,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Convert."""
     args = parse(argv)
-    find_source(args.source)  # a slip is answered at once
+    find_source(args.source)  # report slips at once
     from ipx2p.weights.convert import convert
 
     convert(**vars(args))

@@ -46,7 +46,7 @@ examples:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the arguments; needs nothing but the standard library."""
+    """Parse the arguments, with the standard library alone."""
     parser = Parser(prog="sample.py", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
     add("weights", metavar="WEIGHTS", help="weights folder or hub id")
@@ -66,7 +66,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Read the pictures, edit them, write the results."""
     args = vars(parse(argv))
-    check_names([args["sampler"]], args["spacing"], [args["guidance"]])  # answer slips at once
+    check_names([args["sampler"]], args["spacing"], [args["guidance"]])  # report slips at once
     for path in args["paths"]:
         check_picture_file(Path(path))
     find_folder(args["weights"])

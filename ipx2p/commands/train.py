@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     from ipx2p.config import read_settings
 
-    read_settings(args.config, args.overrides)  # refuses what it can before torch is imported
+    read_settings(args.config, args.overrides)  # report slips before torch is imported
     from ipx2p.training.config import TrainConfig
 
     config = TrainConfig.load(args.config, args.overrides)

@@ -80,8 +80,8 @@ class Editor:
 
         Args:
             device: `auto` is CUDA if available, else the CPU.
-            dtype: of the U-Net; `auto` is bfloat16 on CUDA, float32 elsewhere. VAE and text
-                encoder are small and stay in float32.
+            dtype: of the U-Net; `auto` is bfloat16 on CUDA, float32 elsewhere. VAE and text encoder
+                are small and stay in float32.
         Raises: InputError for a missing or damaged file, or an absent device.
         """
         device = pick_device(str(device))
@@ -174,8 +174,8 @@ class Editor:
             resolution: the long side becomes this; None keeps the picture's size. Either way each
                 side is rounded to the VAE's multiple.
             negative_instructions: what to steer away from; they replace the empty instruction,
-                unless the guidance has a branch of its own for them.
-            weak: a second, weaker U-Net for guidance that needs one, see `load_weak`.
+                unless the guidance has its own branch for them.
+            weak: a second, weaker U-Net for guidance that needs one; see `load_weak`.
             noise: initial unit noise for each edit, (4, h, w), instead of the seed's.
             step_noise: fresh noise for each edit, (num_steps, 4, h, w), for samplers that use it.
             batch_size: how many edits of one size run together.

@@ -81,8 +81,8 @@ class EditResult:
     """Results, one entry for each edit.
 
     images: RGB pictures. pixels01: (3, H, W) in [0, 1]. latents: scaled, (4, h, w). All on the CPU.
-    evaluations: of the network; those of a weak one count as much.
-    seconds: from encoding the source to decoding the result; edits of one batch share its time.
+    evaluations: of the network; those of a weak one count as much. seconds: from encoding the
+    source to decoding the result; edits of one batch share its time.
     """
 
     images: list[Image.Image] = field(default_factory=list)
@@ -164,15 +164,15 @@ class Request:
 
 
 def check_instructions(instructions: Iterable[str]) -> None:
-    """Raise InputError for one that says nothing."""
+    """Raise InputError if one is empty."""
     if not all(instruction.strip() for instruction in instructions):
         raise InputError("the instruction is empty: say what to do with the picture")
 
 
 def spread(**values: Any) -> list[list]:
-    """Lists of equal length, where a single value or a list of one is repeated.
+    """Lists of equal length: a single value or a list of one is repeated.
 
-    The first name is that of the pictures: without any, all lists are empty.
+    Pictures come first: without any, all lists are empty.
     """
     lists = {
         name: [value] if isinstance(value, str) or not isinstance(value, Iterable) else [*value]

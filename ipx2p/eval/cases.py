@@ -45,7 +45,7 @@ class Case:
         return self.target and digest_file(self.target)
 
     def check(self) -> None:
-        """Raise InputError for a file that is no picture, or a target of another size."""
+        """Raise InputError for a file that is not a picture, or a target of another size."""
         size = image_size(self.source)
         if self.target is not None and image_size(self.target) != size:
             width, height = image_size(self.target)
@@ -122,7 +122,7 @@ def cases_of_manifest(path: Path) -> list[Case]:
 
 
 def draw(cases: Sequence[Case], limit: int | None) -> list[Case]:
-    """At most `limit` of the cases, always the same ones, in their order."""
+    """At most `limit` of the cases, always the same ones, in order."""
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected 1 or more pictures")
     if limit is None or limit >= len(cases):

@@ -13,7 +13,7 @@ from ipx2p.weights.readers import find_folder
 
 DESCRIPTION = "Edit pictures with every combination of guidance and scales, measure, and report."
 
-# Plain text so that --help need not import torch; a test holds it to the code.
+# Plain text so that --help need not import torch; a test compares it with the code.
 EXAMPLES = """\
 metrics:    change, clipped, psnr, ssim, clip_image, clip_direction
 
@@ -37,14 +37,14 @@ examples:
       --clip openai/clip-vit-large-patch14 --guidance ip2p apg cfgpp --guidance-scale 7.5 \\
       --image-guidance-scale 1 1.2 1.4 1.6 1.8 2 2.2
 
-  # what steps buy: equal network evaluations stand beside each other
+  # what steps buy: equal network evaluations are listed together
   python -m ipx2p.eval.compare weights/ip2p --folder photos --instruction "make it night" \\
       --guidance ip2p interval pag --sampler euler dpmpp_2m --steps 10 20 40 --seed 0 1 2
 """
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the arguments; needs nothing but the standard library."""
+    """Parse the arguments, with the standard library alone."""
     parser = Parser(prog="python -m ipx2p.eval.compare", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
     add("weights", metavar="WEIGHTS", help="weights folder or hub id")
@@ -90,7 +90,7 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Compare, and print where the report is."""
     args = parse(argv)
-    check_names(args.sampler, args.spacing, args.guidance)  # slips are answered at once
+    check_names(args.sampler, args.spacing, args.guidance)  # report slips at once
     for path in args.image or ():
         check_picture_file(path)
     find_folder(args.weights)

@@ -55,8 +55,8 @@ TIMEOUT = timedelta(days=7)  # finished processes wait for the others
 class CompareConfig(SweepConfig):
     """What is combined, where it is computed, and what is reported.
 
-    select_on: where the pictures that choose the best scales are from. clip: folder or hub id of a
-    CLIP model. metrics: None is all that can be measured. grids: how many pictures get sheets.
+    select_on: the manifest that the best scales are chosen on. clip: folder or hub id of a CLIP
+    model. metrics: None is all that can be measured. grids: how many pictures get sheets.
     """
 
     output: Path = Path("compare")
@@ -131,10 +131,7 @@ def _check_choosing(cases: Sequence[Case], choosing: Sequence[Case], path: Path)
     """Those of the reported tasks; InputError for a task without any, or a reported pair."""
     tasks = {case.task for case in cases}
     if lacking := tasks - {case.task for case in choosing}:
-        raise InputError(
-            f"--select-on {path} has no pairs of the task {min(lacking)!r}, whose scales are to be "
-            "chosen: add some"
-        )
+        raise InputError(f"--select-on {path} has no pairs of the task {min(lacking)!r}: add some")
     sources = {(case.digest, case.task) for case in cases}
     if shared := [case for case in choosing if (case.digest, case.task) in sources]:
         raise InputError(
@@ -158,7 +155,7 @@ def _made_with(folder: Path, config: CompareConfig, device: torch.device) -> dic
 def _check_arguments(
     cases: Sequence[Case], settings: Sequence[EditSettings], config: CompareConfig, folder: Path
 ) -> None:
-    """Raise InputError before the weights are loaded for what would stop the sweep later."""
+    """Raise InputError for what would stop the sweep later, before the weights are loaded."""
     if config.batch_size < 1:
         raise InputError(f"batch_size is {config.batch_size}, expected 1 or more")
     if config.grids < 0:
@@ -182,21 +179,21 @@ def _check_arguments(
 
 
 def _take(output: Path, made_with: dict[str, Any], world: World) -> BinaryIO | None:
-    """Hold the output folder until the main process closes the lock that it gets.
+    """Lock the output folder until the main process closes the returned lock.
 
-    Raises: InputError for a folder with another sweep, with other files, or in use by another run.
+    Raises: InputError for a folder with another sweep, other files, or another run at work.
     """
     check_writable(output)
     world.check_shared(output, "--output")
     _check_output(output, made_with)
-    world.barrier()  # everyone has looked before anything is written
+    world.barrier()  # all have checked before anything is written
     lock = hold_lock(output / ".lock") if world.is_main else None
     if world.any(world.is_main and lock is None):
         raise InputError(
             f"another process is computing in {output}: wait for it, or choose another --output"
         )
     if world.is_main:
-        _check_output(output, made_with)  # another run may just have finished in it
+        _check_output(output, made_with)  # another run may have just finished in it
         write_json(made_with, output / SWEEP)
         for rest in (output / "edits").glob(".*.png"):  # what a killed process was writing
             rest.unlink(missing_ok=True)
@@ -210,7 +207,7 @@ def _check_output(output: Path, made_with: dict[str, Any]) -> None:
             found = read_json(output / SWEEP)
         except InputError as error:
             raise InputError(f"{error}: remove it, the edits beside it will be found") from error
-        for name in sorted(found, key="code".__eq__):  # the code last: it says least
+        for name in sorted(found, key="code".__eq__):  # the code last: it says the least
             if made_with.get(name) != found[name]:
                 why = f"its {name} is {found[name]!r}, now {made_with.get(name)!r}"
                 raise InputError(
@@ -238,7 +235,7 @@ def _edit(
     todo = missing(trials, rows)
     count = len({trial.key for trial in trials})
     world.print(f"{count} edits, {count - len(todo)} of them are there already")
-    world.barrier()  # everyone has counted before anyone adds one
+    world.barrier()  # all have counted before anyone adds one
     if mine := part_of(todo, world, config.batch_size):
         networks = load_editor(folder, config.weak_weights, device, config.dtype, config.compile)
         run_trials(mine, rows, config, *networks, world)

@@ -59,7 +59,7 @@ def make_curves(lines: Sequence[Line]) -> list[Curve]:
     """
     tasks = [*dict.fromkeys(line.task for line in lines)]
     curves = []
-    for task in tasks[1:] or tasks:  # the first stands for all of them
+    for task in tasks[1:] or tasks:  # the first is of all tasks together
         for curve in _curves_of_task([line for line in lines if line.task == task]):
             if task != ALL:
                 name, caption = file_stem(task, curve.name), f"{task}: {curve.caption}"
@@ -100,7 +100,7 @@ def _over_scales(lines: Sequence[Line], metric: str | None, identity: dict[str, 
         return [*line.scales.values()][along] is not None
 
     def at(line: Line) -> float:
-        """Where it stands along the scale: at the effective one, else as it was set."""
+        """Its place along the scale: the effective scale, else as it was set."""
         exact = line.settings.guidance not in nominal and uses_scale(line)
         return (line.effective if exact else _scales(line))[along]
 
@@ -164,7 +164,7 @@ def _against_evaluations(lines: Sequence[Line], metric: str, identity: float) ->
 
 
 def _at_all_values(lines: Sequence[Line]) -> list[Line]:
-    """Lines that do not use a scale, once for each value that others have."""
+    """The lines; one that does not use a scale, once for each value that others have."""
     spread = [*lines]
     for name in SCALES:
         values = sorted({line.scales[name] for line in lines} - {None})
@@ -208,7 +208,7 @@ def _panels(
     size: tuple[float, float] = PANEL,
     integer: bool = False,
 ) -> bytes:
-    """Panels by title, with one legend beside them; a PNG. integer: ticks at whole numbers only."""
+    """A PNG of panels by title, with one legend beside them. integer: ticks at whole numbers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -230,7 +230,7 @@ def _panels(
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=integer))
         axes.margins(0.12 if any(series.texts for series in panel) else 0.05)
         for series in panel:
-            # Nothing can draw an infinite PSNR.
+            # An infinite PSNR cannot be drawn.
             points = [p if math.isfinite(p[1]) else (p[0], math.nan) for p in series.points]
             axes.plot(*zip(*points, strict=True), label=series.label, **series.look)
     if math.isfinite(identity):

@@ -62,7 +62,7 @@ def _layouts(trials: Sequence[Trial]) -> Iterator[tuple[str, str, list[str], dic
 
 
 def _sorted(values: Iterable[float | None]) -> list[float | None]:
-    """The values of a scale, each once; None if no scheme uses it."""
+    """The values of a scale, or None alone if no scheme uses it."""
     return sorted({*values} - {None}) or [None]
 
 

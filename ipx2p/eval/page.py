@@ -29,8 +29,8 @@ img.full { max-width: none; cursor: zoom-out; }
 summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
 code { font-size: 13px; }
 """
-# A click on a heading sorts by its column, numbers as numbers and empty cells last. A click on a
-# picture that is wider than the page shows it at full size.
+# A click on a heading sorts by its column, numbers as numbers, empty cells last; a click on a
+# picture shows it at full size.
 SCRIPT = """
 for (const image of document.querySelectorAll("img"))
   image.addEventListener("click", () => image.classList.toggle("full"));
@@ -71,12 +71,11 @@ def make_page(
     about: dict[str, str],
     notes: Sequence[str],
 ) -> str:
-    """HTML with everything in it.
+    """The whole report as HTML.
 
     Args:
         grids: name of the picture, name of the sheet, and the JPEG.
-        about: what was compared, and on what; name -> value.
-        notes: what the reader must know, such as what is missing and how to get it.
+        about: what was compared, by name. notes: what is missing, and how to get it.
     """
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in about.items())
     parts = [

@@ -24,13 +24,12 @@ def write_report(
     about: dict[str, str],
     notes: Sequence[str],
 ) -> list[Path]:
-    """Write everything that people read, and remove the grids and curves of an earlier report.
+    """Write the report, and remove the grids and curves of an earlier one.
 
     Args:
-        tables: CSV by file name.
-        sheets: name of the picture, name of the file, sheet.
-        about: for the head of the report. notes: what its reader must know.
-    Returns: the page and the table.
+        tables: CSV by file name. sheets: name of the picture, name of the file, sheet.
+        about, notes: for the head of the report.
+    Returns: the table and the page.
     """
     head = "\n".join(f"- {name}: {escaped(value)}" for name, value in about.items())
     said = "".join(f"{note}\n\n" for note in notes)
@@ -53,10 +52,10 @@ def write_report(
 
 
 def make_notes(asked: Sequence[str] | None, metrics: Sequence[str], results: Results) -> list[str]:
-    """What the report lacks, and how to get it; nothing about what was left out on purpose.
+    """What the report lacks, and how to get it, but for what was left out on purpose.
 
     Args:
-        asked: metrics that were named. metrics: those of the report.
+        asked: metrics that were asked for. metrics: those of the report.
     """
     notes = []
     missing = lacking([trial.case for trial in results.trials], results.clip is not None)
@@ -77,7 +76,7 @@ def make_notes(asked: Sequence[str] | None, metrics: Sequence[str], results: Res
 
 
 def note_of_choice(lines: Sequence[Line], chosen_on: Path | None) -> list[str]:
-    """Which pictures the best scales were chosen on, if there was a choice."""
+    """What the best scales were chosen on, if there was a choice."""
     if not has_choice(lines):
         return []
     if chosen_on is not None:
@@ -90,7 +89,7 @@ def note_of_choice(lines: Sequence[Line], chosen_on: Path | None) -> list[str]:
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    """Write a file; bytes of a file's name that are not text are written as escapes."""
+    """Write a file; bytes of file names that are not text become escapes."""
     if isinstance(content, str):
         content = content.encode(errors="backslashreplace")
     with atomic_write(path) as temporary:

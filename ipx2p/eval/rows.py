@@ -19,7 +19,7 @@ def key_of(content: Any) -> str:
 
 
 def file_stem(*parts: str) -> str:
-    """A file name from texts; a hash tells apart those that look alike when cut."""
+    """A file name from texts, with a hash to tell apart those that are alike when cut."""
     slugs = (re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")[:MAX_SLUG] for text in parts)
     return "_".join([*slugs, key_of([*parts])[:6]])
 
@@ -37,12 +37,12 @@ class Rows:
         self.stem = stem
         self.path = folder / f"{stem}_{rank:03d}.jsonl"
         self.by_key: dict[str, dict[str, Any]] = {}
-        if self.path.exists():  # what a killed run left half written would spoil the next line
+        if self.path.exists():  # drop a line that a killed run left half written
             os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
         self.read()
 
     def read(self) -> None:
-        """Read what is on the disk, written by any process."""
+        """Read the rows that any process has written."""
         for path in sorted(self.folder.glob(f"{self.stem}_*.jsonl")):
             whole, _, _ = path.read_bytes().rpartition(b"\n")
             for number, line in enumerate(whole.split(b"\n"), 1):
@@ -53,8 +53,8 @@ class Rows:
                     self.by_key[row["key"]] = row
                 except (ValueError, KeyError, TypeError) as error:
                     raise InputError(
-                        f"{path} line {number} is damaged ({error}): remove the line, and what it "
-                        "held is computed again"
+                        f"{path} line {number} is damaged ({error}): remove the line, and its edit "
+                        "is computed again"
                     ) from error
 
     def add(self, row: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""What is measured on an edit, as it was saved, against its source and its target (layer 4).
+"""Metrics of saved edits, against their source and target (layer 4).
 
-Scores are measured once and kept as rows, like the edits; a CLIP model that is named later adds
-its numbers without editing again.
+Scores are measured once and kept as rows, like the edits: a CLIP model that is given later adds its
+numbers without editing again.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -112,7 +112,7 @@ def score_key(edit: str, case: Case, clip: ClipFeatures | None) -> str:
 
 
 def identity_key(case: Case, resolution: int | None) -> str:
-    """Stands for the edit that changes nothing."""
+    """Of the edit that changes nothing."""
     return key_of(["identity", case.digest, resolution])
 
 
@@ -135,13 +135,13 @@ class Results:
         return self.rows.by_key[trial.key]
 
     def score(self, trial: Trial) -> dict[str, float]:
-        """By name of the metric; nothing for an edit that is not finite."""
+        """By metric; empty for an edit that is not finite."""
         if "failed" in self.row(trial):
             return {}
         return self.scores.by_key[score_key(trial.key, trial.case, self.clip)]
 
     def identity(self, case: Case) -> dict[str, float]:
-        """The scores of its source, unchanged."""
+        """The scores of the unchanged source."""
         edit = identity_key(case, self.resolution)
         return self.scores.by_key[score_key(edit, case, self.clip)]
 

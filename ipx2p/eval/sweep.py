@@ -1,8 +1,8 @@
 """A sweep: every combination of guidance, scales, samplers, steps and seeds, edited once (layer 4).
 
-The noise of an edit depends on its seed alone, so all combinations of one seed start from the same
-noise. An edit is found by a hash of everything that shapes it: a sweep that is run again, or with
-more scales, computes only what is missing, and schemes that are the same at some scales share it.
+The noise of an edit depends on its seed alone, so all combinations of a seed start from the same
+noise. The key of an edit is a hash of everything that shapes it: a sweep that is run again, or with
+more scales, computes only what is missing, and schemes that agree at some scales share their edits.
 """
 
 import inspect
@@ -31,7 +31,7 @@ from ipx2p.models.unet import UNet
 from ipx2p.seeds import generator
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-# What every edit runs through, beside the files of its schemes.
+# What every edit runs through, besides the files of its schemes.
 CODE = ("models/*.py", "diffusion/**/*.py", "editing/editor.py", "editing/settings.py")
 MAX_LOADED = 64  # pictures held in memory
 
@@ -40,7 +40,7 @@ MAX_LOADED = 64  # pictures held in memory
 class SweepConfig:
     """What is combined with what; the names are those of `EditSettings`, with several values.
 
-    compile: for the record, the networks are compiled already.
+    compile: for the record; the networks are already compiled.
     """
 
     guidance: list[str] = field(default_factory=lambda: ["ip2p"])
@@ -89,7 +89,7 @@ def scales_of(settings: EditSettings) -> dict[str, float | None]:
 
 
 def described(settings: EditSettings) -> dict[str, Any]:
-    """What settings mean, not how they were typed: guidance in full, no scale without effect."""
+    """What settings mean, however they were typed: guidance in full, no scale without effect."""
     guidance = {"guidance": str(settings.spec)}
     return asdict(settings) | guidance | scales_of(settings)
 
@@ -147,26 +147,26 @@ def weights_digest(folder: Path) -> str:
 
 
 def code_digest() -> str:
-    """A hash of the code that every edit runs through, whatever its schemes."""
+    """A hash of the code that every edit runs through, with any scheme."""
     return key_of([digest_file(path) for path in code_files()])
 
 
 def code_files() -> list[Path]:
-    """That code; the report can be rewritten at any time, its files are not part of it."""
+    """The files of that code; those of the report are not among them."""
     package = Path(__file__).parents[1]
     paths = {path for pattern in CODE for path in package.glob(pattern)}
     return sorted(paths - {*files_of(SCHEMES.values())})
 
 
 def files_of(schemes: Iterable[Scheme]) -> list[Path]:
-    """The files that schemes are written in: an edit is redone if one of its own has changed."""
+    """The files of schemes: an edit is redone if one of its schemes has changed."""
     return sorted({Path(inspect.getsourcefile(scheme.make)) for scheme in schemes})
 
 
 def missing(trials: Sequence[Trial], rows: Rows) -> list[Trial]:
-    """Trials without a row, or whose picture is missing or damaged; the first of each key."""
+    """Trials without a row, or with a missing or damaged picture; the first of each key."""
 
-    def is_there(trial: Trial) -> bool:
+    def is_done(trial: Trial) -> bool:
         row, path = rows.by_key.get(trial.key), rows.folder / trial.file
         if row is None or "failed" in row:
             return row is not None
@@ -175,16 +175,12 @@ def missing(trials: Sequence[Trial], rows: Rows) -> list[Trial]:
     first: dict[str, Trial] = {}
     for trial in trials:
         first.setdefault(trial.key, trial)
-    return [trial for trial in first.values() if not is_there(trial)]
+    return [trial for trial in first.values() if not is_done(trial)]
 
 
 def part_of(trials: Sequence[Trial], world: World, batch_size: int) -> list[Trial]:
-    """The share of this process: whole batches, drawn at random since some settings cost more."""
-    batches = [
-        group[start : start + batch_size]
-        for group in _groups(trials)
-        for start in range(0, len(group), batch_size)
-    ]
+    """This process's share: whole batches, drawn at random since some settings cost more."""
+    batches = [*_batches(trials, batch_size)]
     drawn = torch.randperm(len(batches), generator=generator(0, "compare shares")).tolist()
     return [trial for number in sorted(world.share(drawn)) for trial in batches[number]]
 
@@ -199,7 +195,7 @@ def run_trials(
 ) -> None:
     """Edit, and write picture and row of each trial as soon as its batch is done.
 
-    Where an edit is not finite, as at extreme scales, its row says so and the sweep continues.
+    An edit that is not finite, as at extreme scales, is recorded as such, and the sweep continues.
 
     Args:
         trials: this process's part.
@@ -226,7 +222,7 @@ def run_trials(
                 [trial.case.instruction for trial in batch],
                 **asdict(settings),
                 seeds=[trial.seed for trial in batch],
-                negative_instructions=[config.negative_instruction] * len(batch),
+                negative_instructions=config.negative_instruction,
                 weak=weak if settings.spec.needs("weak") else None,
                 **batching,
                 on_edit=on_edit,
@@ -238,26 +234,25 @@ def run_trials(
                 for index in sorted({*range(len(batch))} - done):
                     edit([batch[index]])
 
-    with tqdm(total=len(trials), unit="edit", disable=not world.is_main) as bar:
-        for group in _groups(trials):
-            with advice_out_of_memory(
-                lambda: (
-                    f"{len(rows.by_key)} edits are written and stay; try a smaller --batch-size, "
-                    "or --one-branch-at-a-time"
-                )
-            ):
-                for start in range(0, len(group), MAX_LOADED):
-                    edit(group[start : start + MAX_LOADED])
+    advice = "edits are written and kept; try a smaller --batch-size, or --one-branch-at-a-time"
+    with (
+        advice_out_of_memory(lambda: f"{len(rows.by_key)} {advice}"),
+        tqdm(total=len(trials), unit="edit", disable=not world.is_main) as bar,
+    ):
+        for batch in _batches(trials, MAX_LOADED):
+            edit(batch)
 
 
-def _groups(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
-    """Runs of trials with the same settings."""
+def _batches(trials: Sequence[Trial], size: int) -> Iterator[list[Trial]]:
+    """Runs of at most `size` trials with the same settings."""
     for _, group in itertools.groupby(trials, key=lambda trial: described(trial.settings)):
-        yield [*group]
+        same = [*group]
+        for start in range(0, len(same), size):
+            yield same[start : start + size]
 
 
 def _write(trial: Trial, edited: Edited | NotFiniteError, rows: Rows, how: dict[str, Any]) -> None:
-    """The picture first: a row means that its picture is there, or that there cannot be one."""
+    """Write the picture, then the row: a row means that its picture exists, or that none can."""
     if isinstance(edited, NotFiniteError):
         gave = {"failed": str(edited)}
     else:

@@ -2,7 +2,7 @@
 
 Seconds are medians: the first edit of a run and other load on the machine do not count. Lines are
 ordered by task and network evaluations, so that schemes of equal cost are listed together.
-`identity` is the source unchanged, which every edit has to beat.
+`identity` is the unchanged source, which every edit must beat.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from ipx2p.eval.scores import METRICS, Results
 from ipx2p.eval.sweep import SCALES, Trial, scales_of
 from ipx2p.files import csv_text
 
-ALL = ""  # stands for the pictures of all tasks
+ALL = ""  # the task of lines about all pictures
 TRADE_OFF = ("clip_direction", "clip_image")
 EFFECTIVE = tuple(f"effective_{name}" for name in SCALES)
 # Column -> heading with unit, and digits behind the point (None: as it is).
@@ -63,7 +63,7 @@ class Line:
 
     @cached_property
     def effective(self) -> tuple[float, float] | None:
-        """Both scales at which ip2p is exactly the same, if there are any."""
+        """Both scales at which ip2p is exactly the same, or None."""
         return self.settings.spec.effective_scales
 
     @property
@@ -72,7 +72,7 @@ class Line:
         return self.task, *vars(self.settings).values()
 
     def cells(self) -> dict[str, Any]:
-        """The line by column; what it does not have is None."""
+        """The line by column; None where it has no value."""
         cells = {"task": self.task or "all", "edits": self.edits, "guidance": "identity"}
         if math.isfinite(self.evaluations):
             cells |= {"evaluations": self.evaluations, "seconds": self.seconds}
@@ -151,7 +151,7 @@ def choose(lines: Sequence[Line], choosing: Sequence[Line]) -> list[Line]:
     """The same lines, the best scales of each scheme, sampler and cost among them marked.
 
     Args:
-        choosing: lines of the same settings, of the pictures that decide which are the best.
+        choosing: lines of the same settings, for the pictures that decide.
     """
     deciding = {line.place: line.means for line in choosing if line.settings is not None}
     groups: dict[tuple, list[Line]] = {}
@@ -174,7 +174,7 @@ def has_choice(lines: Sequence[Line]) -> bool:
 
 
 def columns_of(lines: Sequence[Line]) -> list[str]:
-    """Columns that say something: one task needs none, and effective scales that are those set."""
+    """Columns that say something: not a single task, nor effective scales that are as set."""
     guided = [line for line in lines if line.settings is not None]
     cells = [line.cells() for line in lines]
     as_set = all(line.effective in (None, (*line.scales.values(),)) for line in guided)
@@ -212,22 +212,20 @@ def markdown(lines: Sequence[Line]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text in one line of Markdown, as it is."""
+    """Text as it is, in one line of Markdown."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _groups(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
     """Lines of one task and cost, each group led by the task's identity."""
     several = len({line.task for line in lines}) > 1
-    groups: dict[tuple[str, float], list[Line]] = {}
     identity = {line.task: line for line in lines if line.settings is None}
-    for line in lines:
-        if line.settings is not None:
-            groups.setdefault((line.task, line.evaluations), [identity[line.task]]).append(line)
-    for (task, cost), group in groups.items():
+    guided = [line for line in lines if line.settings is not None]
+    costs = itertools.groupby(guided, key=lambda line: (line.task, line.evaluations))
+    for (task, cost), group in costs:
         prefix = f"{escaped(task or 'all')}: " if several else ""
         title = f"{cost:g} network evaluations per edit" if cost < math.inf else "no finite edit"
-        yield prefix + title, group
+        yield prefix + title, [identity[task], *group]
 
 
 def csv_of_lines(lines: Sequence[Line]) -> str:
@@ -249,7 +247,7 @@ def csv_of_edits(results: Results) -> str:
 
 
 def computed_on(results: Results) -> str:
-    """What the edits were computed on, and how; their seconds depend on it."""
+    """How and on what device the edits were computed, since their seconds depend on it."""
     ways: dict[str, None] = {}
     for row in map(results.row, results.trials):
         place = row["device"].partition(":")[0]
