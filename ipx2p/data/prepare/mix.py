@@ -69,7 +69,7 @@ def mix(
         where: a condition on the pairs of every split, see `Where`.
     Raises: InputError if there are too few pairs of a task, or none, and for a bad condition.
     """
-    holds = Where(where) if where else None
+    holds = None if where is None else Where(where)
     output, inputs = output.resolve(), [path.resolve() for path in inputs]
     plan = {
         "recipe": "mix",
@@ -172,8 +172,8 @@ def _wanted(
         if task not in there:
             near = suggestion(task, [*there])
             raise InputError(f"there are no pairs to train on of {task!r}; {near}")
-        if not 0 < number < float("inf"):
-            raise InputError(f"{task}={number}: expected a number above 0")
+        if not 1e-100 < number < 1e100:
+            raise InputError(f"{task}={number}: expected a number above 0, within 1e-100 to 1e100")
     if weights:
         scale = min(there[task] / weight for task, weight in weights.items())
         return {task: max(1, int(scale * weight + 1e-9)) for task, weight in weights.items()}

@@ -392,6 +392,7 @@ def test_mix_does_not_train_on_what_is_validated(restored, copy, tmp_path):
         (("--counts", "derian=3"), "no pairs to train on of 'derian'; did you mean derain"),
         (("--counts", "derain=x"), "--counts: invalid literal"),
         (("--weights", "derain=-1"), "derain=-1.0: expected a number above 0"),
+        (("--weights", "derain=1e-320"), "derain=1e-320: expected a number above 0"),
         (("--counts", "derain"), "'derain' is not TASK=VALUE"),
     ],
 )
