@@ -146,11 +146,8 @@ class MagicBrush(Source):
         files = [sentence(turn.get(key), f"{where} {key!r}") for key in ("input", "output")]
         instruction = sentence(turn.get("instruction"), f"{where} 'instruction'")
         pictures = _pictures(folder, files, present, where)
-        said = [
-            caption(captions.get((folder.name, file)), f"{where}, caption of {file}")
-            for file in files
-        ]
         split, image = SPLITS[name.partition("/")[0]], folder.name
+        said = [caption(captions.get((image, x)), f"{where}, caption of {x}") for x in files]
         return Example(name, *pictures, (instruction,), "edit", split, image, *said, where)
 
 

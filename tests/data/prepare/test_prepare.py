@@ -376,6 +376,30 @@ def test_mix_takes_a_pair_once_and_keeps_a_picture_in_one_split(copy, restored, 
     )
 
 
+def test_mix_does_not_train_on_a_tested_file_of_another_group(tmp_path):
+    def write(name, numbers, **of_split):
+        (tmp_path / name).mkdir()
+        for split, groups in of_split.items():
+            pairs = [{"source": f"{n}.png", "group": g} for n, g in groups]
+            for pair in pairs:
+                pair |= {"task": "deblur", "instruction": "go", "target": f"clean {pair['source']}"}
+                for key in ("source", "target"):
+                    (tmp_path / name / pair[key]).write_text(numbers[pair["source"]] + key)
+            text = "".join(json.dumps(pair) + "\n" for pair in pairs)
+            (tmp_path / name / f"{split}.jsonl").write_text(text)
+
+    write("gopro", {"1.png": "a", "2.png": "b"}, train=[(1, "s1")], test=[(2, "s2")])
+    write("flat", {"7.png": "b", "8.png": "c"}, train=[(7, None)], val=[(8, None)])
+    write("other", {"4.png": "c"}, test=[(4, None)])
+    run("mix", tmp_path / "all", *(tmp_path / name for name in ("gopro", "flat", "other")))
+    found = {
+        split: [x["source"] for x in lines(tmp_path / "all", split)] for split in ("train", "test")
+    }
+    assert found == {"train": ["../gopro/1.png"], "test": ["../gopro/2.png", "../other/4.png"]}
+    assert json.loads((tmp_path / "all" / "dataset.json").read_text())["left_out"] == 2
+    assert not (tmp_path / "all" / "val.jsonl").exists()
+
+
 def test_mix_does_not_train_on_what_is_validated(restored, copy, tmp_path):
     text = (copy / "val.jsonl").read_text()
     (copy / "val.jsonl").unlink()
