@@ -516,6 +516,19 @@ def test_stats_measure_how_sources_differ_from_targets(tmp_path, capsys):
     assert level == pytest.approx(123, abs=1) and together == pytest.approx(0.5, abs=0.02)
 
 
+def test_stats_measure_a_part_of_pictures_that_would_fill_the_memory(tmp_path, capsys, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        "ipx2p.data.prepare.check.pixels01_from_image",
+        lambda image: measured.append(image.size) or pixels01_from_image(image),
+    )
+    Image.new("RGB", (5000, 8)).save(tmp_path / "s.png")
+    pair = {"source": "s.png", "target": "s.png", "instruction": "go", "task": "x"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(pair))
+    run("stats", tmp_path / "m.jsonl")
+    assert measured == [(4096, 8)] * 2 and "100.0 dB" in capsys.readouterr().out
+
+
 def test_stats_count_pairs_sizes_sentences_and_tokens(restored, capsys):
     run("stats", restored, "--tokenizer", ROOT / "assets" / "tiny")
     out = capsys.readouterr().out
