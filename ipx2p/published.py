@@ -67,7 +67,7 @@ class PublishedConfig:
 
     def check(self, where: str) -> None:
         """Raise InputError for sizes that cannot be, naming the field."""
-        sizes = asdict(self)
+        sizes = {name: value for name, value in asdict(self).items() if value is not None}
         check_bounds(sizes, LAYOUTS[self.class_name].bounds, where)
         groups = sizes.get("norm_num_groups", 1)
         if any(width % groups for width in sizes.get("block_out_channels", [])):

@@ -77,6 +77,7 @@ LAYOUTS = {
     "UNet2DConditionModel": Layout(
         bounds={
             "out_channels": (4, 4),
+            "sample_size": (1, 512),
             "block_out_channels": (1, 16_384),
             "num_attention_heads": (1, 1024),
             "layers_per_block": (1, 6),

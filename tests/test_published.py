@@ -42,6 +42,8 @@ def change(folder, file, **fields):
     ("file", "field", "value"),
     [
         (UNET, "layers_per_block", 10_000_000),
+        (UNET, "sample_size", 10_000_000),
+        (UNET, "sample_size", -1),
         (UNET, "transformer_layers_per_block", 10_000_000),
         (UNET, "cross_attention_dim", 10**9),
         (UNET, "block_out_channels", [10**9] * 4),

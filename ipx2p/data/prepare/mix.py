@@ -25,7 +25,7 @@ from ipx2p.data.prepare.splits import hash_share
 from ipx2p.data.prepare.where import Where
 from ipx2p.data.workers import run_all
 from ipx2p.errors import InputError, suggestion
-from ipx2p.files import digest_bytes, read_json, write_json
+from ipx2p.files import digest_bytes, digest_file, read_json, write_json
 
 # Pairs of each task in "Instruction-tuning Stable Diffusion with InstructPix2Pix" (2023), table 2.
 BLOG = {"deblur": 1200, "derain": 686, "denoise": 8, "enhance": 23}
@@ -58,8 +58,8 @@ def mix(
     """Write manifests of some pairs of each task; preset, counts or weights say how many, else all.
 
     They apply to training pairs; those for validation and tests are all taken. A source picture (a
-    group) that is in several splits of the inputs stays in one: in the tests rather than in
-    validation, in validation rather than in training.
+    group), or a file, that is in several splits of the inputs stays in one: in the tests rather
+    than in validation, in validation rather than in training.
 
     Args:
         inputs: data sets (folders with train.jsonl and so on), or manifests to train on.
@@ -69,7 +69,7 @@ def mix(
         where: a condition on the pairs of every split, see `Where`.
     Raises: InputError if there are too few pairs of a task, or none, and for a bad condition.
     """
-    holds = Where(where) if where else None
+    holds = None if where is None else Where(where)
     output, inputs = output.resolve(), [path.resolve() for path in inputs]
     plan = {
         "recipe": "mix",
@@ -84,7 +84,7 @@ def mix(
         return
     found = [*_read_inputs(inputs, output)]
     split_of = {pair.group: pair.record.split for pair in found}  # tests last, which win
-    pairs = [pair for pair in found if split_of[pair.group] == pair.record.split]
+    pairs = _apart([pair for pair in found if split_of[pair.group] == pair.record.split])
     results: dict[str, Any] = {"left_out": len(found) - len(pairs)}
     if holds:
         pairs, results["where"] = _choose(pairs, holds, workers)
@@ -140,6 +140,22 @@ def _read_inputs(inputs: Sequence[Path], output: Path) -> Iterator[Candidate]:
                     yield Candidate(line._replace(record=pair), record, group, identity)
 
 
+def _apart(pairs: Sequence[Candidate]) -> list[Candidate]:
+    """Without training pairs of which a picture, to the byte, is also in another split, under
+    whatever group; likewise validation and the tests. Only files of equal sizes are read.
+    """
+    sizes = {path: path.stat().st_size for pair in pairs for path in pair.line.pictures}
+    splits = defaultdict(set)
+    for pair in pairs:
+        for path in pair.line.pictures:
+            splits[sizes[path]].add(pair.record.split)
+    content = {p: digest_file(p) if len(splits[size]) > 1 else p for p, size in sizes.items()}
+    last = {}  # pairs come split by split
+    for pair in pairs:
+        last |= {content[path]: pair.record.split for path in pair.line.pictures}
+    return [p for p in pairs if {last[content[x]] for x in p.line.pictures} == {p.record.split}]
+
+
 def _choose(
     pairs: Sequence[Candidate], where: Where, workers: int
 ) -> tuple[list[Candidate], dict[str, dict[str, int]]]:
@@ -172,8 +188,8 @@ def _wanted(
         if task not in there:
             near = suggestion(task, [*there])
             raise InputError(f"there are no pairs to train on of {task!r}; {near}")
-        if not 0 < number < float("inf"):
-            raise InputError(f"{task}={number}: expected a number above 0")
+        if not 1e-100 < number < 1e100:
+            raise InputError(f"{task}={number}: expected a number above 0, within 1e-100 to 1e100")
     if weights:
         scale = min(there[task] / weight for task, weight in weights.items())
         return {task: max(1, int(scale * weight + 1e-9)) for task, weight in weights.items()}

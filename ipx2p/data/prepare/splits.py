@@ -10,7 +10,7 @@ from ipx2p.files import hash_bytes
 
 def check_shares(shares: Sequence[float]) -> None:
     """Raise InputError unless the shares are three numbers that leave something to train on."""
-    if len(shares) != 3 or any(not 0 <= share < float("inf") for share in shares) or not shares[0]:
+    if len(shares) != 3 or any(not 0 <= share < 1e100 for share in shares) or not shares[0]:
         raise InputError(
             f"the shares of train, val and test are {[*shares]}, expected three numbers that are 0 "
             "or more, the first above 0"

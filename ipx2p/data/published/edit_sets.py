@@ -139,26 +139,26 @@ class MagicBrush(Source):
         turn: Any,
         folder: Path,
         present: Collection[str],
-        captions: dict[tuple[str, str], str | None],
+        captions: dict[tuple[str, str], Any],
     ) -> Example:
         if not isinstance(turn, dict):
             raise InputError(f"{where} is {turn!a:.80}, expected an object")
         files = [sentence(turn.get(key), f"{where} {key!r}") for key in ("input", "output")]
         instruction = sentence(turn.get("instruction"), f"{where} 'instruction'")
         pictures = _pictures(folder, files, present, where)
-        said = [captions.get((folder.name, file)) for file in files]
         split, image = SPLITS[name.partition("/")[0]], folder.name
+        said = [caption(captions.get((image, x)), f"{where}, caption of {x}") for x in files]
         return Example(name, *pictures, (instruction,), "edit", split, image, *said, where)
 
 
-def _captions(path: Path) -> dict[tuple[str, str], str | None]:
+def _captions(path: Path) -> dict[tuple[str, str], Any]:
     """What the pictures of MagicBrush show, by image and file name."""
     captions = {}
     for image, texts in (read_json(path) if path.exists() else {}).items():
         if not isinstance(texts, dict):
             raise InputError(f"{path}: {image!r} is {texts!a:.80}, expected an object")
         for file, text in texts.items():
-            captions[image, file] = caption(text, f"{path}: {image!r} {file!r}")
+            captions[image, file] = text
     return captions
 
 

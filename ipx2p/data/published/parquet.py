@@ -75,7 +75,10 @@ KNOWN = (
         captions=("original_prompt", "edited_prompt"),  # InstructPix2Pix
     ),
     Columns("source_img", "instruction", "target_img", "edit", group="img_id"),  # MagicBrush
-    Columns("source_image", "edit_prompt", "edited_image", "edit"),  # UltraEdit
+    Columns(
+        *("source_image", "edit_prompt", "edited_image", "edit"),
+        captions=("source_caption", "target_caption"),  # UltraEdit
+    ),
 )
 
 

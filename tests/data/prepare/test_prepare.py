@@ -376,6 +376,30 @@ def test_mix_takes_a_pair_once_and_keeps_a_picture_in_one_split(copy, restored, 
     )
 
 
+def test_mix_does_not_train_on_a_tested_file_of_another_group(tmp_path):
+    def write(name, numbers, **of_split):
+        (tmp_path / name).mkdir()
+        for split, groups in of_split.items():
+            pairs = [{"source": f"{n}.png", "group": g} for n, g in groups]
+            for pair in pairs:
+                pair |= {"task": "deblur", "instruction": "go", "target": f"clean {pair['source']}"}
+                for key in ("source", "target"):
+                    (tmp_path / name / pair[key]).write_text(numbers[pair["source"]] + key)
+            text = "".join(json.dumps(pair) + "\n" for pair in pairs)
+            (tmp_path / name / f"{split}.jsonl").write_text(text)
+
+    write("gopro", {"1.png": "a", "2.png": "b"}, train=[(1, "s1")], test=[(2, "s2")])
+    write("flat", {"7.png": "b", "8.png": "c"}, train=[(7, None)], val=[(8, None)])
+    write("other", {"4.png": "c"}, test=[(4, None)])
+    run("mix", tmp_path / "all", *(tmp_path / name for name in ("gopro", "flat", "other")))
+    found = {
+        split: [x["source"] for x in lines(tmp_path / "all", split)] for split in ("train", "test")
+    }
+    assert found == {"train": ["../gopro/1.png"], "test": ["../gopro/2.png", "../other/4.png"]}
+    assert json.loads((tmp_path / "all" / "dataset.json").read_text())["left_out"] == 2
+    assert not (tmp_path / "all" / "val.jsonl").exists()
+
+
 def test_mix_does_not_train_on_what_is_validated(restored, copy, tmp_path):
     text = (copy / "val.jsonl").read_text()
     (copy / "val.jsonl").unlink()
@@ -392,6 +416,7 @@ def test_mix_does_not_train_on_what_is_validated(restored, copy, tmp_path):
         (("--counts", "derian=3"), "no pairs to train on of 'derian'; did you mean derain"),
         (("--counts", "derain=x"), "--counts: invalid literal"),
         (("--weights", "derain=-1"), "derain=-1.0: expected a number above 0"),
+        (("--weights", "derain=1e-320"), "derain=1e-320: expected a number above 0"),
         (("--counts", "derain"), "'derain' is not TASK=VALUE"),
     ],
 )
@@ -489,6 +514,19 @@ def test_stats_measure_how_sources_differ_from_targets(tmp_path, capsys):
     assert decibel == pytest.approx(-10 * math.log10(0.04**2 + 0.02**2), abs=0.2)
     assert 0 < share < 40 and shift == pytest.approx(-0.02, abs=0.003)
     assert level == pytest.approx(123, abs=1) and together == pytest.approx(0.5, abs=0.02)
+
+
+def test_stats_measure_a_part_of_pictures_that_would_fill_the_memory(tmp_path, capsys, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        "ipx2p.data.prepare.check.pixels01_from_image",
+        lambda image: measured.append(image.size) or pixels01_from_image(image),
+    )
+    Image.new("RGB", (5000, 8)).save(tmp_path / "s.png")
+    pair = {"source": "s.png", "target": "s.png", "instruction": "go", "task": "x"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(pair))
+    run("stats", tmp_path / "m.jsonl")
+    assert measured == [(4096, 8)] * 2 and "100.0 dB" in capsys.readouterr().out
 
 
 def test_stats_count_pairs_sizes_sentences_and_tokens(restored, capsys):

@@ -68,7 +68,9 @@ def test_validation_is_taken_from_training_where_none_is_published():
     assert 3 <= found.count("val") <= 30 and "test" not in found
 
 
-@pytest.mark.parametrize("shares", [(0, 50, 50), (90, 5), (90, -1, 5), (float("nan"), 1, 1)])
+@pytest.mark.parametrize(
+    "shares", [(0, 50, 50), (90, 5), (90, -1, 5), (float("nan"), 1, 1), (1e308,) * 3]
+)
 def test_shares_that_cannot_be_are_refused(shares):
     with pytest.raises(InputError, match="shares of train, val and test"):
         assign(NAMES, shares=shares)

@@ -104,6 +104,7 @@ def test_a_mix_holds_what_its_condition_keeps_and_counts_the_rest(manifest, tmp_
     [
         ("psnr > 1", r"train\.jsonl line 3: .*broken\.png"),
         ("words > 9", "leaves none of 3 pairs to train on"),
+        ("", "invalid syntax"),
     ],
 )
 def test_a_condition_that_cannot_be_met_writes_nothing(manifest, tmp_path, condition, message):

@@ -148,9 +148,16 @@ def test_rows_of_one_source_are_a_group(save):
     assert [example.group for example in examples(path)] == ["7", "7"]
 
 
-def test_captions_of_instructpix2pix_are_kept(save):
-    columns = ("original_image", "edit_prompt", "edited_image")
-    said = {"original_prompt": ["a cat", ""], "edited_prompt": ["a dog", None]}
+@pytest.mark.parametrize(
+    ("source", "captions"),
+    [
+        ("original_image", ("original_prompt", "edited_prompt")),
+        ("source_image", ("source_caption", "target_caption")),
+    ],
+)
+def test_captions_of_instructpix2pix_and_ultraedit_are_kept(save, source, captions):
+    columns = (source, "edit_prompt", "edited_image")
+    said = {captions[0]: ["a cat", ""], captions[1]: ["a dog", None]}
     first, second = examples(save(rows(2), columns, **said))
     assert (first.source_caption, first.target_caption) == ("a cat", "a dog")
     assert (second.source_caption, second.target_caption) == (None, None)

@@ -570,6 +570,15 @@ def test_own_folders_pair_by_relative_name_and_ask_for_all_they_need(tmp_path):
         open_source("folders", tmp_path, source="wet", target="dry")
 
 
+def test_a_caption_that_is_no_text_is_a_fault_of_its_pairs(tmp_path):
+    magicbrush(tmp_path)
+    captions = {"139": {"139-output2.png": 5, "139-unused.png": 5}}
+    write(tmp_path / "dev" / "global_descriptions.json", captions)
+    found = [x for chunk in opened("magicbrush", tmp_path).chunks() for x in chunk.items]
+    [fault] = [x for x in found if isinstance(x, Fault)]
+    assert fault.name == "dev/139-2" and "caption of 139-output2.png is 5" in fault.reason
+
+
 def test_every_lonely_picture_is_a_fault(tmp_path):
     lol(tmp_path)
     for number in (5, 10):
