@@ -95,19 +95,26 @@ class _Results(Dataset):
 
 
 def run_all(
-    function: Callable, items: Sequence, *, workers: int, chunk: int = 16, about: str | None = None
+    function: Callable,
+    items: Sequence,
+    *,
+    workers: int,
+    chunk: int = 16,
+    about: str | None = None,
+    context: str | None = None,
 ) -> Generator:
     """What a function returns for each item, in order, computed by worker processes.
 
     Args:
         chunk: how many items a worker takes at a time.
         about: title of a progress bar.
+        context: as in `micro_batches`.
     Raises: InputError if the function does, when its item is due.
     """
     batches = [range(at, min(at + chunk, len(items))) for at in range(0, len(items), chunk)]
     stream = _Results(function, items)
     with (
-        closing(micro_batches(stream, batches, workers=workers)) as results,
+        closing(micro_batches(stream, batches, workers=workers, context=context)) as results,
         tqdm(total=len(items), desc=about, leave=False, disable=about is None) as bar,
     ):
         for batch in results:
@@ -116,7 +123,7 @@ def run_all(
 
 
 def _ignore_signals(worker: int) -> None:
-    """A signal to the process group is for the trainer, which needs its workers until the step is
-    done; they end with it."""
+    """A signal to the process group is meant for the trainer, which needs its workers until the
+    step is done."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
