@@ -81,7 +81,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("photos", metavar="PHOTOS", type=Path, help="folder of photographs")
     add("output", metavar="OUTPUT.jpg", type=Path)
     add("--seed", metavar="N", type=int, default=0, help="(default: 0)")
-    add = command("teacher", "White-box weights from their TensorFlow checkpoint", _teacher).add_argument
+    add = command(
+        "teacher", "White-box weights from their TensorFlow checkpoint", _teacher
+    ).add_argument
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="folder or prefix")
     add("output", metavar="OUTPUT.safetensors", type=Path)
     return parser.parse_args(argv)
