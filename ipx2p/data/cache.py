@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import KW_ONLY, asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class Cache:
         ]
         self.latents.open(self.world, {*self.latent_keys})
         todo = missing(self.latent_keys, self.latents)
-        fixed = _FixedPictures(self.pairs, framing, self.seed)
+        fixed = partial(_fixed_pixels, self.pairs, framing, self.seed)
         mine = self.world.share(todo)
         with closing(run_all(fixed, mine, workers=workers, chunk=1)) as pictures:
             rows = (_encode(vae, *pair, flip=framing.flip) for pair in pictures)
@@ -148,14 +149,6 @@ class Cache:
         mine = self.world.share(todo)
         shard: dict[str, dict[str, Tensor]] = {}
         since = time.monotonic()
-
-        def close_shard() -> None:
-            nonlocal since
-            if shard:
-                shards.write(shard)
-            shard.clear()
-            since = time.monotonic()
-
         bar = tqdm(total=len(todo), desc=f"encoding {unit}", unit=f" {unit}",
                    disable=not (self.world.is_main and todo))  # fmt: skip
         try:
@@ -165,34 +158,25 @@ class Cache:
                     check_finite(row, f"{unit} number {mine[turn] + 1}")
                     shard[keys[mine[turn]]] = row
                 if len(shard) == SHARD_ROWS or time.monotonic() - since > SHARD_S:
-                    close_shard()
+                    shards.write(shard)
+                    shard, since = {}, time.monotonic()
                 bar.update(min(self.world.size, len(todo) - turn * self.world.size))
                 self.check()
         finally:
-            close_shard()  # finished rows are kept even after an error
+            shards.write(shard)  # finished rows are kept even after an error
             bar.close()
         if todo:
             shards.exchange(self.world)
 
 
-@dataclass(frozen=True)
-class _FixedPictures:
-    """The fixed draws of all pairs, to be encoded."""
-
-    pairs: Pairs
-    framing: Framing
-    seed: int
-
-    def __call__(self, place: int) -> tuple[Tensor, Tensor]:
-        """Source and target number item * draws + draw, (3, H, W) in [-1, 1]."""
-        item, draw = divmod(place, self.framing.num_draws)
-        pictures = self.framing.fixed_pictures(self.pairs, item, draw, self.seed)
-        source, target = map(pixels_from_pixels01, pictures)
-        return source, target
+def _fixed_pixels(pairs: Pairs, framing: Framing, seed: int, place: int) -> tuple[Tensor, ...]:
+    """Source and target number item * draws + draw, (3, H, W) in [-1, 1]."""
+    item, draw = divmod(place, framing.num_draws)
+    return tuple(map(pixels_from_pixels01, framing.fixed_pictures(pairs, item, draw, seed)))
 
 
 class EncodedStream(Stream):
-    """Encoded samples: the same pairs, draws and sentences as `SampleStream` shows."""
+    """Encoded samples: the same pairs, draws and sentences as those of `SampleStream`."""
 
     def __init__(self, cache: Cache) -> None:
         super().__init__(cache.pairs, cache.framing, seed=cache.seed, weights=cache.weights)
@@ -200,15 +184,15 @@ class EncodedStream(Stream):
         self.text, self.text_keys = cache.text, cache.text_keys
 
     def __getitem__(self, index: int) -> tuple[int, str, dict[str, Tensor]] | InputError:
-        visit = self.visit(index, *self.order(index))
-        place = visit.item * self.framing.num_draws + visit.draw
+        item, epoch = self.order(index)
+        draw, mirrored, instruction = self.visit(index, item, epoch)
         try:
-            row = self.latents.read(self.latent_keys[place])
-            sample = {name: tensor[int(visit.mirrored)] for name, tensor in row.items()}
-            sample["text"] = self.states(visit.instruction)
+            row = self.latents.read(self.latent_keys[item * self.framing.num_draws + draw])
+            sample = {name: tensor[int(mirrored)] for name, tensor in row.items()}
+            sample["text"] = self.states(instruction)
         except InputError as error:
             return error
-        return index, self.pairs.task(visit.item), sample
+        return index, self.pairs.task(item), sample
 
     def states(self, sentence: str) -> Tensor:
         """Text states of one of the pairs' sentences, or of the empty one, (77, D)."""

@@ -223,7 +223,6 @@ def parse(line: str) -> Record:
     if "\\" in line:
         _check_text(values)
     get, group = values.get, values.get("group")
-    get, group = values.get, values.get("group")
     return Record(
         values["source"],
         values["target"],

@@ -161,26 +161,17 @@ def load_example(example: Example) -> tuple[Image.Image, Image.Image]:
     Raises: InputError that names the file, or the row, of a picture that cannot be decoded whole,
         or of two that differ in size.
     """
-    source, target = (_load(example, side) for side in ("source", "target"))
+    images, found = [], []
+    for side, picture in (("source", example.source), ("target", example.target)):
+        is_file = isinstance(picture, Path)
+        where = str(picture) if is_file else f"{example.origin} {side}"
+        image = load_image(picture) if is_file else load_image_bytes(picture, where)
+        images.append(image)
+        found.append(f"{where} is {image.width} x {image.height}")
+    source, target = images
     if source.size != target.size:
-        raise InputError(
-            f"{_where(example, 'source')} is {source.width} x {source.height}, "
-            f"{_where(example, 'target')} is {target.width} x {target.height}: "
-            "a pair must have one size"
-        )
+        raise InputError(f"{', '.join(found)}: a pair must have one size")
     return source, target
-
-
-def _load(example: Example, side: str) -> Image.Image:
-    picture = getattr(example, side)
-    if isinstance(picture, bytes):
-        return load_image_bytes(picture, _where(example, side))
-    return load_image(picture)
-
-
-def _where(example: Example, side: str) -> str:
-    picture = getattr(example, side)
-    return f"{example.origin} {side}" if isinstance(picture, bytes) else str(picture)
 
 
 def sentence(value: object, where: str) -> str:
