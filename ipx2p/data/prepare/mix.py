@@ -13,14 +13,7 @@ from typing import Any, NamedTuple
 
 from ipx2p import __version__
 from ipx2p.data.manifest import SPLITS, Line, Record, read_lines
-from ipx2p.data.prepare.dataset import (
-    DATASET,
-    WORK,
-    claim,
-    is_finished,
-    summary,
-    write_manifests,
-)
+from ipx2p.data.prepare.dataset import DATASET, WORK, claim, is_finished, summary, write_manifests
 from ipx2p.data.prepare.splits import hash_share
 from ipx2p.data.prepare.where import Where
 from ipx2p.data.workers import run_all

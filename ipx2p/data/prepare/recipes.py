@@ -24,13 +24,7 @@ from ipx2p.data.prepare.splits import hash_share
 from ipx2p.data.published.source import Example, Fault, Source, load_example
 from ipx2p.errors import InputError
 from ipx2p.files import atomic_write, digest_bytes
-from ipx2p.images import (
-    image_from_pixels01,
-    load_image,
-    pixels01_from_image,
-    resize,
-    save_image,
-)
+from ipx2p.images import image_from_pixels01, load_image, pixels01_from_image, resize, save_image
 from ipx2p.seeds import generator
 
 MULTIPLE = 8  # of the sides of new pictures, so that an autoencoder takes them as they are
