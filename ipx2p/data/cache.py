@@ -121,8 +121,7 @@ class Cache:
         return [self.seed, self.pairs.describe(item), draw] if self.framing.draws else None
 
     def _fill_text(self, text: TextEncoder) -> None:
-        sentences = {""}.union(*map(self.pairs.instructions, range(len(self.pairs))))
-        sentences = sorted(sentences)
+        sentences = sorted({""}.union(*map(self.pairs.instructions, range(len(self.pairs)))))
         network = [text.config, digest(text.state_dict())]
         keys = [
             make_key("text", network, text.tokenize([sentence])[0].tolist())

@@ -19,8 +19,6 @@ from ipx2p.seeds import generator
 
 RANGE = 2**64
 STRIDE = 11400714819323198485  # 2^64 over the golden ratio, odd
-
-
 Order = Callable[[int], tuple[int, int]]  # sample -> number of its pair, times shown before
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ipx2p.data.degradations.tasks import DegradeConfig, check_task, degrade
+from ipx2p.data.degradations.tasks import DegradeConfig, degrade
 from ipx2p.data.instructions import bank
 from ipx2p.data.manifest import Manifest, hash64
 from ipx2p.errors import InputError
@@ -177,8 +177,6 @@ class DegradedPhotos(Pairs):
     """
 
     def __init__(self, photos: Sequence[Path], tasks: Sequence[str], config: DegradeConfig) -> None:
-        for task in tasks:
-            check_task(task, "data.tasks")
         self.photos = [*photos]
         self.tasks = [*tasks]
         self.config = config

@@ -5,6 +5,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,22 +14,15 @@ from tqdm import tqdm
 
 from ipx2p.errors import InputError
 
-# Workers pass batches through sockets below the temporary folder, and names of sockets have at most
-# 107 bytes: batches with a longer one would be lost, and waited for without end.
+# Workers pass batches through sockets below the temporary folder. A socket's name has at most 107
+# bytes: with a longer one, batches would be lost and the process would wait forever.
 MAX_TEMP_PATH = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 
 
-class _Collate:
-    """A stream's own collation, or the first error among the samples."""
-
-    def __init__(self, collate: Callable) -> None:
-        self.collate = collate
-
-    def __call__(self, samples: Sequence) -> Any:
-        for sample in samples:
-            if isinstance(sample, InputError):
-                return sample
-        return self.collate(samples)
+def _collate(collate: Callable, samples: Sequence) -> Any:
+    """The batch that a stream's own collation makes, or the first error among the samples."""
+    errors = [sample for sample in samples if isinstance(sample, InputError)]
+    return errors[0] if errors else collate(samples)
 
 
 def micro_batches(
@@ -50,7 +44,7 @@ def micro_batches(
     loader = DataLoader(
         stream,
         batch_sampler=sampler,
-        collate_fn=_Collate(stream.collate),
+        collate_fn=partial(_collate, stream.collate),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_ignore_signals,
@@ -72,7 +66,7 @@ def micro_batches(
     finally:
         if workers:
             # A pending exception keeps the iterator and its workers alive, and the process would
-            # wait for them without end: they ignore signals.
+            # wait for them forever, since they ignore signals.
             iterator._shutdown_workers()
 
 

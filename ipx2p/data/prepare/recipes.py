@@ -17,11 +17,11 @@ from ipx2p.data.cartoons.teacher import Teacher, open_teacher
 from ipx2p.data.degradations.tasks import DegradeConfig, degrade
 from ipx2p.data.instructions import bank, has_bank
 from ipx2p.data.listing import find_photos
-from ipx2p.data.manifest import Record
+from ipx2p.data.manifest import CAPTIONS, Record
 from ipx2p.data.prepare.builder import Made, Recipe, SettingsError, Unit
 from ipx2p.data.prepare.fingerprints import fingerprint
 from ipx2p.data.prepare.splits import hash_share
-from ipx2p.data.published.source import Example, Fault, Source, load_example
+from ipx2p.data.published.source import Fault, Source, load_example
 from ipx2p.errors import InputError
 from ipx2p.files import atomic_write, digest_bytes
 from ipx2p.images import image_from_pixels01, load_image, pixels01_from_image, resize, save_image
@@ -30,6 +30,7 @@ from ipx2p.seeds import generator
 MULTIPLE = 8  # of the sides of new pictures, so that an autoencoder takes them as they are
 Banks = dict[str, tuple[str, ...]]  # sentences of tasks, instead of those of the package
 Size = tuple[int, int]  # width, height
+Stored = tuple[str, str]  # a picture's name below the output folder, and its digest
 
 
 def sentences(task: str, banks: Banks, own: Sequence[str] = ()) -> Sequence[str]:
@@ -56,11 +57,17 @@ class _Common(Recipe):
     size: int | None
     suffix: str
 
-    def _save(self, image: Image.Image, output: Path, name: str) -> tuple[str, str]:
-        """Write a picture; returns its name below the output folder, and its digest."""
+    def _save(self, image: Image.Image, output: Path, name: str) -> Stored:
         file = f"pictures/{name}.{self.suffix}"
         save_image(image, output / file)
         return file, digest_bytes((output / file).read_bytes())
+
+    def _entry(
+        self, task: str, source: Stored, target: Stored, group: str, own: Sequence[str] = (), **more
+    ) -> Record:
+        files, digests = zip(source, target, strict=True)
+        said = sentences(task, self.banks, own)
+        return Record(*files, task, said, group, digests=digests, **more)
 
     def _settings(self, **own: Any) -> dict[str, Any]:
         # Manifests hold all sentences, and training chooses among them.
@@ -117,15 +124,11 @@ class _PhotoRecipe(_Common):
             raise InputError(f"{path}: {error}") from None
         return Photo(image, f"{path.stem}-{digest[:8]}", digest)
 
-    def _entry(
-        self, task: str, photo: Photo, source: tuple[str, str], target: tuple[str, str]
-    ) -> Record:
-        files, digests = zip(source, target, strict=True)
-        said = sentences(task, self.banks)
-        return Record(*files, task, said, photo.digest[:16], digests=digests)
-
-    def _made(self, photo: Photo, entries: list[Record]) -> Made:
-        prints = {entries[0].group: fingerprint(photo.image)}
+    def _made(self, photo: Photo, pairs: dict[str, tuple[Stored, Stored]]) -> Made:
+        """The pairs of a photograph, by task."""
+        group = photo.digest[:16]
+        entries = [self._entry(task, *pair, group) for task, pair in pairs.items()]
+        prints = {group: fingerprint(photo.image)}
         return Made(entries, prints, megapixels=len(entries) * _megapixels(photo.image))
 
 
@@ -152,7 +155,7 @@ class Cartoonize(_PhotoRecipe):
         cartoon = self._draw(pixels01_from_image(photo.image).to(self.device))
         source = self._save(photo.image, output, f"photos/{photo.name}")
         target = self._save(image_from_pixels01(cartoon.cpu()), output, f"cartoonize/{photo.name}")
-        return self._made(photo, [self._entry("cartoonize", photo, source, target)])
+        return self._made(photo, {"cartoonize": (source, target)})
 
     def describe(self) -> dict[str, Any]:
         teacher = {"teacher": Path(self.teacher).name, "digest": self._draw.digest}
@@ -179,13 +182,12 @@ class Restore(_PhotoRecipe):
         photo = self._load(unit.item)
         clean = pixels01_from_image(photo.image).to(self.device)
         target = self._save(photo.image, output, f"photos/{photo.name}")
-        entries = []
+        pairs = {}
         for task in self.tasks:
             draws = generator(self.seed, f"degrade {task} {photo.digest}")
             degraded = image_from_pixels01(degrade(clean, task, draws, self.config).cpu())
-            source = self._save(degraded, output, f"{task}/{photo.name}")
-            entries.append(self._entry(task, photo, source, target))
-        return self._made(photo, entries)
+            pairs[task] = self._save(degraded, output, f"{task}/{photo.name}"), target
+        return self._made(photo, pairs)
 
     def describe(self) -> dict[str, Any]:
         degradations = {"tasks": self.tasks, "degrade": self.config.of(self.tasks)}
@@ -223,21 +225,22 @@ class Import(_Common):
                 skipped[example.name] = str(error)
                 continue
             stem = f"{example.task}/{example.name}"
-            entry = self._entry(
-                example,
-                self._store(source, example.source, size, output, f"{stem}_source"),
-                self._store(target, example.target, size, output, f"{stem}_target"),
-            )
-            entries.append(entry)
+            before = self._store(source, example.source, size, output, f"{stem}_source")
+            after = self._store(target, example.target, size, output, f"{stem}_target")
+            # Names of scenes are the set's own; two sets that share a target share the picture.
+            group = f"{self.source.name} {example.group}" if example.group else after[1][:16]
+            more = {name: getattr(example, name) for name in ("split", *CAPTIONS)}
+            said = example.instructions
+            entries.append(self._entry(example.task, before, after, group, said, **more))
             megapixels += _megapixels(source)
             if example.split is None:
-                prints[entry.group] = fingerprint(target)
+                prints[group] = fingerprint(target)
         return Made(entries, prints, skipped, megapixels)
 
     def _store(
         self, image: Image.Image, content: Path | bytes, size: Size, output: Path, name: str
-    ) -> tuple[str, str]:
-        """Write a picture, unchanged if its size is; its name below the output, and its digest."""
+    ) -> Stored:
+        """Write a picture, byte for byte as it is if its size stays."""
         if size != image.size:
             return self._save(resize(image, size), output, name)
         is_file = isinstance(content, Path)
@@ -247,14 +250,6 @@ class Import(_Common):
             with atomic_write(output / file) as temporary:
                 temporary.write_bytes(data)
         return file, digest_bytes(data)
-
-    def _entry(self, example: Example, source: tuple[str, str], target: tuple[str, str]) -> Record:
-        said = sentences(example.task, self.banks, example.instructions)
-        files, digests = zip(source, target, strict=True)
-        # Names of scenes are the set's own; two sets that share a target share the picture.
-        group = f"{self.source.name} {example.group}" if example.group else digests[1][:16]
-        return Record(*files, example.task, said, group, example.source_caption,
-                      example.target_caption, example.split, digests)  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         return self._settings(source=self.source.name)

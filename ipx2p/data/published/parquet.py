@@ -60,11 +60,6 @@ class Columns:
         """The columns without which there is no pair."""
         return [self.source, self.instruction, self.target]
 
-    @property
-    def needed(self) -> list[str]:
-        """The columns to read."""
-        return [*self.pair, *self.captions, *([self.group] if self.group else [])]
-
 
 KNOWN = (
     Columns("original_image", "edit_prompt", "cartoonized_image", "cartoonize"),
@@ -138,12 +133,13 @@ class Parquet(Source):
     def read(self, chunk: Chunk) -> Iterator[Example | Fault]:
         """The rows of a row group. Where the file is damaged, the rest of it are faults."""
         [group] = chunk.items
-        first, file_name = group.first_row, stem(group.name)
+        first, file_name, columns = group.first_row, stem(group.name), group.columns
         rows = ((row, f"{file_name}/{first + row:07d}") for row in range(group.num_rows))
-        options = {"row_groups": [group.number], "columns": group.columns.needed}
+        needed = [*columns.pair, *columns.captions, *filter(None, [columns.group])]
+        options = {"row_groups": [group.number], "columns": needed, "use_threads": False}
         try:
             with _opened(group.path) as file:
-                for batch in file.iter_batches(_ROWS, **options, use_threads=False):
+                for batch in file.iter_batches(_ROWS, **options):
                     for place in range(batch.num_rows):
                         row, name = next(rows)
                         cells = batch.slice(place, 1)
