@@ -7,7 +7,7 @@
 
 A row's key depends on everything that shapes it: the content of the pictures, the encoder's
 weights, the crop. So any change is encoded again, and runs can share a cache. Pairs are encoded one
-by one: a row does not depend on what else was missing, or on the process that encoded it.
+at a time, so a row depends neither on the other rows nor on the process.
 """
 
 import time
@@ -37,7 +37,7 @@ from ipx2p.tensor_files.tensors import digest
 DTYPE = torch.float16  # finer than bfloat16, and latents and text states fit its range
 SHARD_ROWS = 128
 CHECK_FILES = 64  # files that a process reads between checks for a stop
-SHARD_S = 60.0  # a shard is closed after this time, so a kill loses no more work
+SHARD_S = 60.0  # a shard is written after this time, so that a kill loses no more work
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ class Cache:
 
     Args:
         folder: shared by all processes, also those of other machines.
-        check: called after each pair by all processes; it may raise to stop the encoding, which
-            resumes there the next time.
+        check: called after each pair by all processes; may raise to stop. The next run resumes.
         weights: of the tasks, see `Stream`.
     """
 
@@ -206,8 +205,7 @@ class EncodedStream(Stream):
 
 @torch.no_grad()
 def _encode(vae: VAE, source: Tensor, target: Tensor, *, flip: bool) -> dict[str, Tensor]:
-    """The row of a pair of pictures (3, H, W) in [-1, 1]: tensors (1 or 2, 4, h, w), the second one
-    mirrored."""
+    """The row of a pair (3, H, W) in [-1, 1]: tensors (1 or 2, 4, h, w), the second mirrored."""
     ways = [pixels.flip(-1) if way else pixels for way in range(1 + flip)
             for pixels in (source, target)]  # fmt: skip
     posterior = vae.encode(torch.stack(ways).to(vae.device))
@@ -222,11 +220,10 @@ def _encode(vae: VAE, source: Tensor, target: Tensor, *, flip: bool) -> dict[str
 def digest_files(
     known_path: Path, pairs: Pairs, world: World, check: Callable[[], None]
 ) -> dict[str, str | None]:
-    """A hash of every picture file, by path; the work is spread over the processes.
+    """A hash of every picture file, by path; None if it cannot be read, which raises later.
 
-    Args:
-        known_path: JSON of earlier results, valid while a file's size and times stay the same.
-    Returns: None instead of a hash for a file that cannot be read, which raises when it is needed.
+    The processes share the work. `known_path` is JSON of earlier results, valid while a file's size
+    and times stay the same.
     """
     known: dict[str, Any] = {}
     with suppress(InputError):  # missing or damaged: every file is read

@@ -1,7 +1,7 @@
 """The endless stream of training samples, addressed by a global index (layer 2).
 
-Sample i is the same in any process and at any time: its pair, its crop and its degradation come
-from generators keyed by i. So a resumed run continues the stream exactly.
+Sample i is the same in any process at any time: its pair, crop and degradation come from generators
+keyed by i. So a resumed run continues the stream exactly.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -142,8 +142,7 @@ class SampleStream(Stream):
     def __getitem__(self, index: int) -> tuple[int, EditPair, list[str]] | InputError:
         """The sample, and what was wrong with pairs that were skipped for it.
 
-        An error is returned for `micro_batches` to raise: raised in a worker, it would arrive
-        wrapped in a traceback.
+        Errors are returned for `micro_batches` to raise: workers would wrap them in a traceback.
         """
         item, epoch = self.order(index)
         skipped: list[str] = []

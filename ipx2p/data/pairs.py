@@ -87,8 +87,7 @@ class Pairs(ABC):
 
     @abstractmethod
     def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Source and target, (3, H, W) in [0, 1], cropped by `cut`; the generator draws anything
-        random in them.
+        """Source and target, (3, H, W) in [0, 1], cropped by `cut`; `generator` is for degrading.
 
         Raises: InputError for a picture that cannot be read; it names the file and its origin.
         """

@@ -1,8 +1,8 @@
 """Rows of tensors under keys, in safetensors files that are mapped into memory (layer 2).
 
-A shard is a stack of rows, and is never changed once it is written; its header holds the keys of
-its rows and the checksum of its tensors. Shards need no order and no index: opening the folder
-finds all complete rows, even if a write was killed.
+A shard is a stack of rows that never changes once written; its header holds the keys of its rows
+and a checksum of its tensors. There is no index: opening the folder finds all complete rows, even
+after a write was killed.
 """
 
 import json
@@ -34,7 +34,7 @@ class Shards:
         return key in self.places
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_files": {}}  # every process maps the files by itself
+        return self.__dict__ | {"_files": {}}  # every process maps the files itself
 
     def open(self, world: World, wanted: Container[str]) -> None:
         """Find the wanted rows; a damaged shard is reported and removed.

@@ -33,7 +33,6 @@ def micro_batches(
     Args:
         stream: returns a sample by index, or an InputError; its `collate` makes batches.
         context: how workers are started, `spawn` if they use CUDA; None: the system's default.
-
     Raises: InputError for a picture that cannot be used, when its batch is due.
     """
     if workers and len(os.fsencode(tempfile.gettempdir())) > MAX_TEMP_PATH:
@@ -117,7 +116,6 @@ def run_all(
 
 
 def _ignore_signals(worker: int) -> None:
-    """A signal to the process group is meant for the trainer, which needs its workers until the
-    step is done."""
+    """A signal to the group is meant for the trainer, which needs its workers to end the step."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

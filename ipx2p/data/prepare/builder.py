@@ -27,15 +27,15 @@ from ipx2p.errors import InputError, WriteError
 from ipx2p.files import digest_bytes, read_json
 
 SKIP = " (or leave out what cannot be used: --on-error skip)"
-MEET_EVERY = 16  # units after which the ranks wait for one another, so that none waits for long
+MEET_EVERY = 16  # units after which the ranks wait for one another, so that no wait gets long
 
 
 @dataclass(frozen=True)
 class Unit:
     """What a recipe makes at a time.
 
-    key: distinguishes it from all others. stamp: changes when its input may have changed. faults:
-    what is known to be wrong with it before it is made.
+    key: unique. stamp: changes when the input may have changed. faults: what is known to be wrong
+    with it beforehand.
     """
 
     key: str
@@ -48,8 +48,7 @@ class Unit:
 class Made:
     """What a unit gave: its pairs, and a fingerprint of each group's picture.
 
-    skipped: the name of each input that cannot be used, and why. megapixels: of the pictures that
-    were made. elapsed_s: how long that took.
+    skipped: the name of each input that cannot be used, and why. megapixels: of the pictures made.
     """
 
     entries: list[Record] = field(default_factory=list)
@@ -102,7 +101,6 @@ def build(
         shares: how much of what is not split goes to train, val and test.
         on_error: `stop` if an input cannot be used, or `skip` it and record which and why.
         cuda: whether the recipe computes on a GPU.
-
     Raises: InputError when `output` holds something else, or an input cannot be used.
     """
     check_shares(shares)
@@ -179,7 +177,7 @@ def _make_all(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute with one thread, as workers do: the number changes the bits of convolutions."""
+    """Compute with one thread, as workers do: the number of threads changes convolutions' bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -206,7 +204,7 @@ def _logs(output: Path) -> Iterator[Path]:
 
 
 def _read_records(output: Path) -> dict[tuple[str, str], Made]:
-    """What is done, by key and stamp of its unit, as far as its files are there."""
+    """The units that are done and whose files exist, by key and stamp."""
     done = {}
     for path in sorted(_logs(output)):
         for line in path.read_text(encoding="utf-8").splitlines():

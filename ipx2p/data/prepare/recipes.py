@@ -34,7 +34,7 @@ Stored = tuple[str, str]  # a picture's name below the output folder, and its di
 
 
 def sentences(task: str, banks: Banks, own: Sequence[str] = ()) -> Sequence[str]:
-    """What may be said of a pair; `own` is what a published set says of it."""
+    """The instructions that fit a pair; `own` are those of a published set."""
     if task in banks or own:
         return banks.get(task) or own
     if not has_bank(task):
@@ -166,8 +166,7 @@ class Cartoonize(_PhotoRecipe):
 class Restore(_PhotoRecipe):
     """Photographs as targets, degraded as sources: every photograph with every task.
 
-    tasks: what the edit has to undo; `derain+denoise` undoes two things at once. config: how severe
-    the degradations are.
+    tasks: what the edit has to undo; `derain+denoise` undoes two things. config: how severe.
     """
 
     name: str
@@ -277,8 +276,7 @@ def _link(source: Path, path: Path) -> bool:
 
 
 def _reduced(size: Size, short_side: int | None) -> Size:
-    """Width and height with at most this short side, in multiples of `MULTIPLE`; None changes
-    nothing.
+    """Width and height with at most this short side (None: any), in multiples of `MULTIPLE`.
 
     Raises: InputError if a side is shorter than that.
     """

@@ -1,7 +1,6 @@
 """Parquet exports of Hugging Face sets: pictures as encoded bytes in columns (layer 2).
 
-Rows are read a few at a time, and only the columns that are needed. pyarrow is an extra, imported
-when it is used.
+A few rows are read at a time, and only the columns needed. pyarrow is an extra, imported on use.
 """
 
 import re
@@ -30,8 +29,7 @@ from ipx2p.data.published.source import (
 from ipx2p.errors import InputError
 from ipx2p.files import digest_bytes
 
-# What "Instruction-tuning Stable Diffusion with InstructPix2Pix" says for each task, and so what
-# the rows of its low-level set mean.
+# The sentences of "Instruction-tuning Stable Diffusion with InstructPix2Pix", by which its rows go.
 TASKS = {
     "deblur the blurry image": "deblur",
     "derain the image": "derain",
