@@ -7,13 +7,14 @@
 
 A row's key depends on everything that shapes it: the content of the pictures, the encoder's
 weights, the crop. So any change is encoded again, and runs can share a cache. Pairs are encoded one
-by one: a row does not depend on what else was missing, or on the process that encoded it.
+at a time, so a row depends neither on the other rows nor on the process.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import KW_ONLY, asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ipx2p.tensor_files.tensors import digest
 DTYPE = torch.float16  # finer than bfloat16, and latents and text states fit its range
 SHARD_ROWS = 128
 CHECK_FILES = 64  # files that a process reads between checks for a stop
-SHARD_S = 60.0  # a shard is closed after this time, so a kill loses no more work
+SHARD_S = 60.0  # a shard is written after this time, so that a kill loses no more work
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,7 @@ class Cache:
 
     Args:
         folder: shared by all processes, also those of other machines.
-        check: called after each pair by all processes; it may raise to stop the encoding, which
-            resumes there the next time.
+        check: called after each pair by all processes; may raise to stop. The next run resumes.
         weights: of the tasks, see `Stream`.
     """
 
@@ -109,7 +109,7 @@ class Cache:
         ]
         self.latents.open(self.world, {*self.latent_keys})
         todo = missing(self.latent_keys, self.latents)
-        fixed = _FixedPictures(self.pairs, framing, self.seed)
+        fixed = partial(_fixed_pixels, self.pairs, framing, self.seed)
         mine = self.world.share(todo)
         with closing(run_all(fixed, mine, workers=workers, chunk=1)) as pictures:
             rows = (_encode(vae, *pair, flip=framing.flip) for pair in pictures)
@@ -120,8 +120,7 @@ class Cache:
         return [self.seed, self.pairs.describe(item), draw] if self.framing.draws else None
 
     def _fill_text(self, text: TextEncoder) -> None:
-        sentences = {""}.union(*map(self.pairs.instructions, range(len(self.pairs))))
-        sentences = sorted(sentences)
+        sentences = sorted({""}.union(*map(self.pairs.instructions, range(len(self.pairs)))))
         network = [text.config, digest(text.state_dict())]
         keys = [
             make_key("text", network, text.tokenize([sentence])[0].tolist())
@@ -148,14 +147,6 @@ class Cache:
         mine = self.world.share(todo)
         shard: dict[str, dict[str, Tensor]] = {}
         since = time.monotonic()
-
-        def close_shard() -> None:
-            nonlocal since
-            if shard:
-                shards.write(shard)
-            shard.clear()
-            since = time.monotonic()
-
         bar = tqdm(total=len(todo), desc=f"encoding {unit}", unit=f" {unit}",
                    disable=not (self.world.is_main and todo))  # fmt: skip
         try:
@@ -165,34 +156,25 @@ class Cache:
                     check_finite(row, f"{unit} number {mine[turn] + 1}")
                     shard[keys[mine[turn]]] = row
                 if len(shard) == SHARD_ROWS or time.monotonic() - since > SHARD_S:
-                    close_shard()
+                    shards.write(shard)
+                    shard, since = {}, time.monotonic()
                 bar.update(min(self.world.size, len(todo) - turn * self.world.size))
                 self.check()
         finally:
-            close_shard()  # finished rows are kept even after an error
+            shards.write(shard)  # finished rows are kept even after an error
             bar.close()
         if todo:
             shards.exchange(self.world)
 
 
-@dataclass(frozen=True)
-class _FixedPictures:
-    """The fixed draws of all pairs, to be encoded."""
-
-    pairs: Pairs
-    framing: Framing
-    seed: int
-
-    def __call__(self, place: int) -> tuple[Tensor, Tensor]:
-        """Source and target number item * draws + draw, (3, H, W) in [-1, 1]."""
-        item, draw = divmod(place, self.framing.num_draws)
-        pictures = self.framing.fixed_pictures(self.pairs, item, draw, self.seed)
-        source, target = map(pixels_from_pixels01, pictures)
-        return source, target
+def _fixed_pixels(pairs: Pairs, framing: Framing, seed: int, place: int) -> tuple[Tensor, ...]:
+    """Source and target number item * draws + draw, (3, H, W) in [-1, 1]."""
+    item, draw = divmod(place, framing.num_draws)
+    return tuple(map(pixels_from_pixels01, framing.fixed_pictures(pairs, item, draw, seed)))
 
 
 class EncodedStream(Stream):
-    """Encoded samples: the same pairs, draws and sentences as `SampleStream` shows."""
+    """Encoded samples: the same pairs, draws and sentences as those of `SampleStream`."""
 
     def __init__(self, cache: Cache) -> None:
         super().__init__(cache.pairs, cache.framing, seed=cache.seed, weights=cache.weights)
@@ -200,15 +182,15 @@ class EncodedStream(Stream):
         self.text, self.text_keys = cache.text, cache.text_keys
 
     def __getitem__(self, index: int) -> tuple[int, str, dict[str, Tensor]] | InputError:
-        visit = self.visit(index, *self.order(index))
-        place = visit.item * self.framing.num_draws + visit.draw
+        item, epoch = self.order(index)
+        draw, mirrored, instruction = self.visit(index, item, epoch)
         try:
-            row = self.latents.read(self.latent_keys[place])
-            sample = {name: tensor[int(visit.mirrored)] for name, tensor in row.items()}
-            sample["text"] = self.states(visit.instruction)
+            row = self.latents.read(self.latent_keys[item * self.framing.num_draws + draw])
+            sample = {name: tensor[int(mirrored)] for name, tensor in row.items()}
+            sample["text"] = self.states(instruction)
         except InputError as error:
             return error
-        return index, self.pairs.task(visit.item), sample
+        return index, self.pairs.task(item), sample
 
     def states(self, sentence: str) -> Tensor:
         """Text states of one of the pairs' sentences, or of the empty one, (77, D)."""
@@ -223,8 +205,7 @@ class EncodedStream(Stream):
 
 @torch.no_grad()
 def _encode(vae: VAE, source: Tensor, target: Tensor, *, flip: bool) -> dict[str, Tensor]:
-    """The row of a pair of pictures (3, H, W) in [-1, 1]: tensors (1 or 2, 4, h, w), the second one
-    mirrored."""
+    """The row of a pair (3, H, W) in [-1, 1]: tensors (1 or 2, 4, h, w), the second mirrored."""
     ways = [pixels.flip(-1) if way else pixels for way in range(1 + flip)
             for pixels in (source, target)]  # fmt: skip
     posterior = vae.encode(torch.stack(ways).to(vae.device))
@@ -239,11 +220,10 @@ def _encode(vae: VAE, source: Tensor, target: Tensor, *, flip: bool) -> dict[str
 def digest_files(
     known_path: Path, pairs: Pairs, world: World, check: Callable[[], None]
 ) -> dict[str, str | None]:
-    """A hash of every picture file, by path; the work is spread over the processes.
+    """A hash of every picture file, by path; None if it cannot be read, which raises later.
 
-    Args:
-        known_path: JSON of earlier results, valid while a file's size and times stay the same.
-    Returns: None instead of a hash for a file that cannot be read, which raises when it is needed.
+    The processes share the work. `known_path` is JSON of earlier results, valid while a file's size
+    and times stay the same.
     """
     known: dict[str, Any] = {}
     with suppress(InputError):  # missing or damaged: every file is read

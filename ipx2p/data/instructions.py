@@ -14,8 +14,7 @@ from pathlib import Path
 
 from ipx2p.errors import InputError, suggestion
 
-# When the sentence of a pair is chosen: always the first of its bank, one drawn once per pair, or
-# one drawn at each training step.
+# Always the first sentence of a bank, one drawn once per pair, or one drawn at each training step.
 POLICIES = ("fixed", "per_pair", "per_step")
 BANK_SIZE = 60  # sentences for a combination of tasks
 

@@ -101,11 +101,6 @@ def _mirrored(side: int, margin: int) -> Tensor:
 
 def _fast_size(side: int) -> int:
     """The next size without a prime factor above 5, for which the FFT is fast."""
-    while True:
-        rest = side
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return side
+    while 30**32 % side:  # all such numbers below 2^32 divide it
         side += 1
+    return side

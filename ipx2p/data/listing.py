@@ -56,10 +56,7 @@ def scan(folder: Path) -> dict[str, bool]:
     """
     try:
         with os.scandir(folder) as entries:
-            return {entry.name: entry.is_dir() for entry in entries if not _is_hidden(entry.name)}
+            found = {entry.name: entry.is_dir() for entry in entries}
     except OSError as error:
         raise InputError(f"cannot read folder {folder}: {error.strerror}") from error
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return {name: found[name] for name in found if name[0] != "." and name != "__MACOSX"}

@@ -1,7 +1,7 @@
 """The endless stream of training samples, addressed by a global index (layer 2).
 
-Sample i is the same in any process and at any time: its pair, its crop and its degradation come
-from generators keyed by i. So a resumed run continues the stream exactly.
+Sample i is the same in any process at any time: its pair, crop and degradation come from generators
+keyed by i. So a resumed run continues the stream exactly.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,17 +95,6 @@ class Framing:
         return pairs.pictures(item, fixed_cut, draws)
 
 
-@dataclass(frozen=True)
-class Visit:
-    """What sample `index` of the stream shows: a pair, one of its fixed draws, mirrored or not."""
-
-    index: int
-    item: int
-    draw: int
-    mirrored: bool
-    instruction: str
-
-
 class Stream(Dataset):
     """The samples of a run: sample i for any i >= 0.
 
@@ -130,14 +119,13 @@ class Stream(Dataset):
             else Mixture(pairs.by_task(), weights, seed=seed)
         )
 
-    def visit(self, index: int, item: int, epoch: int) -> Visit:
-        """What sample `index` shows of a pair that was shown `epoch` times before, if draws are
-        fixed."""
-        draw = epoch % self.framing.num_draws
+    def visit(self, index: int, item: int, epoch: int) -> tuple[int, bool, str]:
+        """What sample `index` shows of a pair with fixed draws that was shown `epoch` times before:
+        the number of the draw, whether it is mirrored, and the sentence."""
         draws = generator(self.seed, "data", index)
         # Drawn like a new crop at each visit, of which only the mirroring is used.
         mirrored = random_geometry((1, 1), 1, draws, flip=self.framing.flip).flip
-        return Visit(index, item, draw, mirrored, self.pairs.instruction(item, draws))
+        return epoch % self.framing.num_draws, mirrored, self.pairs.instruction(item, draws)
 
 
 class SampleStream(Stream):
@@ -154,8 +142,7 @@ class SampleStream(Stream):
     def __getitem__(self, index: int) -> tuple[int, EditPair, list[str]] | InputError:
         """The sample, and what was wrong with pairs that were skipped for it.
 
-        A bad picture is returned as the error it is, for `micro_batches` to raise: raised in a
-        worker it would arrive wrapped in a traceback.
+        Errors are returned for `micro_batches` to raise: workers would wrap them in a traceback.
         """
         item, epoch = self.order(index)
         skipped: list[str] = []
@@ -177,11 +164,11 @@ class SampleStream(Stream):
         if not self.framing.draws:
             draws = generator(self.seed, "data", index)
             return self.pairs.get(item, self.framing.cut(draws, flip=True), draws)
-        visit = self.visit(index, item, epoch)
-        pictures = self.framing.fixed_pictures(self.pairs, item, visit.draw, self.seed)
-        if visit.mirrored:
+        draw, mirrored, instruction = self.visit(index, item, epoch)
+        pictures = self.framing.fixed_pictures(self.pairs, item, draw, self.seed)
+        if mirrored:
             pictures = [pixels01.flip(-1) for pixels01 in pictures]
-        return EditPair(*pictures, visit.instruction, self.pairs.task(item))
+        return EditPair(*pictures, instruction, self.pairs.task(item))
 
     def _another(self, index: int, item: int, attempt: int) -> int:
         """A pair of the same task that depends on the sample alone, as a resumed run needs."""

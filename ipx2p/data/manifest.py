@@ -1,12 +1,11 @@
-"""Manifests: lists of pairs, a million lines as well as ten (layer 2).
+"""Manifests: lists of pairs, from ten to millions (layer 2).
 
 A manifest is JSON lines, one pair each, paths relative to the file, one instruction or a list:
 {"source": "a.png", "target": "b.png", "instruction": "derain the image", "task": "derain"}
 
-`read_lines` reads one from top to bottom. Training uses `Manifest`, which picks pairs by number: it
-reads and checks every line once and keeps arrays, namely where each line begins and hashes of its
-content. A file beside the manifest stores them for the next time, valid while the manifest's
-content stays the same. A line is parsed again at each visit of its pair.
+`read_lines` reads one from top to bottom. Training picks pairs by number, with `Manifest`: it
+checks every line once and keeps where each begins and hashes of its content. An index file beside
+the manifest stores these, valid until the manifest changes. Lines are parsed at each visit.
 """
 
 import json
@@ -36,8 +35,8 @@ class Record(NamedTuple):
     """One pair as a manifest lists it; paths are relative to the manifest's folder.
 
     instructions: every sentence that fits, at least one. group: a source picture or a scene, whose
-    pairs stay in one split. split: as published, None if that is open. digests: content of the two
-    files, known while a set is made. extra: other keys of the line, which mixing keeps.
+    pairs stay in one split. split: as published, None if there is none. digests: of the two files,
+    known while a set is made. extra: other keys of the line, which mixing keeps.
     """
 
     source: str
@@ -137,10 +136,7 @@ class Index(NamedTuple):
 
 
 class Manifest:
-    """The records of a manifest: all are checked when it is opened, then read one by one.
-
-    Raises: InputError that names the file, the line, and what is wrong in it.
-    """
+    """The records of a manifest, all checked when it is opened. InputError names a bad line."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -152,7 +148,7 @@ class Manifest:
         return len(self.index.lines)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_descriptor": None}  # every process opens the file by itself
+        return self.__dict__ | {"_descriptor": None}  # every process opens the file itself
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", None) is not None:
@@ -191,10 +187,7 @@ def hash64(strings: Iterable[str]) -> bytes:
 
 
 def parse(line: str) -> Record:
-    """One line as a record.
-
-    Raises: InputError that says what is wrong in the line, to follow its file and number.
-    """
+    """One line as a record. InputError says what is wrong; the caller adds file and number."""
     line = line.strip()
     try:
         values, end = DECODER.raw_decode(line)  # `json.loads` takes twice as long
@@ -236,7 +229,7 @@ def parse(line: str) -> Record:
 
 
 def _check_text(values: dict[str, Any]) -> None:
-    """Refuse what JSON escapes can write and no text holds: half a character, null."""
+    """Refuse what JSON escapes allow but text does not: half a character, null."""
     for key in ("source", "target", "task", "instruction"):
         text = "".join(values[key])
         try:

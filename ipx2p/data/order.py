@@ -4,7 +4,7 @@ Two orders: epochs of all pairs, in which the share of a task is that of its pai
 with given shares. A mixture puts sample i at u_i = (i * STRIDE + offset) mod 2^64 and divides
 0..2^64 into one interval per task. With the golden ratio as stride this sequence (Weyl 1916) fills
 every interval as evenly as possible, so the first N samples show a task N * share times to within a
-few. In integers the samples of a task before any i are counted exactly and in closed form, so a
+few. The samples of a task before any i are counted exactly, in integers and closed form, so a
 resumed run continues the order exactly.
 """
 
@@ -19,8 +19,6 @@ from ipx2p.seeds import generator
 
 RANGE = 2**64
 STRIDE = 11400714819323198485  # 2^64 over the golden ratio, odd
-
-
 Order = Callable[[int], tuple[int, int]]  # sample -> number of its pair, times shown before
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ipx2p.data.degradations.tasks import DegradeConfig, check_task, degrade
+from ipx2p.data.degradations.tasks import DegradeConfig, degrade
 from ipx2p.data.instructions import bank
 from ipx2p.data.manifest import Manifest, hash64
 from ipx2p.errors import InputError
@@ -87,8 +87,7 @@ class Pairs(ABC):
 
     @abstractmethod
     def pictures(self, item: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Source and target, (3, H, W) in [0, 1], cropped by `cut`; the generator draws anything
-        random in them.
+        """Source and target, (3, H, W) in [0, 1], cropped by `cut`; `generator` is for degrading.
 
         Raises: InputError for a picture that cannot be read; it names the file and its origin.
         """
@@ -177,8 +176,6 @@ class DegradedPhotos(Pairs):
     """
 
     def __init__(self, photos: Sequence[Path], tasks: Sequence[str], config: DegradeConfig) -> None:
-        for task in tasks:
-            check_task(task, "data.tasks")
         self.photos = [*photos]
         self.tasks = [*tasks]
         self.config = config

@@ -4,7 +4,7 @@ Both depend on what a pair is, never on its place in a list or on the seed of a 
 and on 30 % of the pairs can be compared: the 10 % are among the 30 %.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -109,10 +109,7 @@ def leave_out(pairs: Pairs, tasks: Collection[str]) -> Pairs:
     Raises: InputError for a task that no pair has, and if no pair is left.
     """
     by_task = pairs.by_task()
-    for task in tasks:
-        if task not in by_task:
-            near = suggestion(task, [*by_task])
-            raise InputError(f"data.holdout_tasks: no pair has task {task!r}; {near}")
+    _check_known(tasks, by_task, "data.holdout_tasks")
     kept = [items for task, items in by_task.items() if task not in tasks]
     if not kept:
         raise InputError(
@@ -141,11 +138,15 @@ def open_banks(banks: Mapping[str, str], tasks: Collection[str]) -> dict[str, tu
 
     Raises: InputError for a task that no pair has, and for a file that is not a bank.
     """
-    for task in banks:
-        if task not in tasks:
-            near = suggestion(task, sorted(tasks))
-            raise InputError(f"data.banks: no pair has task {task!r}; {near}")
+    _check_known(banks, tasks, "data.banks")
     return {
         task: bank(source) if has_bank(source) else read_bank(source)
         for task, source in banks.items()
     }
+
+
+def _check_known(tasks: Iterable[str], known: Collection[str], where: str) -> None:
+    for task in tasks:
+        if task not in known:
+            near = suggestion(task, sorted(known))
+            raise InputError(f"{where}: no pair has task {task!r}; {near}")

@@ -1,8 +1,8 @@
 """Rows of tensors under keys, in safetensors files that are mapped into memory (layer 2).
 
-A shard is a stack of rows, and is never changed once it is written; its header holds the keys of
-its rows and the checksum of its tensors. Shards need no order and no index: opening the folder
-finds all complete rows, even if a write was killed.
+A shard is a stack of rows that never changes once written; its header holds the keys of its rows
+and a checksum of its tensors. There is no index: opening the folder finds all complete rows, even
+after a write was killed.
 """
 
 import json
@@ -34,7 +34,7 @@ class Shards:
         return key in self.places
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_files": {}}  # every process maps the files by itself
+        return self.__dict__ | {"_files": {}}  # every process maps the files itself
 
     def open(self, world: World, wanted: Container[str]) -> None:
         """Find the wanted rows; a damaged shard is reported and removed.
@@ -68,12 +68,14 @@ class Shards:
             ) from error
 
     def write(self, rows: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Add rows, all with the same names and shapes of tensors, as one shard."""
+        """Add rows, all with the same names and shapes of tensors, as one shard; none add none."""
+        if not rows:
+            return
         keys = [*rows]
         names = sorted(rows[keys[0]])
         tensors = {name: torch.stack([rows[key][name] for key in keys]) for name in names}
         metadata = {"keys": json.dumps(keys), "checksum": str(_checksum(tensors, names))}
-        path = self.folder / f"{_hash(keys)}.safetensors"
+        path = self.folder / f"{make_key(*keys)}.safetensors"
         with atomic_write(path) as temporary:
             try:
                 save_file(tensors, temporary, metadata=metadata)
@@ -90,11 +92,7 @@ class Shards:
 
 def make_key(*parts: object) -> str:
     """A key that depends on all the parts, which JSON can write."""
-    return _hash(parts)
-
-
-def _hash(value: Any) -> str:
-    return digest_bytes(json.dumps(value).encode())
+    return digest_bytes(json.dumps(parts).encode())
 
 
 def _read_keys(path: Path, wanted: Container[str]) -> list[str] | None:
@@ -103,7 +101,7 @@ def _read_keys(path: Path, wanted: Container[str]) -> list[str] | None:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             keys = json.loads(metadata["keys"])
-            if path.stem != _hash(keys):
+            if path.stem != make_key(*keys):
                 return None
             if not any(key in wanted for key in keys):
                 return []

@@ -5,6 +5,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,22 +14,15 @@ from tqdm import tqdm
 
 from ipx2p.errors import InputError
 
-# Workers pass batches through sockets below the temporary folder, and names of sockets have at most
-# 107 bytes: batches with a longer one would be lost, and waited for without end.
+# Workers pass batches through sockets below the temporary folder. A socket's name has at most 107
+# bytes: with a longer one, batches would be lost and the process would wait forever.
 MAX_TEMP_PATH = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 
 
-class _Collate:
-    """A stream's own collation, or the first error among the samples."""
-
-    def __init__(self, collate: Callable) -> None:
-        self.collate = collate
-
-    def __call__(self, samples: Sequence) -> Any:
-        for sample in samples:
-            if isinstance(sample, InputError):
-                return sample
-        return self.collate(samples)
+def _collate(collate: Callable, samples: Sequence) -> Any:
+    """The batch that a stream's own collation makes, or the first error among the samples."""
+    errors = [sample for sample in samples if isinstance(sample, InputError)]
+    return errors[0] if errors else collate(samples)
 
 
 def micro_batches(
@@ -39,7 +33,6 @@ def micro_batches(
     Args:
         stream: returns a sample by index, or an InputError; its `collate` makes batches.
         context: how workers are started, `spawn` if they use CUDA; None: the system's default.
-
     Raises: InputError for a picture that cannot be used, when its batch is due.
     """
     if workers and len(os.fsencode(tempfile.gettempdir())) > MAX_TEMP_PATH:
@@ -50,7 +43,7 @@ def micro_batches(
     loader = DataLoader(
         stream,
         batch_sampler=sampler,
-        collate_fn=_Collate(stream.collate),
+        collate_fn=partial(_collate, stream.collate),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_ignore_signals,
@@ -72,7 +65,7 @@ def micro_batches(
     finally:
         if workers:
             # A pending exception keeps the iterator and its workers alive, and the process would
-            # wait for them without end: they ignore signals.
+            # wait for them forever, since they ignore signals.
             iterator._shutdown_workers()
 
 
@@ -95,19 +88,26 @@ class _Results(Dataset):
 
 
 def run_all(
-    function: Callable, items: Sequence, *, workers: int, chunk: int = 16, about: str | None = None
+    function: Callable,
+    items: Sequence,
+    *,
+    workers: int,
+    chunk: int = 16,
+    about: str | None = None,
+    context: str | None = None,
 ) -> Generator:
     """What a function returns for each item, in order, computed by worker processes.
 
     Args:
         chunk: how many items a worker takes at a time.
         about: title of a progress bar.
+        context: as in `micro_batches`.
     Raises: InputError if the function does, when its item is due.
     """
     batches = [range(at, min(at + chunk, len(items))) for at in range(0, len(items), chunk)]
     stream = _Results(function, items)
     with (
-        closing(micro_batches(stream, batches, workers=workers)) as results,
+        closing(micro_batches(stream, batches, workers=workers, context=context)) as results,
         tqdm(total=len(items), desc=about, leave=False, disable=about is None) as bar,
     ):
         for batch in results:
@@ -116,7 +116,6 @@ def run_all(
 
 
 def _ignore_signals(worker: int) -> None:
-    """A signal to the process group is for the trainer, which needs its workers until the step is
-    done; they end with it."""
+    """A signal to the group is meant for the trainer, which needs its workers to end the step."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

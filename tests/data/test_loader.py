@@ -89,15 +89,16 @@ def test_fixed_draws_come_again_but_for_the_mirroring(stream):
     count = len(fixed.pairs)
     visits = {}
     for index in range(8 * count):
-        visit = fixed.visit(index, *fixed.order(index))
-        visits.setdefault((visit.item, visit.draw), []).append(visit)
+        item, epoch = fixed.order(index)
+        draw, mirrored, _ = fixed.visit(index, item, epoch)
+        visits.setdefault((item, draw), []).append((index, mirrored))
     assert len(visits) == 2 * count and {len(found) for found in visits.values()} == {4}
-    assert {visit.mirrored for found in visits.values() for visit in found} == {False, True}
+    assert {mirrored for found in visits.values() for _, mirrored in found} == {False, True}
     for found in [*visits.values()][:4]:
-        pictures = [fixed[visit.index][1].source_pixels01 for visit in found]
-        upright = [p.flip(-1) if v.mirrored else p for p, v in zip(pictures, found, strict=True)]
+        pictures = [(fixed[index][1].source_pixels01, mirrored) for index, mirrored in found]
+        upright = [picture.flip(-1) if mirrored else picture for picture, mirrored in pictures]
         assert all(torch.equal(picture, upright[0]) for picture in upright)
-    one, other = (fixed[visits[0, draw][0].index][1].target_pixels01 for draw in range(2))
+    one, other = (fixed[visits[0, draw][0][0]][1].target_pixels01 for draw in range(2))
     assert not torch.equal(one, other)
 
 

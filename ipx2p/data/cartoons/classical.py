@@ -18,9 +18,8 @@ from ipx2p.data.light import linear_from_srgb, srgb_from_linear
 
 VERSION = 1  # increases whenever the results change
 
-# Lengths are in pixels of a 512 x 512 picture and scale with its sides; below SMALLEST_SCALE they
-# would be less than a pixel.
-SMALLEST_SCALE = 0.6
+# Lengths are in pixels of a 512 x 512 picture and scale with its sides.
+SMALLEST_SCALE = 0.6  # below, they would be less than a pixel
 CHROMA_WEIGHT = 2.0  # of a distance in chroma, relative to one in lightness
 PASSES = ((2.5, 0.065), (3.0, 0.055))  # bilateral: standard deviation in space, and in colour
 REACH = 3  # neighbours on each side in a bilateral pass, out to two standard deviations

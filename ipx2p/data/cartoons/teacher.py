@@ -32,8 +32,7 @@ class Teacher:
 
     Args:
         name: the word or file by which it was opened.
-        digest: of the weights, the program's file or the filter's version; it changes whenever
-            the cartoons may change.
+        digest: of the weights, the program's file or the filter's version.
         function: from (1, 3, H, W) in [0, 1] to the same, on `device`.
     """
 

@@ -2,10 +2,9 @@
 
 Wang and Yu, "Learning to Cartoonize Using White-Box Cartoon Representations", CVPR 2020: a small
 U-Net redraws the picture, then a guided filter restores the edges of the photograph. The published
-weights are a TensorFlow 1 checkpoint of base width 32; `import_whitebox` converts it to a
-safetensors file with the names below. Where TensorFlow differs from PyTorch, its behaviour is kept:
-"SAME" padding, which at stride 2 is at the right and the bottom only, and bilinear upsampling
-without half-pixel centres. The network sees blue, green, red in [-1, 1], internally.
+weights are a TensorFlow 1 checkpoint, which `import_whitebox` converts. TensorFlow's behaviour is
+kept: "SAME" padding, which at stride 2 is at the right and the bottom only, and bilinear upsampling
+without half-pixel centres. Internally the network sees blue, green, red in [-1, 1].
 
 Its strokes have a size in pixels: the authors resize pictures to a short side of at most 720, and
 crop them to multiples of 8. `cartoonize` takes any size and never resizes.

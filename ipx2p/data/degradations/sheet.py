@@ -18,8 +18,7 @@ def degradation_sheet(
 ) -> Image.Image:
     """One row per task: a photo, then degraded from the mild end of `config` to the severe one.
 
-    The rows use the photos in turn, resized to a long side of `cell` pixels beforehand, so that
-    resizing does not hide anything.
+    The rows take turns with the photos, which are first resized to a long side of `cell` pixels.
     """
     rows = []
     for place, task in enumerate(SHEET_TASKS):

@@ -88,7 +88,6 @@ def degrade(
         pixels01: a picture (3, H, W), or a batch (N, 3, H, W).
         task: a key of `DEGRADATIONS`, or several joined by "+".
         generator: on the CPU. A batch may have one per picture; a single one serves them in turn.
-
     Raises: InputError for an unknown task, or for a tensor that is not a picture.
     """
     names = canonical_task(task, "degrade").split("+")

@@ -1,8 +1,8 @@
 """Build a data set: recipes turn units of work into pairs, over workers and ranks (layer 2).
 
-The same inputs, recipe and seed give the same bytes, no matter which process made which unit and
-how often the work was interrupted: a unit is made by one thread, and everything random depends on
-the content of its pictures. What is done so far is in OUTPUT/.work/, which is removed at the end.
+The same inputs, recipe and seed give the same bytes, whichever process made a unit and however
+often the work was interrupted: a unit is made by one thread, and everything random depends on the
+content of its pictures. OUTPUT/.work/ records what is done; it is removed at the end.
 """
 
 import json
@@ -10,40 +10,32 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ipx2p.data.manifest import Record
-from ipx2p.data.prepare.dataset import (
-    DATASET,
-    WORK,
-    claim,
-    is_finished,
-    summary,
-    write_dataset,
-)
+from ipx2p.data.prepare.dataset import DATASET, WORK, claim, is_finished, summary, write_dataset
 from ipx2p.data.prepare.splits import check_shares
-from ipx2p.data.workers import micro_batches
+from ipx2p.data.workers import run_all
 from ipx2p.distributed import World
 from ipx2p.errors import InputError, WriteError
 from ipx2p.files import digest_bytes, read_json
 
 SKIP = " (or leave out what cannot be used: --on-error skip)"
-MEET_EVERY = 16  # units after which the ranks wait for one another, so that none waits for long
+MEET_EVERY = 16  # units after which the ranks wait for one another, so that no wait gets long
 
 
 @dataclass(frozen=True)
 class Unit:
     """What a recipe makes at a time.
 
-    key: distinguishes it from all others. stamp: changes when its input may have changed. faults:
-    what is known to be wrong with it before it is made.
+    key: unique. stamp: changes when the input may have changed. faults: what is known to be wrong
+    with it beforehand.
     """
 
     key: str
@@ -56,8 +48,7 @@ class Unit:
 class Made:
     """What a unit gave: its pairs, and a fingerprint of each group's picture.
 
-    skipped: the name of each input that cannot be used, and why. megapixels: of the pictures that
-    were made. elapsed_s: how long that took.
+    skipped: the name of each input that cannot be used, and why. megapixels: of the pictures made.
     """
 
     entries: list[Record] = field(default_factory=list)
@@ -84,8 +75,9 @@ class Recipe(ABC):
 
     @abstractmethod
     def make(self, unit: Unit, output: Path) -> Made:
-        """Make a unit's pictures under `output`; what cannot be used goes to `Made.skipped`, or is
-        an InputError if that is the whole unit.
+        """Make a unit's pictures under `output`; what cannot be used goes to `Made.skipped`.
+
+        Raises: InputError if the whole unit cannot be used.
         """
 
     @abstractmethod
@@ -109,7 +101,6 @@ def build(
         shares: how much of what is not split goes to train, val and test.
         on_error: `stop` if an input cannot be used, or `skip` it and record which and why.
         cuda: whether the recipe computes on a GPU.
-
     Raises: InputError when `output` holds something else, or an input cannot be used.
     """
     check_shares(shares)
@@ -132,79 +123,61 @@ def build(
     todo = [unit for unit in units if (unit.key, unit.stamp) not in made]
     if made:
         world.print(f"resuming: {len(units) - len(todo)} of {len(units)} are done")
+    log = output / WORK / f"made_{attempt:04}_{world.rank}.jsonl"
     with _one_thread():
-        _make_all(
-            _Units(recipe, output, world.share(todo), on_error),
-            output / WORK / f"made_{attempt:04}_{world.rank}.jsonl",
-            total=len(todo), world=world, workers=workers, context="spawn" if cuda else None,
-        )  # fmt: skip
+        maker = _Maker(recipe, output, on_error)
+        _make_all(maker, todo, log, world=world, workers=workers, cuda=cuda)
     world.barrier()
     if world.is_main:
         done = _read_records(output)
-        made = {unit.key: done[unit.key, unit.stamp] for unit in units}
-        _finish(output, made, plan, recipe, shares)
-        print(f"{output}: {summary(read_json(output / DATASET))}")
-        _print_speed(made)
+        _finish(output, [done[unit.key, unit.stamp] for unit in units], plan, recipe, shares)
         lock.close()
 
 
-class _Units(Dataset):
-    """Units to be made, by number; one gives itself, or the error that stops the work."""
+@dataclass(frozen=True)
+class _Maker:
+    """Makes units, in worker processes."""
 
-    def __init__(self, recipe: Recipe, output: Path, units: Sequence[Unit], on_error: str) -> None:
-        self.recipe = recipe
-        self.output = output
-        self.units = units
-        self.on_error = on_error
+    recipe: Recipe
+    output: Path
+    on_error: str
 
-    def __len__(self) -> int:
-        return len(self.units)
-
-    def __getitem__(self, place: int) -> tuple[Unit, Made] | InputError:
-        unit = self.units[place]
+    def __call__(self, unit: Unit) -> tuple[Unit, Made]:
         start = perf_counter()
         try:
             made = self.recipe.make(unit, self.output)
-        except (SettingsError, WriteError) as error:
-            return error
+        except (SettingsError, WriteError):
+            raise
         except InputError as error:
             made = Made(skipped={unit.key: str(error)})
         if made.skipped and self.on_error == "stop":
-            return InputError(f"{next(iter(made.skipped.values()))}{SKIP}")
-        values = vars(made) | {"elapsed_s": perf_counter() - start}
-        return unit, Made(**values)
-
-    @staticmethod
-    def collate(made: Sequence[tuple[Unit, Made]]) -> tuple[Unit, Made]:
-        """A batch is one unit."""
-        [one] = made
-        return one
+            raise InputError(f"{next(iter(made.skipped.values()))}{SKIP}")
+        return unit, replace(made, elapsed_s=perf_counter() - start)
 
 
 def _make_all(
-    units: _Units, log: Path, *, total: int, world: World, workers: int, context: str | None
+    make: _Maker, todo: Sequence[Unit], log: Path, *, world: World, workers: int, cuda: bool
 ) -> None:
     """Make this rank's units and record what is done, one line each."""
-    places = [[place] for place in range(len(units))]
-    results = micro_batches(units, places, workers=workers, context=context)
+    mine, context = world.share(todo), "spawn" if cuda else None
     with (
-        closing(results),
+        closing(run_all(make, mine, workers=workers, chunk=1, context=context)) as results,
         open(log, "w", encoding="utf-8") as file,
-        tqdm(total=total, desc=units.recipe.name, disable=not (world.is_main and total)) as bar,
+        tqdm(total=len(todo), desc=make.recipe.name, disable=not (world.is_main and todo)) as bar,
     ):
-        for turn in range(-(-total // world.size)):
-            if turn < len(units):
+        for turn in range(-(-len(todo) // world.size)):
+            if turn < len(mine):
                 unit, made = next(results)
                 file.write(json.dumps([unit.key, unit.stamp, asdict(made)]) + "\n")
                 file.flush()
-            bar.update(min(world.size, total - turn * world.size))
+            bar.update(min(world.size, len(todo) - turn * world.size))
             if turn % MEET_EVERY == 0:
                 world.barrier()
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute with one thread, as workers do: the number changes the bits of convolutions."""
+    """Compute with one thread, as workers do: the number of threads changes convolutions' bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -231,7 +204,7 @@ def _logs(output: Path) -> Iterator[Path]:
 
 
 def _read_records(output: Path) -> dict[tuple[str, str], Made]:
-    """What is done, by key and stamp of its unit, as far as its files are there."""
+    """The units that are done and whose files exist, by key and stamp."""
     done = {}
     for path in sorted(_logs(output)):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -246,29 +219,23 @@ def _read_records(output: Path) -> dict[tuple[str, str], Made]:
 
 def _finish(
     output: Path,
-    made: dict[str, Made],
+    made: Sequence[Made],
     plan: dict[str, Any],
     recipe: Recipe,
     shares: Sequence[float],
 ) -> None:
-    entries = [entry for one in made.values() for entry in one.entries]
-    skipped = {name: why for one in made.values() for name, why in one.skipped.items()}
+    entries = [entry for one in made for entry in one.entries]
+    skipped = {name: why for one in made for name, why in one.skipped.items()}
     if not entries:
         reason = next(iter(skipped.values()), "there is no input")
         raise InputError(f"{output}: no pair could be made: {reason}")
+    fingerprints = {group: f for one in made for group, f in one.fingerprints.items()}
+    about = {**plan, "skipped": skipped, "licence": recipe.licence}
     write_dataset(
-        output,
-        entries,
-        fingerprints={group: f for one in made.values() for group, f in one.fingerprints.items()},
-        shares=shares,
-        seed=recipe.seed,
-        about={**plan, "skipped": skipped, "licence": recipe.licence},
+        output, entries, fingerprints=fingerprints, shares=shares, seed=recipe.seed, about=about
     )
     shutil.rmtree(output / WORK)
-
-
-def _print_speed(made: dict[str, Made]) -> None:
-    seconds = sum(one.elapsed_s for one in made.values())
-    megapixels = sum(one.megapixels for one in made.values())
+    print(f"{output}: {summary(read_json(output / DATASET))}")
+    seconds, megapixels = sum(one.elapsed_s for one in made), sum(one.megapixels for one in made)
     if megapixels:
         print(f"{seconds / megapixels:.2f} s of one worker per megapixel made ({megapixels:.1f})")

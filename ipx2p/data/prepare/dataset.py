@@ -85,11 +85,12 @@ def write_dataset(
         split: [e for e in entries if e.split == split] for split in SPLITS
     })  # fmt: skip
     pictures = json.dumps(sorted(digests.items())).encode()
+    packages = {name: version(name) for name in ("torch", "Pillow", "numpy")}
     found = {
         "pictures": {"count": len(digests), "digest": digest_bytes(pictures)},
         "repeated": repeated,
         **({"left_out": left_out} if left_out else {}),
-        "versions": _versions(),
+        "versions": {"ipx2p": __version__, "python": platform.python_version(), **packages},
     }
     write_json({**about, **written, **found}, folder / DATASET)
 
@@ -220,8 +221,3 @@ def _save_sheet(output: Path, task: str, entries: Sequence[Record]) -> None:
         title=f"{task}: {len(chosen)} of {len(entries)} pairs",
     )
     save_image(sheet, output / "sheets" / f"{task.replace('/', '_')}.jpg")
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("torch", "Pillow", "numpy")}
-    return {"ipx2p": __version__, "python": platform.python_version(), **packages}

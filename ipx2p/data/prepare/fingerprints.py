@@ -1,8 +1,7 @@
 """Fingerprints that find near copies among many pictures (layer 2).
 
-A difference hash says which of two neighbouring patches is brighter, so it outlives resizing,
-compression and mild changes of brightness; a thumbnail keeps flat pictures of different colours
-apart.
+A difference hash records which of two neighbouring patches is brighter, so it survives resizing,
+compression and mild changes of brightness; a thumbnail tells flat pictures of two colours apart.
 """
 
 from collections import defaultdict
@@ -40,7 +39,7 @@ def near_copies(fingerprints: Sequence[str]) -> Iterator[tuple[int, int]]:
     data = data.reshape(len(fingerprints), -1)
     bits, colours = data[:, : BITS // 8], data[:, BITS // 8 :].astype(np.int16)
     bands = bits.reshape(len(bits), BANDS, -1)
-    first: dict[bytes, int] = {}  # of pictures that are alike to the bit, the first stands for all
+    first: dict[bytes, int] = {}  # the first of those that are equal to the bit
     buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     for place, row in enumerate(data):
         if (earlier := first.setdefault(row.tobytes(), place)) != place:

@@ -1,7 +1,7 @@
 """Mix data sets into one, by task, and choose pairs by their fields (layer 2).
 
-The new manifests name the pictures where they are. A hash of each pair decides which ones are
-taken, so a larger count includes the smaller one, wherever the sets lie.
+The new manifests refer to the pictures in place. A hash of each pair decides which ones are taken,
+so a larger count includes a smaller one, wherever the sets are.
 """
 
 import json
@@ -13,14 +13,7 @@ from typing import Any, NamedTuple
 
 from ipx2p import __version__
 from ipx2p.data.manifest import SPLITS, Line, Record, read_lines
-from ipx2p.data.prepare.dataset import (
-    DATASET,
-    WORK,
-    claim,
-    is_finished,
-    summary,
-    write_manifests,
-)
+from ipx2p.data.prepare.dataset import DATASET, WORK, claim, is_finished, summary, write_manifests
 from ipx2p.data.prepare.splits import hash_share
 from ipx2p.data.prepare.where import Where
 from ipx2p.data.workers import run_all
@@ -57,14 +50,12 @@ def mix(
 ) -> None:
     """Write manifests of some pairs of each task; preset, counts or weights say how many, else all.
 
-    They apply to training pairs; those for validation and tests are all taken. A source picture (a
-    group), or a file, that is in several splits of the inputs stays in one: in the tests rather
-    than in validation, in validation rather than in training.
+    They apply to training pairs; all others are taken. A source picture (a group) or a file in
+    several splits of the inputs stays in one: test before validation before training.
 
     Args:
         inputs: data sets (folders with train.jsonl and so on), or manifests to train on.
-        preset: `blog` (the counts of `BLOG`) or `balanced` (as many of each task as the smallest
-            has).
+        preset: `blog` (the counts of `BLOG`) or `balanced` (as many as of the rarest task).
         weights: shares of the tasks; as many pairs are taken as they allow.
         where: a condition on the pairs of every split, see `Where`.
     Raises: InputError if there are too few pairs of a task, or none, and for a bad condition.

@@ -28,8 +28,7 @@ def assign_splits(
 
     The split depends on a hash of the group's name and the seed, not on other groups: so data sets
     made from the same photographs split them alike, and can be mixed. Groups with near copies of
-    one picture (see `near_copies`) go together. Of three or more groups, each split that has a
-    share gets at least one.
+    one picture go together. Of three or more groups, each split with a share gets at least one.
 
     Args:
         groups: name -> its published split, None if it has none. Without a published validation

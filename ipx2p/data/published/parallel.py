@@ -1,6 +1,4 @@
-"""Pairs in parallel folders: where a source and its target lie, and how their names correspond
-(layer 2).
-"""
+"""Pairs in parallel folders: where source and target are, how their names correspond (layer 2)."""
 
 import os
 import re
@@ -73,8 +71,7 @@ class Part:
     """Two parallel folders of one split; declared relative to the root, with `*` for any scene.
 
     name: begins the names of the pairs; of several parts with one name the one that fits is read.
-    pairs: see `patterns`. group: what the whole part must stay together with; "" leaves that to the
-    names of its pictures.
+    pairs: see `patterns`. group: of the whole part; "" leaves it to the names of the pictures.
     """
 
     name: str

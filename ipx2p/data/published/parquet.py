@@ -1,7 +1,6 @@
 """Parquet exports of Hugging Face sets: pictures as encoded bytes in columns (layer 2).
 
-Rows are read a few at a time, and only the columns that are needed. pyarrow is an extra, imported
-when it is used.
+A few rows are read at a time, and only the columns needed. pyarrow is an extra, imported on use.
 """
 
 import re
@@ -30,8 +29,7 @@ from ipx2p.data.published.source import (
 from ipx2p.errors import InputError
 from ipx2p.files import digest_bytes
 
-# What "Instruction-tuning Stable Diffusion with InstructPix2Pix" says for each task, and so what
-# the rows of its low-level set mean.
+# The sentences of "Instruction-tuning Stable Diffusion with InstructPix2Pix", by which its rows go.
 TASKS = {
     "deblur the blurry image": "deblur",
     "derain the image": "derain",
@@ -59,11 +57,6 @@ class Columns:
     def pair(self) -> list[str]:
         """The columns without which there is no pair."""
         return [self.source, self.instruction, self.target]
-
-    @property
-    def needed(self) -> list[str]:
-        """The columns to read."""
-        return [*self.pair, *self.captions, *([self.group] if self.group else [])]
 
 
 KNOWN = (
@@ -141,12 +134,13 @@ class Parquet(Source):
     def read(self, chunk: Chunk) -> Iterator[Example | Fault]:
         """The rows of a row group. Where the file is damaged, the rest of it are faults."""
         [group] = chunk.items
-        first, file_name = group.first_row, stem(group.name)
+        first, file_name, columns = group.first_row, stem(group.name), group.columns
         rows = ((row, f"{file_name}/{first + row:07d}") for row in range(group.num_rows))
-        options = {"row_groups": [group.number], "columns": group.columns.needed}
+        needed = [*columns.pair, *columns.captions, *filter(None, [columns.group])]
+        options = {"row_groups": [group.number], "columns": needed, "use_threads": False}
         try:
             with _opened(group.path) as file:
-                for batch in file.iter_batches(_ROWS, **options, use_threads=False):
+                for batch in file.iter_batches(_ROWS, **options):
                     for place in range(batch.num_rows):
                         row, name = next(rows)
                         cells = batch.slice(place, 1)

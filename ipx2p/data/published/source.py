@@ -1,8 +1,8 @@
 """Published pairs as they are found: examples, and what all readers of data sets share (layer 2).
 
 A source lists a published set in chunks, small units of work that can be sent to other processes,
-and reads each chunk into examples and faults. A fault is an example that cannot be used: who reads
-decides whether to stop there or to leave it out. Pictures are still files, or encoded bytes.
+and reads each chunk into examples and faults. A fault is an example that cannot be used; the caller
+decides whether to stop or to leave it out. Pictures are still files, or encoded bytes.
 """
 
 import json
@@ -120,12 +120,12 @@ class Source(ABC):
 
     @abstractmethod
     def fits(self, folder: Path) -> bool:
-        """Whether a folder looks like the root of such a set, at a glance."""
+        """Whether a folder looks like the root of such a set."""
 
     @abstractmethod
     def chunks(self) -> list[Chunk]:
-        """List the set, in a stable order. A source without a target, or what a list of the set
-        names and the disk lacks, is a fault.
+        """List the set, in a stable order. A source without a target is a fault, and so is a file
+        that the set lists and the disk lacks.
 
         Raises: InputError that says what was found instead of the set.
         """
@@ -158,29 +158,19 @@ class Source(ABC):
 def load_example(example: Example) -> tuple[Image.Image, Image.Image]:
     """Decode both pictures, by the rules of `load_image`.
 
-    Raises: InputError that names the file, or the row, of a picture that cannot be decoded whole,
-        or of two that differ in size.
+    Raises: InputError that names the file or row of a damaged picture, or two that differ in size.
     """
-    source, target = (_load(example, side) for side in ("source", "target"))
+    images, found = [], []
+    for side, picture in (("source", example.source), ("target", example.target)):
+        is_file = isinstance(picture, Path)
+        where = str(picture) if is_file else f"{example.origin} {side}"
+        image = load_image(picture) if is_file else load_image_bytes(picture, where)
+        images.append(image)
+        found.append(f"{where} is {image.width} x {image.height}")
+    source, target = images
     if source.size != target.size:
-        raise InputError(
-            f"{_where(example, 'source')} is {source.width} x {source.height}, "
-            f"{_where(example, 'target')} is {target.width} x {target.height}: "
-            "a pair must have one size"
-        )
+        raise InputError(f"{', '.join(found)}: a pair must have one size")
     return source, target
-
-
-def _load(example: Example, side: str) -> Image.Image:
-    picture = getattr(example, side)
-    if isinstance(picture, bytes):
-        return load_image_bytes(picture, _where(example, side))
-    return load_image(picture)
-
-
-def _where(example: Example, side: str) -> str:
-    picture = getattr(example, side)
-    return f"{example.origin} {side}" if isinstance(picture, bytes) else str(picture)
 
 
 def sentence(value: object, where: str) -> str:
