@@ -182,6 +182,8 @@ def spread(**values: Any) -> list[list]:
     count = max(map(len, lists.values())) if pictures else 0
     for name, value in lists.items():
         if len(value) not in (1, count):
+            if len(value) == pictures:  # the others are too many
+                name, value = max(lists.items(), key=lambda item: len(item[1]))
             raise InputError(
                 f"{pictures} pictures but {len(value)} {name}: give one for each, or one for all"
             )

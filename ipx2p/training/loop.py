@@ -260,7 +260,8 @@ def divergence(run: Run, what: str, first: int) -> str:
     """The message for a run that diverged at the step `first`."""
     good = [folder for folder in find_checkpoints(run.folder) if num_steps(folder) < first]
     last = f"the last checkpoint before is {good[-1]}" if good else "no checkpoint was saved before"
-    return f"{what}; {last}: lower optimizer.learning_rate, or check the pictures"
+    advice = "start another run (run.name=NEW) with a lower optimizer.learning_rate"
+    return f"{what}; {last}: {advice}, or check the pictures"
 
 
 def surroundings(world: World, device: torch.device) -> dict[str, int]:

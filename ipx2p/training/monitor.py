@@ -242,14 +242,14 @@ def _pass_over_writer(args: threading.ExceptHookArgs) -> None:
 
 def _append(path: Path, line: str) -> None:
     """Add a whole line or nothing."""
-    with path.open("a") as file:
-        end = file.tell()
-        try:
+    file = path.open("a")
+    end = file.tell()
+    try:
+        with file:
             file.write(line)
-            file.flush()
-        except OSError:
-            os.truncate(path, end)
-            raise
+    except OSError:  # cut once it is closed, which tries to write the rest of the line
+        os.truncate(path, end)
+        raise
 
 
 def _cut_lines(path: Path, steps_done: int) -> None:

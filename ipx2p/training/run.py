@@ -55,8 +55,10 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all steps and the validation after them are done, and nothing is damaged."""
-        if self.steps_done != self.num_steps or not self.has_report(self.num_steps):
+        """Whether all steps and the validation after them are done, and nothing is damaged or
+        to be scored otherwise."""
+        is_done = self.steps_done == self.num_steps and self.has_report(self.num_steps)
+        if self.rescored or not is_done:
             return False
         return not damages(find_checkpoints(self.folder)[-1])
 
@@ -78,6 +80,7 @@ class Run:
         if self.rescored:
             print(f"{'; '.join(self.rescored)}: earlier scores do not compare, `best` starts again")
             forget_best_score(self.folder)
+            self._scores_path(self.steps_done).unlink(missing_ok=True)  # to be validated again
         save_config(self.config, self.folder / "config.yaml")
         with atomic_write(self.folder / "command.txt") as path:
             path.write_text(f"{command}\n")

@@ -26,6 +26,8 @@ def find_source(source: str | Path) -> Path:
     Raises: InputError if it is neither local nor on the hub.
     """
     path = Path(os.path.expanduser(source))
+    if not (path / "unet").is_dir() and (path / "config.yaml").is_file():
+        raise InputError(f"{source} is the folder of a run: name its weights, {path / 'weights'}")
     if path.exists():
         return path
     if URL.match(str(source)):
@@ -51,8 +53,6 @@ def find_folder(source: str | Path) -> Path:
             f"{source} is a single file, expected a weights folder: "
             f"run convert_weights.py {source} FOLDER"
         )
-    if not (path / "unet").is_dir() and (path / "config.yaml").is_file():
-        raise InputError(f"{source} is the folder of a run: name its weights, {path / 'weights'}")
     return path
 
 

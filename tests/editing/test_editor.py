@@ -271,6 +271,7 @@ def test_half_precision_stays_near_float32(editor, coffee, dtype):
         ({"instructions": []}, "1 pictures but 0 instructions"),
         ({"instructions": ["  "]}, "the instruction is empty"),
         ({"instructions": ["x", "y"], "seeds": [1, 2, 3]}, "1 pictures but 2 instructions"),
+        ({"images": ["a", "b"], "seeds": [1, 2, 3]}, "2 pictures but 3 seeds: give one for each"),
         ({"noise": [torch.zeros(4, 8, 8)] * 2}, "1 edits but 2 noise, expected one each"),
         ({"negative_instructions": []}, "1 pictures but 0 negative_instructions"),
         ({"noise": [torch.zeros(4, 8, 9)]}, r"noise\[0\] has shape .* expected \(4, 8, 8\)"),
@@ -280,9 +281,9 @@ def test_half_precision_stays_near_float32(editor, coffee, dtype):
     ],
 )
 def test_bad_arguments_are_refused(editor, coffee, arguments, message):
-    arguments = {"instructions": ["x"], **arguments}
+    arguments = {"images": [coffee], "instructions": ["x"], **arguments}
     with pytest.raises(InputError, match=message):
-        editor.edit([coffee], **arguments)
+        editor.edit(**arguments)
 
 
 def test_text_to_image_model_is_refused(editor):

@@ -1,6 +1,7 @@
 """The log of a run: rows for all steps, and what a damaged file or a full disk costs."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import ipx2p.training.monitor
 from ipx2p.distributed import World
 from ipx2p.training.config import StepsConfig
 from ipx2p.training.learners import Losses
-from ipx2p.training.monitor import Monitor
+from ipx2p.training.monitor import Monitor, _append
 
 
 @pytest.fixture
@@ -73,3 +74,18 @@ def test_a_row_that_could_not_be_written_leaves_the_earlier_curve(
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 4]
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 4]
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    _append(path, "{}\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (6, limits[1])
+    )  # a few bytes more, as a full disk has
+    try:
+        with pytest.raises(OSError, match="too large"):
+            _append(path, '{"step": 2}\n')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "{}\n"

@@ -245,3 +245,14 @@ def test_other_validation_settings_start_a_new_best(make_config, finished_run, c
     assert "validation.pairs_per_task was 2 and is 1: earlier scores do not compare" in out
     best = read_json(finished_run / "best.json")
     assert best["step"] == 4 and best["score"] < 99
+
+
+def test_a_finished_run_is_validated_again_with_other_settings(make_config, finished_run, capsys):
+    train(make_config("validation.pairs_per_task=1"))
+    out = capsys.readouterr().out
+    assert "validation.pairs_per_task was 2 and is 1" in out and "step 4/4" not in out
+    scores = read_json(finished_run / "samples" / "step_000004.json")["scores"]
+    assert [score["pairs"] for score in scores] == [1, 1]
+    assert read_json(finished_run / "best.json")["step"] == 4
+    train(make_config("validation.pairs_per_task=1"))
+    assert "is finished" in capsys.readouterr().out

@@ -85,9 +85,10 @@ def test_a_web_address_or_half_of_one_is_refused_with_what_to_give(hub, source):
     assert hub == []
 
 
-def test_a_run_folder_is_pointed_to_its_weights(tmp_path):
+@pytest.mark.parametrize("find", [find_source, find_folder])
+def test_a_run_folder_is_pointed_to_its_weights(find, tmp_path):
     (tmp_path / "config.yaml").touch()
     (tmp_path / "weights" / "unet").mkdir(parents=True)
     with pytest.raises(InputError, match=rf"a run: name its weights, {tmp_path / 'weights'}$"):
-        find_folder(tmp_path)
+        find(tmp_path)
     assert find_folder(tmp_path / "weights") == tmp_path / "weights"
