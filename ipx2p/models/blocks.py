@@ -121,13 +121,11 @@ class Attention(nn.Module):
             size: height and width of the feature map, h * w = N, for the overrides.
         """
         context = tokens if context is None else context
-        queries, values = self.to_q(tokens), self.to_v(context)
+        queries, keys, values = self.to_q(tokens), self.to_k(context), self.to_v(context)
         for kind, sigma, rows in overrides:
             if kind == "blur":
                 queries = torch.where(rows[:, None, None], blurred(queries, size, sigma), queries)
-        q = self.split_heads(queries)
-        k = self.split_heads(self.to_k(context))
-        v = self.split_heads(values)
+        q, k, v = map(self.split_heads, (queries, keys, values))
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         for kind, _, rows in overrides:
             if kind == "identity":
@@ -142,8 +140,7 @@ class Attention(nn.Module):
 def blurred(tokens: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     """Gaussian blur of tokens over their picture, (B, N, D), N = h * w; above 9999 the mean.
 
-    As in the code of arXiv:2408.00760: an odd kernel of 6 sigma, at most the picture; borders are
-    mirrored.
+    As in the code of arXiv:2408.00760: an odd kernel of 6 sigma, at most the picture; mirrored.
     """
     if sigma > 9999:
         return tokens.mean(dim=1, keepdim=True).expand_as(tokens)
@@ -160,21 +157,8 @@ def blurred(tokens: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     return grid.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, N, D)
 
 
-class FeedForward(nn.Module):
-    """Two linear layers, four times as wide in between, with a gated GELU (arXiv:2002.05202)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        # Index 1 is a dropout in the published layout; it has no weights.
-        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> the same shape."""
-        return self.net(tokens)
-
-
 class GEGLU(nn.Module):
-    """Half of the projection, gated by the GELU of the other half."""
+    """Half of a projection, gated by the GELU of the other half (arXiv:2002.05202)."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
@@ -184,6 +168,18 @@ class GEGLU(nn.Module):
         """(B, N, dim) -> (B, N, width)."""
         value, gate = self.proj(tokens).chunk(2, dim=-1)
         return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers on tokens, (B, N, D), four times as wide in between."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # Index 1 is a dropout in the published layout; it has no weights.
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net(tokens)
 
 
 class TokenConv(nn.Conv2d):
@@ -210,11 +206,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(
-        self,
-        tokens: Tensor,
-        text: Tensor,
-        overrides: Sequence[AttentionOverride] = (),
-        size: tuple[int, int] | None = None,
+        self, tokens: Tensor, text: Tensor, overrides: Sequence[AttentionOverride], size: torch.Size
     ) -> Tensor:
         """(B, N, C) -> the same shape; `size` is that of the feature map, for the overrides."""
         before = tokens

@@ -9,6 +9,7 @@ State-dict keys are those of the published `unet/` folders. Shapes: B samples, C
 h x w latent pixels (1/8 of the picture), any size: an up-sampling goes to the size of its skip.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -59,11 +60,9 @@ class UNetConfig(PublishedConfig):
         super().check(where)
         channels = "4 (text-to-image) or 8 (edit model), not another kind of model"
         self.expect(where, "in_channels", self.in_channels in (4, 8), channels)
-        known, kinds = (
-            {ATTENTION_BLOCK, PLAIN_BLOCK},
-            f"a list of {ATTENTION_BLOCK} or {PLAIN_BLOCK}",
-        )
-        self.expect(where, "down_block_types", known.issuperset(self.down_block_types), kinds)
+        known = {*self.down_block_types} <= {ATTENTION_BLOCK, PLAIN_BLOCK}
+        kinds = f"a list of {ATTENTION_BLOCK} or {PLAIN_BLOCK}"
+        self.expect(where, "down_block_types", known, kinds)
         one_each = f"{self.levels} entries, one for each level of block_out_channels"
         for name in ("down_block_types", "num_attention_heads"):
             self.expect(where, name, len(getattr(self, name)) == self.levels, one_each)
@@ -78,19 +77,6 @@ class Context(NamedTuple):
     time: Tensor  # embedding of the timestep, (B, time_dim)
     text: Tensor  # states of the instruction, (B, 77, D)
     overrides: AttentionOverrides
-
-
-class TimeEmbedding(nn.Module):
-    """A two-layer network on the timestep's sinusoids."""
-
-    def __init__(self, dim: int, time_dim: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(dim, time_dim)
-        self.linear_2 = nn.Linear(time_dim, time_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, dim) -> (B, time_dim)."""
-        return self.linear_2(F.silu(self.linear_1(x)))
 
 
 def make_resnet(config: UNetConfig, width_in: int, width: int) -> blocks.ResnetBlock:
@@ -149,27 +135,25 @@ class Level(nn.Module):
 
 
 class DownBlock(Level):
-    """One level of the contracting path; also returns its skip connections."""
+    """One level of the contracting path: each layer adds a skip connection."""
 
     def __init__(self, config: UNetConfig, level: int, width_before: int) -> None:
         width = config.block_out_channels[level]
         widths_in = [width_before] + [width] * (config.layers_per_block - 1)
         super().__init__(config, level, widths_in, f"down.{level}")
         is_last = level == config.levels - 1
-        self.downsamplers = nn.ModuleList(
-            [] if is_last else [blocks.Downsample(width, pad_all=True)]
-        )
+        samplers = [] if is_last else [blocks.Downsample(width, pad_all=True)]
+        self.downsamplers = nn.ModuleList(samplers)
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
-        """(B, C, h, w) -> (B, C', h / 2, w / 2), and the skip connections."""
-        skips = []
+    def forward(self, x: Tensor, skips: list[Tensor], context: Context) -> Tensor:
+        """(B, C, h, w) -> (B, C', h / 2, w / 2)."""
         for index in range(len(self.resnets)):
             x = self.layer(index, x, context)
             skips.append(x)
         for downsample in self.downsamplers:
             x = downsample(x)
             skips.append(x)
-        return x, skips
+        return x
 
 
 class MidBlock(nn.Module):
@@ -191,11 +175,9 @@ class MidBlock(nn.Module):
 class UpBlock(Level):
     """One level of the expanding path: each residual block consumes the latest skip connection."""
 
-    def __init__(
-        self, config: UNetConfig, level: int, width_below: int, skip_widths: list[int]
-    ) -> None:
+    def __init__(self, config: UNetConfig, level: int, below: int, skips: list[int]) -> None:
         width = config.block_out_channels[level]
-        widths_in = [width_below + skip_widths[0], *(width + skip for skip in skip_widths[1:])]
+        widths_in = [below + skips[0], *(width + skip for skip in skips[1:])]
         super().__init__(config, level, widths_in, f"up.{config.levels - 1 - level}")
         self.upsamplers = nn.ModuleList([] if level == 0 else [blocks.Upsample(width)])
 
@@ -219,7 +201,12 @@ class UNet(PublishedNetwork):
         self.config = config
         widths, num_layers = config.block_out_channels, config.layers_per_block
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimeEmbedding(widths[0], config.time_dim)
+        time_layers = OrderedDict(
+            linear_1=nn.Linear(widths[0], config.time_dim),
+            act=nn.SiLU(),
+            linear_2=nn.Linear(config.time_dim, config.time_dim),
+        )
+        self.time_embedding = nn.Sequential(time_layers)
 
         self.down_blocks = nn.ModuleList()
         skip_widths = [widths[0]]
@@ -278,8 +265,7 @@ class UNet(PublishedNetwork):
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            x, level_skips = block(x, context)
-            skips += level_skips
+            x = block(x, skips, context)
         x = self.mid_block(x, context)
         for block in self.up_blocks:
             x = block(x, skips, context)
