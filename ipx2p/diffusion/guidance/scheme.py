@@ -322,17 +322,15 @@ class BranchModifier(Modifier):
 
 
 class EstimateModifier(Modifier):
-    """Changes the final estimate."""
+    """Changes the final estimate, some with a reference: the full branch, or lower scales."""
 
-    needs_full = False  # reads the full branch
+    needs_full = False
 
     def mimicked(self, scales: dict[str, float]) -> dict[str, float] | None:
-        """Scales at which it also needs the linear scheme."""
+        """The lower scales, if they are the reference."""
         return None
 
-    def change(
-        self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
-    ) -> Tensor:
+    def change(self, estimate: Tensor, reference: Tensor | None, moment: Moment) -> Tensor:
         """Guided denoised latents -> the same, changed."""
         raise NotImplementedError
 
