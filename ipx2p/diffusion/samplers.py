@@ -77,11 +77,8 @@ def ddpm(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Te
     drop_last_point=("linspace", "karras"),
 )
 def ddim(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Tensor:
-    """Deterministic implicit sampling, eta 0 (arXiv:2010.02502, eq. 12)."""
-    for step in plan:
-        denoised = denoiser(x, step.sigma, step)
-        x = _moved(x, denoised, step.sigma, step.sigma_next)
-    return x
+    """Deterministic implicit sampling, eta 0 (arXiv:2010.02502, eq. 12): Euler's steps."""
+    return euler(denoiser, x, plan, step_noise)
 
 
 @sampler()

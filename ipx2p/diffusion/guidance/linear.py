@@ -32,7 +32,6 @@ def ip2p(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     paper="arXiv:2211.09800, the other order of its factorisation",
     scales="(1, 1) is the full branch; equal scales are plain guidance of both conditions at once",
     evaluations=3,
-    plain="text_first",
     plain_at="s_T == s_I",
 )
 def text_first(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
@@ -48,7 +47,6 @@ def text_first(guidance_scale: float, image_guidance_scale: float) -> list[Term]
     paper="arXiv:2207.12598",
     scales="guidance_scale pushes along both conditions; image_guidance_scale is not used",
     evaluations=2,
-    plain="joint",
     plain_at="s_T == s_I",
 )
 def joint(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
@@ -61,7 +59,6 @@ def joint(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     paper="arXiv:2211.09800, at s_I 1",
     scales="guidance_scale as in ip2p; image_guidance_scale is not used",
     evaluations=2,
-    plain="text_only",
     plain_at="s_I == 1",
 )
 def text_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
@@ -74,7 +71,6 @@ def text_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     paper="arXiv:2211.09800, text first, at s_T 1",
     scales="image_guidance_scale as in text_first; guidance_scale is not used",
     evaluations=2,
-    plain="image_only",
     plain_at="s_T == s_I == 1",
 )
 def image_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
@@ -104,7 +100,6 @@ def symmetric(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     evaluations=3,
     full_at=None,
     anchor=NULL,
-    plain="composable",
     plain_at="s_T == 0",
 )
 def composable(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
@@ -141,7 +136,6 @@ def full(
     paper="ComfyUI's nested dual guidance",
     scales="image_guidance_scale pushes the whole of the edit: ip2p at s_T' = s_T s_I",
     evaluations=3,
-    plain="nested",
     plain_at="s_I == 1 or s_T == 0",
 )
 def nested(guidance_scale: float, image_guidance_scale: float) -> list[Term]:

@@ -56,7 +56,8 @@ class About:
     evaluations_once: added once per edit.
     plain: a spec at which a linear scheme equals `ip2p`, or a modifier changes nothing; s_T and s_I
         are the edit's scales. None: never.
-    plain_at: the scales at which that holds, such as "s_T == s_I"; "" for all.
+    plain_at: the scales at which that holds, such as "s_T == s_I"; "" for all. `plain` is then the
+        name alone.
     keeps_equal: equal predictions of all branches come out unchanged.
     relative_strength: push relative to ip2p at equal scales, roughly.
     """
@@ -157,6 +158,8 @@ def scheme(
         made = dataclass(frozen=True)(made) if isinstance(made, type) else made
         if idle:
             about["plain"] = f"{name}:" + ",".join(f"{k}={v}" for k, v in idle.items())
+        elif "plain_at" in about:
+            about["plain"] = made.__name__
         declared = full_at, needs, samplers, anchor, tuple((idle or {}).items())
         made.scheme = Scheme(name or made.__name__, made, About(**about), *declared)
         made.__doc__ = f"{inspect.cleandoc(made.__doc__)}\n\n{made.scheme.summary}"
