@@ -41,11 +41,7 @@ class WorseBranch(BranchModifier):
         return self.scale
 
     def check(self) -> None:
-        if self.low >= self.high:
-            raise InputError(
-                f"guidance {self.scheme.name}: low {self.low} must be below high "
-                f"{self.high}, in sigma"
-            )
+        self.check_window()
 
     def term(self, text: Term | None, weight: float, step: Step) -> Term | None:
         inside = self.low < step.sigma <= self.high

@@ -47,11 +47,7 @@ class Interval(ScaleModifier):
     last = True
 
     def check(self) -> None:
-        if self.low >= self.high:
-            raise InputError(
-                f"guidance interval: low {self.low} must be below high {self.high}, in sigma "
-                "(Stable Diffusion: 0.03 at the picture, 14.6 at noise)"
-            )
+        self.check_window(" (Stable Diffusion: 0.03 at the picture, 14.6 at noise)")
 
     def holds(self, step: Step) -> bool:
         return self.low < step.sigma <= self.high

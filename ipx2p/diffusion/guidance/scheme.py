@@ -51,8 +51,8 @@ class About:
         source and of the instruction, s a scale, w the scale of one condition.
     space: where it computes; "any" if it is linear.
     scales: what guidance_scale and image_guidance_scale mean for it.
-    evaluations: of the network per step; a modifier's are added to those of the linear scheme,
-        which has fewer where the modifier changes a scale to that of the full branch.
+    evaluations: of the network per step: counted for a linear scheme, added by a modifier. There
+        are fewer in steps where a scale is that of the full branch.
     evaluations_once: added once per edit.
     plain: a spec at which a linear scheme equals `ip2p`, or a modifier changes nothing; s_T and s_I
         are the edit's scales. None: never.
@@ -160,6 +160,9 @@ def scheme(
             about["plain"] = f"{name}:" + ",".join(f"{k}={v}" for k, v in idle.items())
         elif "plain_at" in about:
             about["plain"] = made.__name__
+        if not isinstance(made, type):
+            ran = {anchor}.union(*(term.branches for term in made(3.0, 5.0) if term.acts))
+            about["evaluations"] = len(ran)
         declared = full_at, needs, samplers, anchor, tuple((idle or {}).items())
         made.scheme = Scheme(name or made.__name__, made, About(**about), *declared)
         made.__doc__ = f"{inspect.cleandoc(made.__doc__)}\n\n{made.scheme.summary}"
@@ -230,6 +233,14 @@ class Modifier:
 
     def check_base(self, base: Scheme, terms: list[Term]) -> None:
         """Raise InputError for a linear scheme that it cannot work on, or would not change."""
+
+    def check_window(self, hint: str = "") -> None:
+        """Raise InputError unless the fields `low` and `high` span noise levels."""
+        if self.low >= self.high:
+            raise InputError(
+                f"guidance {self.scheme.name}: low {self.low} must be below high {self.high}, in "
+                f"sigma{hint}"
+            )
 
     def acts_on(self, condition: str) -> bool:
         """Whether it changes what belongs to this condition."""
