@@ -1,7 +1,7 @@
-"""What published config files say beside the sizes of a network (layer 0).
+"""Fields of published config files, their bounds and the values supported here (layer 0).
 
-One `Layout` for each kind of file that a weights folder holds, by the class that it names. A field
-that would change the network is honoured with one value alone; fields of no consequence here are
+One `Layout` for each kind of file in a weights folder, by the class that the file names. A field
+that would change the network must have the one supported value; fields that do not matter here are
 listed; every other field must be off.
 """
 

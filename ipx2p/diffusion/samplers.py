@@ -107,8 +107,8 @@ def euler_ancestral(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepN
 def heun(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Tensor:
     """Euler, corrected by the slope at its end (arXiv:2206.00364, alg. 1).
 
-    Two evaluations per step, but one in the step to sigma 0. A step amplifies rounding by
-    sigma / (2 sigma_next): two steps of linspace span all levels at once, and should not be taken.
+    Two evaluations per step, one in the step to sigma 0. A step amplifies rounding by
+    sigma / (2 sigma_next), so avoid two steps of linspace, which span all levels at once.
     """
     for step in plan:
         denoised = denoiser(x, step.sigma, step)

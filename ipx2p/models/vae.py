@@ -232,7 +232,7 @@ class VAE(PublishedNetwork):
 
     @staticmethod
     def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors with the old names of the attention layers replaced by the present ones."""
+        """The tensors with the old names of the attention layers replaced by the current ones."""
 
         def rename(key: str) -> str:
             prefix, marker, rest = key.partition(".attentions.0.")

@@ -43,7 +43,7 @@ class GuidedDenoiser:
         return torch.lerp(self.conditions.latents, guided, self.mask)
 
     def _find_mask(self, x: Tensor, sigma: float) -> Tensor:
-        """Compare the branches on the source, under the noise that x is, at the mask's level."""
+        """Compare the branches on the source with the noise of x, at the mask's level."""
         source = self.conditions.latents
         level = self.schedule.sigma(self.spec.mask.level * self.schedule.last_timestep)
         noised = source + level * (x - source) / sigma

@@ -79,7 +79,7 @@ class Autoguidance(WorseBranch):
 class PerturbedBranch(WorseBranch):
     """A branch made worse in attention layers named "mid", "down.1", "up.2.0", ...
 
-    Several are joined by "/". The beginning of names stands for all layers that have it.
+    Several are joined by "/". The beginning of a name selects all layers that start with it.
     """
 
     layers: str = parameter("mid")

@@ -112,7 +112,7 @@ class CfgPlusPlus(ScaleModifier):
         if base.name == "nested" and self.on == "both":
             raise InputError(
                 "guidance cfgpp:on=both does not go with nested, which multiplies its scales: set "
-                "on=image, which stands for both there"
+                "on=image, which covers both there"
             )
 
     def scale(self, scale: float, neutral: float, step: Step) -> float:

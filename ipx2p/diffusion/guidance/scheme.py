@@ -269,7 +269,7 @@ def _check_acts(modifier: Modifier, base: Scheme, terms: list[Term]) -> None:
 class ScaleModifier(Modifier):
     """Changes the scales of a step, before the branches are chosen."""
 
-    last = False  # acts after the other modifiers of scales, wherever it stands in the stack
+    last = False  # acts after the other modifiers of scales, at any place in the stack
     replaces = False  # overrides what modifiers before it have made of a scale
 
     def check_base(self, base: Scheme, terms: list[Term]) -> None:
