@@ -205,7 +205,7 @@ def _grey8_from_grey16(strip: Image.Image, tags: Mapping[int, object]) -> Image.
     if tags.get(_TIFF_PHOTOMETRIC) == 0:
         values = white - values
     grey = (values * 255 + white // 2) // white
-    if "transparency" in strip.info:  # one grey value that stands for nothing
+    if "transparency" in strip.info:  # one grey value is transparent
         grey[values == strip.info["transparency"]] = 255
     return Image.fromarray(grey.astype(np.uint8))
 

@@ -1,14 +1,14 @@
 """Networks and schedules as published: a `config.json`, and weights beside it (layer 0).
 
-A published config is data that someone else wrote. Nothing in it is interpolated or run; a value
-must have the type of its field and lie within the bounds declared for it, so that a hostile
-file can neither read the environment nor ask for a network that fills the memory.
+A published config is data from someone else. Nothing in it is interpolated or run. Values must have
+the type of their field and lie within its bounds, so that a hostile file can neither read the
+environment nor ask for a network that fills the memory.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from ipx2p.errors import InputError
 from ipx2p.files import read_json, write_json
 from ipx2p.published_fields import LAYOUTS, check_bounds, typed_fields
-from ipx2p.tensor_files.tensors import (
-    NETWORK_STEMS,
-    find_weights,
-    load_strict,
-    read_tensors,
-    save_tensors,
-)
+from ipx2p.tensor_files import tensors as tensor_files
 
 CONFIG = "config.json"
 
@@ -47,15 +41,13 @@ class PublishedConfig:
         supported = {**layout.supported, **layout.derived(asdict(config))}
         known = layout.harmless | asdict(config).keys()
         for name, value in raw.items():
-            shown = name if name.isidentifier() else repr(name)
             if name in known or name.startswith("_"):  # those are notes
                 continue
+            found = f"{where}: {name if name.isidentifier() else repr(name)} is {value!r:.200}"
             if name in supported and value != supported[name]:
-                expected = f"only {supported[name]!r} is supported"
-                raise InputError(f"{where}: {shown} is {value!r:.200}, {expected}")
+                raise InputError(f"{found}, only {supported[name]!r} is supported")
             if name not in supported and value is not None and value is not False:
-                found = f"{shown} = {value!r:.200}"
-                raise InputError(f"{where}: {found} is not known here and cannot be honoured")
+                raise InputError(f"{found}, a field that is not known here and cannot be honoured")
         config.others = {n: v for n, v in raw.items() if n in layout.harmless | {"_class_name"}}
         return config
 
@@ -70,12 +62,14 @@ class PublishedConfig:
         sizes = {name: value for name, value in asdict(self).items() if value is not None}
         check_bounds(sizes, LAYOUTS[self.class_name].bounds, where)
         groups = sizes.get("norm_num_groups", 1)
-        if any(width % groups for width in sizes.get("block_out_channels", [])):
-            self.refuse(where, "block_out_channels", f"multiples of norm_num_groups {groups}")
+        fits = not any(width % groups for width in sizes.get("block_out_channels", []))
+        self.expect(where, "block_out_channels", fits, f"multiples of norm_num_groups {groups}")
 
-    def refuse(self, where: str, name: str, expected: str) -> NoReturn:
-        """Raise the InputError that names the field."""
-        raise InputError(f"{where}: {name} is {getattr(self, name)!r:.200}, expected {expected}")
+    def expect(self, where: str, name: str, is_so: bool, expected: str) -> None:
+        """Raise the InputError that names the field unless it is as expected."""
+        if not is_so:
+            found = f"{name} is {getattr(self, name)!r:.200}"
+            raise InputError(f"{where}: {found}, expected {expected}")
 
 
 class PublishedNetwork(nn.Module):
@@ -96,14 +90,15 @@ class PublishedNetwork(nn.Module):
         """
         with torch.device("meta"):
             network = cls(cls.config_type.read(Path(folder) / CONFIG))
-        path = find_weights(Path(folder))
-        load_strict(network, cls.renamed(read_tensors(path)), str(path))
+        path = tensor_files.find_weights(Path(folder))
+        tensor_files.load_strict(network, cls.renamed(tensor_files.read_tensors(path)), str(path))
         return network.to(dtype=dtype).eval()
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json` and the weights in their own dtype, as diffusers reads them."""
         self.config.write(Path(folder) / CONFIG)
-        save_tensors(self.state_dict(), Path(folder) / f"{NETWORK_STEMS[0]}.safetensors")
+        path = Path(folder) / f"{tensor_files.NETWORK_STEMS[0]}.safetensors"
+        tensor_files.save_tensors(self.state_dict(), path)
 
     @staticmethod
     def renamed(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -1,7 +1,7 @@
-"""What published config files say beside the sizes of a network (layer 0).
+"""Fields of published config files, their bounds and the values supported here (layer 0).
 
-One `Layout` for each kind of file that a weights folder holds, by the class that it names. A field
-that would change the network is honoured with one value alone; fields of no consequence here are
+One `Layout` for each kind of file in a weights folder, by the class that the file names. A field
+that would change the network must have the one supported value; fields that do not matter here are
 listed; every other field must be off.
 """
 
@@ -73,33 +73,23 @@ def plain_blocks(fields: Fields) -> Fields:
     }
 
 
+SIZES = {  # bounds that the U-Net and the autoencoder share
+    "block_out_channels": (1, 16_384), "norm_num_groups": (1, 16_384), "layers_per_block": (1, 6),
+}  # fmt: skip
+
 LAYOUTS = {
     "UNet2DConditionModel": Layout(
-        bounds={
-            "out_channels": (4, 4),
-            "sample_size": (1, 512),
-            "block_out_channels": (1, 16_384),
+        bounds=SIZES | {
+            "out_channels": (4, 4), "sample_size": (1, 512), "norm_eps": (0, 1),
             "num_attention_heads": (1, 1024),
-            "layers_per_block": (1, 6),
-            "transformer_layers_per_block": (1, 12),
-            "cross_attention_dim": (1, 65_536),
-            "norm_num_groups": (1, 16_384),
-            "norm_eps": (0, 1),
+            "transformer_layers_per_block": (1, 12), "cross_attention_dim": (1, 65_536),
         },
         supported={
-            "act_fn": "silu",
-            "attention_type": "default",
-            "conv_in_kernel": 3,
-            "conv_out_kernel": 3,
-            "downsample_padding": 1,
-            "dropout": 0.0,
-            "flip_sin_to_cos": True,
-            "freq_shift": 0,
-            "mid_block_scale_factor": 1,
-            "mid_block_type": "UNetMidBlock2DCrossAttn",
-            "resnet_out_scale_factor": 1.0,
-            "resnet_time_scale_shift": "default",
-            "time_embedding_type": "positional",
+            "act_fn": "silu", "attention_type": "default", "dropout": 0.0,
+            "conv_in_kernel": 3, "conv_out_kernel": 3, "downsample_padding": 1,
+            "flip_sin_to_cos": True, "freq_shift": 0, "time_embedding_type": "positional",
+            "mid_block_scale_factor": 1, "mid_block_type": "UNetMidBlock2DCrossAttn",
+            "resnet_out_scale_factor": 1.0, "resnet_time_scale_shift": "default",
         },
         # Attention accumulates in float32 either way; heads of an embedding that is off.
         harmless={"upcast_attention", "addition_embed_type_num_heads"},
@@ -109,20 +99,10 @@ LAYOUTS = {
         derived=mirrored_blocks,
     ),
     "AutoencoderKL": Layout(
-        bounds={
-            "block_out_channels": (1, 16_384),
-            "layers_per_block": (1, 6),
-            "latent_channels": (4, 4),
-            "norm_num_groups": (1, 16_384),
-            "scaling_factor": (1e-6, 1e6),
-        },
+        bounds=SIZES | {"latent_channels": (4, 4), "scaling_factor": (1e-6, 1e6)},
         supported={
-            "act_fn": "silu",
-            "in_channels": 3,
-            "mid_block_add_attention": True,
-            "out_channels": 3,
-            "use_post_quant_conv": True,
-            "use_quant_conv": True,
+            "act_fn": "silu", "in_channels": 3, "out_channels": 3, "mid_block_add_attention": True,
+            "use_post_quant_conv": True, "use_quant_conv": True,
         },
         # Sizes of the training pictures, and a note on float16 for other libraries.
         harmless={"sample_size", "force_upcast"},
@@ -147,14 +127,10 @@ LAYOUTS = {
 }  # fmt: skip
 
 TEXT_BOUNDS = {  # of a text encoder, whose config is that of transformers
-    "hidden_size": (1, 16_384),
-    "intermediate_size": (1, 65_536),
-    "max_position_embeddings": (3, 1024),
-    "num_attention_heads": (1, 256),
-    "num_hidden_layers": (1, 100),
-    "projection_dim": (1, 16_384),
-    "vocab_size": (1, 1_000_000),
-}
+    "hidden_size": (1, 16_384), "projection_dim": (1, 16_384), "intermediate_size": (1, 65_536),
+    "num_attention_heads": (1, 256), "num_hidden_layers": (1, 100),
+    "max_position_embeddings": (3, 1024), "vocab_size": (1, 1_000_000),
+}  # fmt: skip
 
 # The text encoder of Stable Diffusion 1.x: CLIP ViT-L/14.
 CLIP_L = {

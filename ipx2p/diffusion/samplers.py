@@ -77,11 +77,8 @@ def ddpm(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Te
     drop_last_point=("linspace", "karras"),
 )
 def ddim(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Tensor:
-    """Deterministic implicit sampling, eta 0 (arXiv:2010.02502, eq. 12)."""
-    for step in plan:
-        denoised = denoiser(x, step.sigma, step)
-        x = _moved(x, denoised, step.sigma, step.sigma_next)
-    return x
+    """Deterministic implicit sampling, eta 0 (arXiv:2010.02502, eq. 12): Euler's steps."""
+    return euler(denoiser, x, plan, step_noise)
 
 
 @sampler()
@@ -110,8 +107,8 @@ def euler_ancestral(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepN
 def heun(denoiser: Denoiser, x: Tensor, plan: Plan, step_noise: StepNoise) -> Tensor:
     """Euler, corrected by the slope at its end (arXiv:2206.00364, alg. 1).
 
-    Two evaluations per step, but one in the step to sigma 0. A step amplifies rounding by
-    sigma / (2 sigma_next): two steps of linspace span all levels at once, and should not be taken.
+    Two evaluations per step, one in the step to sigma 0. A step amplifies rounding by
+    sigma / (2 sigma_next), so avoid two steps of linspace, which span all levels at once.
     """
     for step in plan:
         denoised = denoiser(x, step.sigma, step)

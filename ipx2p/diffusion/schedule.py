@@ -55,10 +55,8 @@ class ScheduleConfig(PublishedConfig):
 
     def check(self, where: str) -> None:
         super().check(where)
-        for name, known in (
-            ("prediction_type", PREDICTION_TYPES),
-            ("beta_schedule", BETA_SCHEDULES),
-        ):
+        choices = {"prediction_type": PREDICTION_TYPES, "beta_schedule": BETA_SCHEDULES}
+        for name, known in choices.items():
             value = getattr(self, name)
             if value not in known:
                 raise InputError(f"{where}: {name} is {value!r}; {suggestion(str(value), known)}")

@@ -1,7 +1,7 @@
-"""Blocks that the U-Net and the VAE share (layer 1, torch only).
+"""Blocks of the U-Net and the VAE (layer 1, torch only).
 
 Attribute names are the published state-dict keys (diffusers folder layout), so weights need no map.
-Shapes: B pictures, C channels, H x W pixels of a feature map, N tokens of width D.
+Shapes: B samples, C channels, h x w (or H x W) pixels of a feature map, N tokens of width D.
 """
 
 import math
@@ -32,6 +32,13 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module with zero parameters: its branch contributes nothing at initialization."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
 class ResnetBlock(nn.Module):
     """Two normalised 3x3 convolutions around a skip; a time embedding is added between them."""
 
@@ -45,10 +52,8 @@ class ResnetBlock(nn.Module):
             self.time_emb_proj = nn.Linear(time_dim, out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if channels != out_channels:
-            self.conv_shortcut = nn.Conv2d(channels, out_channels, 1)
-        else:
-            self.conv_shortcut = nn.Identity()
+        same = channels == out_channels
+        self.conv_shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """(B, C, H, W) and a time embedding (B, time_dim) -> (B, out_channels, H, W)."""
@@ -57,6 +62,35 @@ class ResnetBlock(nn.Module):
             h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return self.conv_shortcut(x) + h
+
+
+class Downsample(nn.Module):
+    """Halve a feature map by a strided 3x3 convolution.
+
+    The U-Net pads one pixel on every side; the VAE (`pad_all=False`) only right and bottom.
+    """
+
+    def __init__(self, channels: int, *, pad_all: bool) -> None:
+        super().__init__()
+        self.pad_all = pad_all
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if pad_all else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)); without `pad_all` rounded down."""
+        return self.conv(x if self.pad_all else F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Enlarge a feature map by nearest neighbours, then smooth it by a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, *size), by default (B, C, 2H, 2W)."""
+        size = size or (2 * x.shape[-2], 2 * x.shape[-1])
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
 class Attention(nn.Module):
@@ -87,13 +121,11 @@ class Attention(nn.Module):
             size: height and width of the feature map, h * w = N, for the overrides.
         """
         context = tokens if context is None else context
-        queries, values = self.to_q(tokens), self.to_v(context)
+        queries, keys, values = self.to_q(tokens), self.to_k(context), self.to_v(context)
         for kind, sigma, rows in overrides:
             if kind == "blur":
                 queries = torch.where(rows[:, None, None], blurred(queries, size, sigma), queries)
-        q = self.split_heads(queries)
-        k = self.split_heads(self.to_k(context))
-        v = self.split_heads(values)
+        q, k, v = map(self.split_heads, (queries, keys, values))
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         for kind, _, rows in overrides:
             if kind == "identity":
@@ -108,8 +140,7 @@ class Attention(nn.Module):
 def blurred(tokens: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     """Gaussian blur of tokens over their picture, (B, N, D), N = h * w; above 9999 the mean.
 
-    As in the code of arXiv:2408.00760: an odd kernel of 6 sigma, at most the picture; borders are
-    mirrored.
+    As in the code of arXiv:2408.00760: an odd kernel of 6 sigma, at most the picture; mirrored.
     """
     if sigma > 9999:
         return tokens.mean(dim=1, keepdim=True).expand_as(tokens)
@@ -126,49 +157,8 @@ def blurred(tokens: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     return grid.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, N, D)
 
 
-class Downsample(nn.Module):
-    """Halve a feature map by a strided 3x3 convolution.
-
-    The U-Net pads one pixel on every side; the VAE (`pad_all=False`) only right and bottom.
-    """
-
-    def __init__(self, channels: int, *, pad_all: bool) -> None:
-        super().__init__()
-        self.pad_all = pad_all
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if pad_all else 0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)); without `pad_all` rounded down."""
-        return self.conv(x if self.pad_all else F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Enlarge a feature map by nearest neighbours, then smooth it by a 3x3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, C, H, W) -> (B, C, *size)."""
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
-
-
-class FeedForward(nn.Module):
-    """Two linear layers, four times as wide in between, with a gated GELU (arXiv:2002.05202)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        # Index 1 is a dropout in the published layout; it has no weights.
-        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> the same shape."""
-        return self.net(tokens)
-
-
 class GEGLU(nn.Module):
-    """Half of the projection, gated by the GELU of the other half."""
+    """Half of a projection, gated by the GELU of the other half (arXiv:2002.05202)."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
@@ -180,8 +170,50 @@ class GEGLU(nn.Module):
         return value * F.gelu(gate)
 
 
-def zeroed(module: nn.Module) -> nn.Module:
-    """The module with zero parameters: its branch contributes nothing at initialization."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module
+class FeedForward(nn.Module):
+    """Two linear layers on tokens, (B, N, D), four times as wide in between."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # Index 1 is a dropout in the published layout; it has no weights.
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net(tokens)
+
+
+class TokenConv(nn.Conv2d):
+    """A linear map of tokens, stored as the 1x1 convolution that Stable Diffusion 1.x has."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__(dim, out_dim, kernel_size=1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, dim) -> (B, N, out_dim)."""
+        return F.linear(tokens, self.weight.flatten(1), self.bias)
+
+
+class TransformerBlock(nn.Module):
+    """Attention of the picture to itself, to the instruction, and a feed-forward network."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, heads=heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, heads=heads, context_dim=context_dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(
+        self, tokens: Tensor, text: Tensor, overrides: Sequence[AttentionOverride], size: torch.Size
+    ) -> Tensor:
+        """(B, N, C) -> the same shape; `size` is that of the feature map, for the overrides."""
+        before = tokens
+        tokens = tokens + self.attn1(self.norm1(tokens), overrides=overrides, size=size)
+        tokens = tokens + self.attn2(self.norm2(tokens), text)
+        tokens = tokens + self.ff(self.norm3(tokens))
+        for kind, _, rows in overrides:
+            if kind == "skip":
+                tokens = torch.where(rows[:, None, None], before, tokens)
+        return tokens

@@ -1,35 +1,29 @@
 """The U-Net of Stable Diffusion, conditioned on a source picture (layer 1).
 
-A contracting path, a middle and an expanding path with skip connections (arXiv:1505.04597), each
-level made of residual blocks and, where the level has attention, transformers that attend to the
-instruction (latent diffusion, arXiv:2112.10752). An edit model sees the source picture as four more
-input channels (InstructPix2Pix, arXiv:2211.09800, sec. 3.2).
+A contracting path, a middle and an expanding path with skip connections (arXiv:1505.04597). A level
+has residual blocks and, where it has attention, transformers that attend to the instruction (latent
+diffusion, arXiv:2112.10752). An edit model sees the source picture as four more input channels
+(InstructPix2Pix, arXiv:2211.09800, sec. 3.2).
 
 State-dict keys are those of the published `unet/` folders. Shapes: B samples, C feature channels,
 h x w latent pixels (1/8 of the picture), any size: an up-sampling goes to the size of its skip.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ipx2p.errors import InputError
-from ipx2p.models.blocks import (
-    AttentionOverride,
-    Downsample,
-    ResnetBlock,
-    Upsample,
-    timestep_embedding,
-    zeroed,
-)
-from ipx2p.models.transformer import Transformer
+from ipx2p.models import blocks
 from ipx2p.published import PublishedConfig, PublishedNetwork
 
 LATENT_CHANNELS = 4
-AttentionOverrides = Mapping[str, Sequence[AttentionOverride]]  # by the name of the layer
+AttentionOverrides = Mapping[str, Sequence[blocks.AttentionOverride]]  # by the name of the layer
 ATTENTION_BLOCK, PLAIN_BLOCK = "CrossAttnDownBlock2D", "DownBlock2D"
 
 
@@ -64,89 +58,102 @@ class UNetConfig(PublishedConfig):
 
     def check(self, where: str) -> None:
         super().check(where)
-        widths = self.block_out_channels
-        if self.in_channels not in (LATENT_CHANNELS, 2 * LATENT_CHANNELS):
-            expected = "4 (text-to-image) or 8 (edit model), not another kind of model"
-            self.refuse(where, "in_channels", expected)
-        if not {*self.down_block_types} <= {ATTENTION_BLOCK, PLAIN_BLOCK}:
-            expected = f"a list of {ATTENTION_BLOCK} or {PLAIN_BLOCK}"
-            self.refuse(where, "down_block_types", expected)
+        channels = "4 (text-to-image) or 8 (edit model), not another kind of model"
+        self.expect(where, "in_channels", self.in_channels in (4, 8), channels)
+        known = {*self.down_block_types} <= {ATTENTION_BLOCK, PLAIN_BLOCK}
+        kinds = f"a list of {ATTENTION_BLOCK} or {PLAIN_BLOCK}"
+        self.expect(where, "down_block_types", known, kinds)
+        one_each = f"{self.levels} entries, one for each level of block_out_channels"
         for name in ("down_block_types", "num_attention_heads"):
-            if len(getattr(self, name)) != self.levels:
-                expected = f"{self.levels} entries, one for each level of block_out_channels"
-                self.refuse(where, name, expected)
-        if any(w % heads for w, heads in zip(widths, self.num_attention_heads, strict=True)):
-            self.refuse(where, "num_attention_heads", f"divisors of the widths {widths}")
+            self.expect(where, name, len(getattr(self, name)) == self.levels, one_each)
+        widths = self.block_out_channels
+        fits = not any(w % n for w, n in zip(widths, self.num_attention_heads, strict=True))
+        self.expect(where, "num_attention_heads", fits, f"divisors of the widths {widths}")
 
 
-class TimeEmbedding(nn.Module):
-    """A two-layer network on the timestep's sinusoids."""
+class Context(NamedTuple):
+    """What every block is given beside the feature map."""
 
-    def __init__(self, dim: int, time_dim: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(dim, time_dim)
-        self.linear_2 = nn.Linear(time_dim, time_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, dim) -> (B, time_dim)."""
-        return self.linear_2(F.silu(self.linear_1(x)))
+    time: Tensor  # embedding of the timestep, (B, time_dim)
+    text: Tensor  # states of the instruction, (B, 77, D)
+    overrides: AttentionOverrides
 
 
-def make_resnet(config: UNetConfig, width_in: int, width: int) -> ResnetBlock:
+def make_resnet(config: UNetConfig, width_in: int, width: int) -> blocks.ResnetBlock:
     """The residual block of every level; its last convolution starts at zero, as in LDM."""
-    block = ResnetBlock(
-        width_in,
-        width,
-        time_dim=config.time_dim,
-        groups=config.norm_num_groups,
-        eps=config.norm_eps,
-    )
-    zeroed(block.conv2)
+    groups, eps = config.norm_num_groups, config.norm_eps
+    block = blocks.ResnetBlock(width_in, width, time_dim=config.time_dim, groups=groups, eps=eps)
+    blocks.zeroed(block.conv2)
     return block
 
 
-def make_transformer(config: UNetConfig, level: int, name: str) -> Transformer:
-    """The transformer after a residual block of `level`; attention overrides use its `name`."""
-    return Transformer(
-        config.block_out_channels[level],
-        heads=config.num_attention_heads[level],
-        context_dim=config.cross_attention_dim,
-        depth=config.transformer_layers_per_block,
-        groups=config.norm_num_groups,
-        linear=config.use_linear_projection,
-        name=name,
-    )
+class Transformer(nn.Module):
+    """Spatial transformer after a residual block (arXiv:2112.10752, sec. 3.3), added to its input.
 
+    Attention overrides call it by its `name`.
+    """
 
-class DownBlock(nn.Module):
-    """One level of the contracting path; also returns its skip connections."""
-
-    def __init__(self, config: UNetConfig, level: int, width_before: int, *, last: bool) -> None:
+    def __init__(self, config: UNetConfig, level: int, name: str) -> None:
         super().__init__()
-        width = config.block_out_channels[level]
-        self.resnets = nn.ModuleList()
-        self.attentions = nn.ModuleList()
-        for index in range(config.layers_per_block):
-            self.resnets.append(make_resnet(config, width if index else width_before, width))
-            if config.down_block_types[level] == ATTENTION_BLOCK:
-                name = f"down.{level}.{index}"
-                self.attentions.append(make_transformer(config, level, name))
-        self.downsamplers = nn.ModuleList([] if last else [Downsample(width, pad_all=True)])
+        self.name = name
+        width, heads = config.block_out_channels[level], config.num_attention_heads[level]
+        projection = nn.Linear if config.use_linear_projection else blocks.TokenConv
+        self.norm = nn.GroupNorm(config.norm_num_groups, width, eps=1e-6)
+        self.proj_in = projection(width, width)
+        self.transformer_blocks = nn.ModuleList(
+            blocks.TransformerBlock(width, heads, config.cross_attention_dim)
+            for _ in range(config.transformer_layers_per_block)
+        )
+        self.proj_out = blocks.zeroed(projection(width, width))
 
-    def forward(
-        self, x: Tensor, time: Tensor, text: Tensor, attention_overrides: AttentionOverrides
-    ) -> tuple[Tensor, list[Tensor]]:
-        """(B, C, h, w) -> (B, C', h / 2, w / 2), and the skip connections."""
-        skips = []
-        for index, block in enumerate(self.resnets):
-            x = block(x, time)
-            if self.attentions:
-                x = self.attentions[index](x, text, attention_overrides)
+    def forward(self, x: Tensor, text: Tensor, attention_overrides: AttentionOverrides) -> Tensor:
+        """(B, C, h, w) and text (B, 77, D) -> (B, C, h, w)."""
+        overrides, size = attention_overrides.get(self.name, ()), x.shape[-2:]
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C), N = h * w
+        tokens = self.proj_in(tokens)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, text, overrides, size)
+        tokens = self.proj_out(tokens)
+        return x + tokens.transpose(1, 2).unflatten(2, size)  # (B, N, C) -> (B, C, h, w)
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each with a transformer if the level has attention."""
+
+    def __init__(self, config: UNetConfig, level: int, widths_in: list[int], name: str) -> None:
+        super().__init__()
+        self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList()
+        for index, width_in in enumerate(widths_in):
+            self.resnets.append(make_resnet(config, width_in, config.block_out_channels[level]))
+            if config.down_block_types[level] == ATTENTION_BLOCK:
+                self.attentions.append(Transformer(config, level, f"{name}.{index}"))
+
+    def layer(self, index: int, x: Tensor, context: Context) -> Tensor:
+        """Residual block and transformer of this index, (B, C, h, w) -> (B, C', h, w)."""
+        x = self.resnets[index](x, context.time)
+        return self.attentions[index](x, context.text, context.overrides) if self.attentions else x
+
+
+class DownBlock(Level):
+    """One level of the contracting path: each layer adds a skip connection."""
+
+    def __init__(self, config: UNetConfig, level: int, width_before: int) -> None:
+        width = config.block_out_channels[level]
+        widths_in = [width_before] + [width] * (config.layers_per_block - 1)
+        super().__init__(config, level, widths_in, f"down.{level}")
+        is_last = level == config.levels - 1
+        samplers = [] if is_last else [blocks.Downsample(width, pad_all=True)]
+        self.downsamplers = nn.ModuleList(samplers)
+
+    def forward(self, x: Tensor, skips: list[Tensor], context: Context) -> Tensor:
+        """(B, C, h, w) -> (B, C', h / 2, w / 2)."""
+        for index in range(len(self.resnets)):
+            x = self.layer(index, x, context)
             skips.append(x)
         for downsample in self.downsamplers:
             x = downsample(x)
             skips.append(x)
-        return x, skips
+        return x
 
 
 class MidBlock(nn.Module):
@@ -156,54 +163,28 @@ class MidBlock(nn.Module):
         super().__init__()
         width = config.block_out_channels[-1]
         self.resnets = nn.ModuleList(make_resnet(config, width, width) for _ in range(2))
-        self.attentions = nn.ModuleList([make_transformer(config, -1, "mid")])
+        self.attentions = nn.ModuleList([Transformer(config, -1, "mid")])
 
-    def forward(
-        self, x: Tensor, time: Tensor, text: Tensor, attention_overrides: AttentionOverrides
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B, C, h, w) -> the same shape."""
-        x = self.resnets[0](x, time)
-        x = self.attentions[0](x, text, attention_overrides)
-        return self.resnets[1](x, time)
+        x = self.resnets[0](x, context.time)
+        x = self.attentions[0](x, context.text, context.overrides)
+        return self.resnets[1](x, context.time)
 
 
-class UpBlock(nn.Module):
+class UpBlock(Level):
     """One level of the expanding path: each residual block consumes the latest skip connection."""
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        level: int,
-        width_below: int,
-        skip_widths: list[int],
-        *,
-        last: bool,
-    ) -> None:
-        super().__init__()
+    def __init__(self, config: UNetConfig, level: int, below: int, skips: list[int]) -> None:
         width = config.block_out_channels[level]
-        self.resnets = nn.ModuleList()
-        self.attentions = nn.ModuleList()
-        for index, skip_width in enumerate(skip_widths):
-            width_in = (width if index else width_below) + skip_width
-            self.resnets.append(make_resnet(config, width_in, width))
-            if config.down_block_types[level] == ATTENTION_BLOCK:
-                name = f"up.{config.levels - 1 - level}.{index}"
-                self.attentions.append(make_transformer(config, level, name))
-        self.upsamplers = nn.ModuleList([] if last else [Upsample(width)])
+        widths_in = [below + skips[0], *(width + skip for skip in skips[1:])]
+        super().__init__(config, level, widths_in, f"up.{config.levels - 1 - level}")
+        self.upsamplers = nn.ModuleList([] if level == 0 else [blocks.Upsample(width)])
 
-    def forward(
-        self,
-        x: Tensor,
-        skips: list[Tensor],
-        time: Tensor,
-        text: Tensor,
-        attention_overrides: AttentionOverrides,
-    ) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], context: Context) -> Tensor:
         """(B, C, h, w) -> (B, C', 2h, 2w), exactly the size of the next skip connection."""
-        for index, block in enumerate(self.resnets):
-            x = block(torch.cat([x, skips.pop()], dim=1), time)
-            if self.attentions:
-                x = self.attentions[index](x, text, attention_overrides)
+        for index in range(len(self.resnets)):
+            x = self.layer(index, torch.cat([x, skips.pop()], dim=1), context)
         for upsample in self.upsamplers:
             x = upsample(x, size=skips[-1].shape[-2:])
         return x
@@ -218,29 +199,32 @@ class UNet(PublishedNetwork):
         super().__init__()
         config.check("UNetConfig")
         self.config = config
-        widths = config.block_out_channels
-        last = config.levels - 1
+        widths, num_layers = config.block_out_channels, config.layers_per_block
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimeEmbedding(widths[0], config.time_dim)
+        time_layers = OrderedDict(
+            linear_1=nn.Linear(widths[0], config.time_dim),
+            act=nn.SiLU(),
+            linear_2=nn.Linear(config.time_dim, config.time_dim),
+        )
+        self.time_embedding = nn.Sequential(time_layers)
 
         self.down_blocks = nn.ModuleList()
         skip_widths = [widths[0]]
         for level, width in enumerate(widths):
-            width_before = skip_widths[-1]
-            self.down_blocks.append(DownBlock(config, level, width_before, last=level == last))
-            skip_widths += [width] * (config.layers_per_block + (level != last))
+            self.down_blocks.append(DownBlock(config, level, skip_widths[-1]))
+            skip_widths += [width] * (num_layers + (level < config.levels - 1))
 
         self.mid_block = MidBlock(config)
 
         self.up_blocks = nn.ModuleList()
         width_below = widths[-1]
         for level in reversed(range(config.levels)):
-            skips = [skip_widths.pop() for _ in range(config.layers_per_block + 1)]
-            self.up_blocks.append(UpBlock(config, level, width_below, skips, last=level == 0))
+            level_skips = [skip_widths.pop() for _ in range(num_layers + 1)]
+            self.up_blocks.append(UpBlock(config, level, width_below, level_skips))
             width_below = widths[level]
 
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
-        self.conv_out = zeroed(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
+        self.conv_out = blocks.zeroed(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
 
     @property
     def attention_layers(self) -> list[str]:
@@ -274,17 +258,15 @@ class UNet(PublishedNetwork):
                 f"the U-Net has {self.config.in_channels} input channels and was given "
                 f"{x.shape[1]}: an edit model needs source_latents, text-to-image takes none"
             )
-        time = timestep_embedding(timesteps, self.config.block_out_channels[0])
+        time = blocks.timestep_embedding(timesteps, self.config.block_out_channels[0])
         time = self.time_embedding(time.to(x.dtype))
-        x = self.conv_in(x)
+        context = Context(time, text, attention_overrides or {})
 
-        overrides = attention_overrides or {}
+        x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            x, block_skips = block(x, time, text, overrides)
-            skips += block_skips
-        x = self.mid_block(x, time, text, overrides)
+            x = block(x, skips, context)
+        x = self.mid_block(x, context)
         for block in self.up_blocks:
-            x = block(x, skips, time, text, overrides)
-
+            x = block(x, skips, context)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -9,7 +9,7 @@ latents of h x w, H = h * downscale (8 for Stable Diffusion).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -77,14 +77,12 @@ class Posterior:
         return 0.5 * terms.sum(dim=(1, 2, 3))
 
 
-def make_resnet(width_in: int, width: int, groups: int) -> ResnetBlock:
-    """The residual block of every level: no time embedding."""
-    return ResnetBlock(width_in, width, time_dim=None, groups=groups, eps=NORM_EPS)
-
-
 def make_resnets(widths: list[int], groups: int) -> nn.ModuleList:
-    """Residual blocks in a row, from width to width."""
-    return nn.ModuleList(make_resnet(a, b, groups) for a, b in pairwise(widths))
+    """Residual blocks in a row, from width to width; they have no time embedding."""
+    return nn.ModuleList(
+        ResnetBlock(width_in, width, time_dim=None, groups=groups, eps=NORM_EPS)
+        for width_in, width in pairwise(widths)
+    )
 
 
 class SelfAttention(Attention):
@@ -116,36 +114,22 @@ class MidBlock(nn.Module):
         return self.resnets[1](x)
 
 
-class DownLevel(nn.Module):
-    """A level of the encoder: residual blocks, then half the resolution unless it is the last."""
+class Level(nn.Module):
+    """Residual blocks, then half or twice the resolution unless it is the last level."""
 
-    def __init__(self, widths: list[int], groups: int, *, last: bool) -> None:
+    def __init__(self, widths: list[int], groups: int, *, down: bool, last: bool) -> None:
         super().__init__()
         self.resnets = make_resnets(widths, groups)
-        down = [] if last else [Downsample(widths[-1], pad_all=False)]
-        self.downsamplers = nn.ModuleList(down)
+        if down:
+            samplers = [] if last else [Downsample(widths[-1], pad_all=False)]
+            self.downsamplers = nn.ModuleList(samplers)
+        else:
+            self.upsamplers = nn.ModuleList([] if last else [Upsample(widths[-1])])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H / 2, W / 2), or H x W at the last level."""
-        for layer in (*self.resnets, *self.downsamplers):
+        """(B, C, H, W) -> (B, C', H / 2, W / 2) or (B, C', 2H, 2W); H x W at the last level."""
+        for layer in chain(*self.children()):
             x = layer(x)
-        return x
-
-
-class UpLevel(nn.Module):
-    """A level of the decoder: residual blocks, then twice the resolution unless it is the last."""
-
-    def __init__(self, widths: list[int], groups: int, *, last: bool) -> None:
-        super().__init__()
-        self.resnets = make_resnets(widths, groups)
-        self.upsamplers = nn.ModuleList([] if last else [Upsample(widths[-1])])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', 2H, 2W), or H x W at the last level."""
-        for layer in self.resnets:
-            x = layer(x)
-        for upsample in self.upsamplers:
-            x = upsample(x, size=(2 * x.shape[-2], 2 * x.shape[-1]))
         return x
 
 
@@ -159,7 +143,7 @@ class Encoder(nn.Module):
         self.down_blocks = nn.ModuleList()
         for level, width in enumerate(widths):
             path = [widths[max(level - 1, 0)]] + [width] * config.layers_per_block
-            self.down_blocks.append(DownLevel(path, groups, last=level == len(widths) - 1))
+            self.down_blocks.append(Level(path, groups, down=True, last=level == len(widths) - 1))
         self.mid_block = MidBlock(widths[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
@@ -185,7 +169,7 @@ class Decoder(nn.Module):
         for level, width in enumerate(widths):
             # One residual block more than the encoder has.
             path = [widths[max(level - 1, 0)]] + [width] * (config.layers_per_block + 1)
-            self.up_blocks.append(UpLevel(path, groups, last=level == len(widths) - 1))
+            self.up_blocks.append(Level(path, groups, down=False, last=level == len(widths) - 1))
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
@@ -248,7 +232,7 @@ class VAE(PublishedNetwork):
 
     @staticmethod
     def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors with the old names of the attention layers replaced by the present ones."""
+        """The tensors with the old names of the attention layers replaced by the current ones."""
 
         def rename(key: str) -> str:
             prefix, marker, rest = key.partition(".attentions.0.")

@@ -51,7 +51,7 @@ def _shown(names: Iterable[str], limit: int = 3) -> str:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file, checked not to be what a failed download leaves."""
+    """The first bytes of a file; InputError for what a failed download leaves."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise InputError(f"cannot read {path}: a folder or device where a file is expected")

@@ -241,6 +241,8 @@ class _Machine(pickle._Unpickler):
         args, function = self.stack.pop(), self.stack.pop()
         self.append(_call(function, args))
 
+    load_newobj = load_reduce  # a class and its arguments: a stand-in is made the same way
+
     def load_newobj_ex(self) -> None:
         keywords, args, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
         self.append(_call(function, (args, keywords)))
@@ -268,6 +270,8 @@ class _Machine(pickle._Unpickler):
     def load_appends(self) -> None:
         values = self.pop_mark()
         _add_values(self.stack[-1], values)
+
+    load_additems = load_appends
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -301,23 +305,13 @@ class _Machine(pickle._Unpickler):
         code[0]: pickle._Unpickler.dispatch[code[0]]
         for code in map(vars(pickle).get, PLAIN_INSTRUCTIONS.split())
     }
-    dispatch |= {
-        pickle.REDUCE[0]: load_reduce,
-        pickle.NEWOBJ[0]: load_reduce,  # a class and its arguments: a stand-in is made the same way
-        pickle.NEWOBJ_EX[0]: load_newobj_ex,
-        pickle.OBJ[0]: load_obj,
-        pickle.INST[0]: load_inst,
-        pickle.BUILD[0]: load_build,
-        pickle.APPEND[0]: load_append,
-        pickle.APPENDS[0]: load_appends,
-        pickle.ADDITEMS[0]: load_appends,
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
-        pickle.DICT[0]: load_dict,
-        pickle.EMPTY_SET[0]: load_empty_set,
-        pickle.FROZENSET[0]: load_frozenset,
-        pickle.BYTEARRAY8[0]: load_bytearray8,
-    }
+
+
+_Machine.dispatch |= {
+    code: getattr(_Machine, load.__name__)
+    for code, load in pickle._Unpickler.dispatch.items()
+    if load.__name__ in vars(_Machine)
+}
 
 
 def _is_named(pair: object) -> bool:

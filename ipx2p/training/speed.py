@@ -18,8 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ipx2p.distributed import World
 from ipx2p.models.blocks import ResnetBlock
-from ipx2p.models.transformer import Transformer
-from ipx2p.models.unet import LATENT_CHANNELS, UNet, UNetConfig
+from ipx2p.models.unet import LATENT_CHANNELS, Transformer, UNet, UNetConfig
 from ipx2p.training.config import StepsConfig
 
 # Dense bfloat16 and TF32 peaks in FLOP/s, from the vendor's data sheets.

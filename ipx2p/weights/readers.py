@@ -46,7 +46,7 @@ def find_source(source: str | Path) -> Path:
 
 
 def find_folder(source: str | Path) -> Path:
-    """The weights folder that a SOURCE names; what else it may be is refused with the way out."""
+    """The weights folder that a SOURCE names; anything else is refused with advice."""
     path = find_source(source)
     if path.is_file():
         raise InputError(

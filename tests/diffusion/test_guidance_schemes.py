@@ -185,7 +185,7 @@ def test_scales_that_give_the_full_branch_are_those_declared(name, prediction):
 def run_count(spec, scales=SCALES):
     guided = denoiser(spec, scales)
     guided(noisy(), STEP.sigma, STEP)
-    rows = guided.networks["main"].rows + guided.networks["weak"].rows
+    rows = guided.network.rows + guided.weak.rows
     assert rows == guided.evaluations * SHAPE[0]
     return guided.evaluations
 

@@ -1,7 +1,7 @@
 """Guidance as a denoiser: the state of one edit, and the network's evaluations (layer 1)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,42 +13,21 @@ from ipx2p.diffusion.guidance.spec import GuidanceSpec, layers_of
 from ipx2p.diffusion.schedule import Schedule, Step
 
 
+@dataclass(eq=False)
 class GuidedDenoiser:
-    """D(x, sigma, step) of one edit: it holds what is remembered from step to step.
+    """D(x, sigma, step) of one edit: it holds what is remembered from step to step."""
 
-    Args:
-        network: `UNet.forward` or the like.
-        spec: plans which branches run in a step, and how they are blended.
-        conditions: what the branches are shown.
-        batch_branches: run all branches of a network in one batch, or one after another (less
-            memory).
-        weak: a second network of the same kind, for schemes that need one.
-        attention_layers: names of the network's layers that take attention overrides.
-    Attributes:
-        evaluations: of the network, so far, per edit; those of the weak one count as much.
-        mask: where the edit acts, (B, 1, h, w) in 0..1, once found; None without a mask.
-    """
-
-    def __init__(
-        self,
-        network: Callable[..., Tensor],
-        schedule: Schedule,
-        spec: GuidanceSpec,
-        conditions: Conditions,
-        *,
-        batch_branches: bool = True,
-        weak: Callable[..., Tensor] | None = None,
-        attention_layers: Sequence[str] = (),
-    ) -> None:
-        self.networks = {"main": network, "weak": weak}
-        self.schedule = schedule
-        self.spec = spec
-        self.conditions = conditions
-        self.batch_branches = batch_branches
-        self.attention_layers = attention_layers
-        self.evaluations = 0
-        self.mask: Tensor | None = None
-        self.memory: dict = {}
+    network: Callable[..., Tensor]  # `UNet.forward` or the like
+    schedule: Schedule
+    spec: GuidanceSpec  # plans which branches run in a step, and how they are blended
+    conditions: Conditions  # what the branches are shown
+    _: KW_ONLY
+    batch_branches: bool = True  # of a network; one after another they take less memory
+    weak: Callable[..., Tensor] | None = None  # a second network, for schemes that need one
+    attention_layers: Sequence[str] = ()  # names of the network's layers that take overrides
+    evaluations: int = field(default=0, init=False)  # of both networks so far, per edit
+    mask: Tensor | None = field(default=None, init=False)  # (B, 1, h, w) in 0..1, once found
+    memory: dict = field(default_factory=dict, init=False)
 
     def __call__(self, x: Tensor, sigma: float, step: Step) -> Tensor:
         """x at noise level sigma, (B, 4, h, w), float32 -> guided denoised latents."""
@@ -64,7 +43,7 @@ class GuidedDenoiser:
         return torch.lerp(self.conditions.latents, guided, self.mask)
 
     def _find_mask(self, x: Tensor, sigma: float) -> Tensor:
-        """Compare the branches on the source, under the noise that x is, at the mask's level."""
+        """Compare the branches on the source with the noise of x, at the mask's level."""
         source = self.conditions.latents
         level = self.schedule.sigma(self.spec.mask.level * self.schedule.last_timestep)
         noised = source + level * (x - source) / sigma
@@ -87,7 +66,7 @@ class GuidedDenoiser:
             shown = [conditions.of(branch) for branch in group]
             texts, sources = (torch.cat(parts) for parts in zip(*shown, strict=True))
             together = denoise(
-                self.networks[group[0].network],
+                self.weak if group[0].network == "weak" else self.network,
                 self.schedule,
                 x.repeat(len(group), 1, 1, 1),
                 sigma,

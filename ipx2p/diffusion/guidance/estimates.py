@@ -23,11 +23,9 @@ class Rescale(EstimateModifier):
     phi: float = parameter(0.7, 0.0, 1.0)
     needs_full = True
 
-    def change(
-        self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
-    ) -> Tensor:
+    def change(self, estimate: Tensor, reference: Tensor | None, moment: Moment) -> Tensor:
         guided = moment.prediction(estimate, "v")
-        factor = ratio(std(moment.prediction(full, "v")), std(guided))
+        factor = ratio(std(moment.prediction(reference, "v")), std(guided))
         change = self.phi * (factor - 1) * guided
         return estimate + change / moment.per_denoised("v")
 
@@ -51,12 +49,10 @@ class DynamicThreshold(EstimateModifier):
     quantile: float = parameter(0.995, 0.0, 1.0)
     bound: float = parameter(4.0, 1e-3, 1e6)
 
-    def change(
-        self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
-    ) -> Tensor:
+    def change(self, estimate: Tensor, reference: Tensor | None, moment: Moment) -> Tensor:
         reach = estimate.abs().flatten(1).quantile(self.quantile, dim=1).view(-1, 1, 1, 1)
         reach = reach.clamp(min=self.bound)
-        return torch.minimum(torch.maximum(estimate, -reach), reach) * (self.bound / reach)
+        return estimate.clamp(-reach, reach) * (self.bound / reach)
 
 
 @scheme(
@@ -84,12 +80,10 @@ class MimicScale(EstimateModifier):
         most = {"text": self.scale, "image": image, "both": self.scale}
         return {condition: min(most[condition], scale) for condition, scale in scales.items()}
 
-    def change(
-        self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
-    ) -> Tensor:
+    def change(self, estimate: Tensor, reference: Tensor | None, moment: Moment) -> Tensor:
         mean = estimate.mean(dim=(2, 3), keepdim=True)
         centred = estimate - mean
-        target = (mimicked - mimicked.mean(dim=(2, 3), keepdim=True)).abs().amax((2, 3), True)
+        target = (reference - reference.mean(dim=(2, 3), keepdim=True)).abs().amax((2, 3), True)
         reach = centred.abs().flatten(2).quantile(self.quantile, dim=2)[..., None, None]
         reach = torch.maximum(target, reach).clamp(min=math.sqrt(TINY))
-        return torch.minimum(torch.maximum(centred, -reach), reach) * (target / reach) + mean
+        return centred.clamp(-reach, reach) * (target / reach) + mean

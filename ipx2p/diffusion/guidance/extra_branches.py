@@ -7,13 +7,21 @@ the quality of the prediction is pushed. The negative instruction is subtracted 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ipx2p.diffusion.guidance.branches import FULL, AttentionChange, Branch
 from ipx2p.diffusion.guidance.scheme import BranchModifier, Scheme, Term, parameter, scheme
 from ipx2p.diffusion.schedule import Step
 from ipx2p.errors import InputError
 
-WORSE_SCALES = "as in the linear scheme; its own scale is added, and acts at scales of 1 too"
+# Declares a scheme that perturbs attention.
+perturbed = partial(
+    scheme,
+    scales="as in the linear scheme; its own scale is added, and acts at scales of 1 too",
+    evaluations=1,
+    idle={"scale": 0.0},
+    full_at=None,
+)
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,7 @@ class WorseBranch(BranchModifier):
         return self.scale
 
     def check(self) -> None:
-        if self.low >= self.high:
-            raise InputError(
-                f"guidance {self.scheme.name}: low {self.low} must be below high "
-                f"{self.high}, in sigma"
-            )
+        self.check_window()
 
     def term(self, text: Term | None, weight: float, step: Step) -> Term | None:
         inside = self.low < step.sigma <= self.high
@@ -75,7 +79,7 @@ class Autoguidance(WorseBranch):
 class PerturbedBranch(WorseBranch):
     """A branch made worse in attention layers named "mid", "down.1", "up.2.0", ...
 
-    Several are joined by "/". The beginning of names stands for all layers that have it.
+    Several are joined by "/". The beginning of a name selects all layers that start with it.
     """
 
     layers: str = parameter("mid")
@@ -92,14 +96,10 @@ class PerturbedBranch(WorseBranch):
         return Branch(f"full, {self.scheme.name}", attention=change)
 
 
-@scheme(
+@perturbed(
     name="pag",
     formula="+ scale (full - full whose self-attention map is the identity)",
     paper="arXiv:2403.17377",
-    scales=WORSE_SCALES,
-    evaluations=1,
-    idle={"scale": 0.0},
-    full_at=None,
 )
 class PerturbedAttention(PerturbedBranch):
     """Perturbed-attention guidance. Defaults: the authors' for Stable Diffusion 1.5 with guidance.
@@ -110,14 +110,10 @@ class PerturbedAttention(PerturbedBranch):
     kind = "identity"
 
 
-@scheme(
+@perturbed(
     name="seg",
     formula="+ scale (full - full whose queries are blurred over the picture)",
     paper="arXiv:2408.00760",
-    scales=WORSE_SCALES,
-    evaluations=1,
-    idle={"scale": 0.0},
-    full_at=None,
 )
 class SmoothedEnergy(PerturbedBranch):
     """Smoothed energy guidance: a Gaussian blur of the queries; sigma in tokens, inf is the mean.
@@ -129,14 +125,10 @@ class SmoothedEnergy(PerturbedBranch):
     kind = "blur"
 
 
-@scheme(
+@perturbed(
     name="skip_layer",
     formula="+ scale (full - full without the named transformer blocks)",
     paper="Stable Diffusion 3.5's skip-layer guidance; no paper",
-    scales=WORSE_SCALES,
-    evaluations=1,
-    idle={"scale": 0.0},
-    full_at=None,
 )
 class SkipLayer(PerturbedBranch):
     """Skip-layer guidance: the worse branch skips transformer blocks.

@@ -16,7 +16,6 @@ from ipx2p.diffusion.guidance.scheme import Term, scheme
     formula="null + s_I (image - null) + s_T (full - image)",
     paper="arXiv:2211.09800, eq. 3",
     scales="(1, 1) is the full branch; equal scales are plain guidance of both conditions at once",
-    evaluations=3,
     plain="ip2p",
 )
 def ip2p(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
@@ -31,8 +30,6 @@ def ip2p(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     formula="null + s_T (text - null) + s_I (full - text)",
     paper="arXiv:2211.09800, the other order of its factorisation",
     scales="(1, 1) is the full branch; equal scales are plain guidance of both conditions at once",
-    evaluations=3,
-    plain="text_first",
     plain_at="s_T == s_I",
 )
 def text_first(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
@@ -47,8 +44,6 @@ def text_first(guidance_scale: float, image_guidance_scale: float) -> list[Term]
     formula="null + s_T (full - null)",
     paper="arXiv:2207.12598",
     scales="guidance_scale pushes along both conditions; image_guidance_scale is not used",
-    evaluations=2,
-    plain="joint",
     plain_at="s_T == s_I",
 )
 def joint(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
@@ -60,8 +55,6 @@ def joint(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     formula="image + s_T (full - image)",
     paper="arXiv:2211.09800, at s_I 1",
     scales="guidance_scale as in ip2p; image_guidance_scale is not used",
-    evaluations=2,
-    plain="text_only",
     plain_at="s_I == 1",
 )
 def text_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
@@ -73,8 +66,6 @@ def text_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     formula="text + s_I (full - text)",
     paper="arXiv:2211.09800, text first, at s_T 1",
     scales="image_guidance_scale as in text_first; guidance_scale is not used",
-    evaluations=2,
-    plain="image_only",
     plain_at="s_T == s_I == 1",
 )
 def image_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
@@ -86,7 +77,6 @@ def image_only(guidance_scale: float, image_guidance_scale: float) -> list[Term]
     formula="(image + text) / 2 + s_T (full - image) + s_I (full - text)",
     paper="arXiv:2309.03895",
     scales="(0.5, 0.5) is the full branch, so they do not compare with those of ip2p",
-    evaluations=3,
     full_at=(0.5, 0.5),
 )
 def symmetric(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
@@ -101,10 +91,8 @@ def symmetric(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     formula="null + s_I (image - null) + s_T (text - null)",
     paper="arXiv:2206.01714",
     scales="each pushes along one condition as if the other were absent; never the full branch",
-    evaluations=3,
     full_at=None,
     anchor=NULL,
-    plain="composable",
     plain_at="s_T == 0",
 )
 def composable(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
@@ -119,7 +107,6 @@ def composable(guidance_scale: float, image_guidance_scale: float) -> list[Term]
     formula="null + s_I (image - null) + s_T (text - null) + s_J (full - image - text + null)",
     paper="arXiv:2206.01714, with the interaction of both conditions",
     scales="as in composable, and joint_scale; with joint_scale 1, (1, 1) is the full branch",
-    evaluations=4,
     plain="full:joint_scale=s_T",
 )
 def full(
@@ -140,8 +127,6 @@ def full(
     formula="null + s_I (image + s_T (full - image) - null)",
     paper="ComfyUI's nested dual guidance",
     scales="image_guidance_scale pushes the whole of the edit: ip2p at s_T' = s_T s_I",
-    evaluations=3,
-    plain="nested",
     plain_at="s_I == 1 or s_T == 0",
 )
 def nested(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
@@ -153,7 +138,6 @@ def nested(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
     formula="c_null null + c_image image + c_text text + (1 - c_null - c_image - c_text) full",
     paper="none: any linear scheme",
     scales="not used: the coefficients are the parameters, the full branch gets the rest to 1",
-    evaluations=1,
     full_at=None,
     plain="free:null=1-s_I,image=s_I-s_T",
 )

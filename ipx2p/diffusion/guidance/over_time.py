@@ -47,11 +47,7 @@ class Interval(ScaleModifier):
     last = True
 
     def check(self) -> None:
-        if self.low >= self.high:
-            raise InputError(
-                f"guidance interval: low {self.low} must be below high {self.high}, in sigma "
-                "(Stable Diffusion: 0.03 at the picture, 14.6 at noise)"
-            )
+        self.check_window(" (Stable Diffusion: 0.03 at the picture, 14.6 at noise)")
 
     def holds(self, step: Step) -> bool:
         return self.low < step.sigma <= self.high
@@ -116,7 +112,7 @@ class CfgPlusPlus(ScaleModifier):
         if base.name == "nested" and self.on == "both":
             raise InputError(
                 "guidance cfgpp:on=both does not go with nested, which multiplies its scales: set "
-                "on=image, which stands for both there"
+                "on=image, which covers both there"
             )
 
     def scale(self, scale: float, neutral: float, step: Step) -> float:

@@ -19,7 +19,7 @@ class StepPlan:
     linear: weights of the anchor and of the terms that no modifier acts on one by one.
     pushes: the other terms, each with its modifiers. joint: modifiers of the sum of all pushes.
     added: terms of further branches.
-    estimates: modifiers of the result, each with the weights of the linear scheme that it mimics.
+    estimates: modifiers of the result, each with the weights of the reference that it reads.
     """
 
     branches: list[Branch]
@@ -28,7 +28,7 @@ class StepPlan:
     pushes: list[tuple[Term, list[PushModifier]]]
     joint: list[PushModifier]
     added: list[Term]
-    estimates: list[tuple[EstimateModifier, Weights | None]]
+    estimates: list[tuple[EstimateModifier, Weights]]
 
     def blend(self, denoised: dict[Branch, Tensor], moment: Moment) -> Tensor:
         """Denoised latents of the branches -> the guided ones, (B, 4, h, w), float32."""
@@ -56,8 +56,8 @@ class StepPlan:
                 difference = project_off(difference, plus - minus)
             estimate = estimate + term.factor * difference
         for modifier, weights in self.estimates:
-            mimicked = None if weights is None else _weighed(denoised, weights)
-            estimate = modifier.change(estimate, denoised.get(FULL), mimicked, moment)
+            reference = _weighed(denoised, weights) if weights else None
+            estimate = modifier.change(estimate, reference, moment)
         return estimate
 
 

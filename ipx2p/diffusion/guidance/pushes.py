@@ -2,8 +2,8 @@
 
 The linear scheme is the anchor plus one push per condition, factor * (plus - minus). In ip2p these
 are A = image - null with s_I - 1 and B = full - image with s_T - 1. Each scheme changes a push in
-its own space; equal predictions give no push. In a stack, each gets the push that the one before
-it leaves.
+its own space; equal predictions give no push. In a stack, each starts from the push that the one
+before it returns.
 """
 
 import math

@@ -8,7 +8,9 @@ written (see `scheme.py`); nothing has to be added here.
 
 import math
 import re
+import sys
 from functools import lru_cache
+from numbers import Real
 
 from ipx2p.diffusion.guidance import (
     conditions,
@@ -46,11 +48,7 @@ def parse_guidance(
         raise InputError(f"guidance is {text!r}, expected a text such as 'ip2p+apg'")
     scales = {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
     for name, scale in scales.items():
-        try:
-            finite = math.isfinite(scale)
-        except (TypeError, OverflowError):
-            finite = False
-        if not finite:
+        if not (isinstance(scale, Real) and abs(scale) <= sys.float_info.max):
             raise InputError(
                 f"{name} is {repr(scale)[:MAX_SHOWN]}, expected a finite number such as 7.0"
             )

@@ -51,12 +51,13 @@ class About:
         source and of the instruction, s a scale, w the scale of one condition.
     space: where it computes; "any" if it is linear.
     scales: what guidance_scale and image_guidance_scale mean for it.
-    evaluations: of the network per step; a modifier's are added to those of the linear scheme,
-        which has fewer where the modifier changes a scale to that of the full branch.
+    evaluations: of the network per step: counted for a linear scheme, added by a modifier. There
+        are fewer in steps where a scale is that of the full branch.
     evaluations_once: added once per edit.
     plain: a spec at which a linear scheme equals `ip2p`, or a modifier changes nothing; s_T and s_I
         are the edit's scales. None: never.
-    plain_at: the scales at which that holds, such as "s_T == s_I"; "" for all.
+    plain_at: the scales at which that holds, such as "s_T == s_I"; "" for all. `plain` is then the
+        name alone.
     keeps_equal: equal predictions of all branches come out unchanged.
     relative_strength: push relative to ip2p at equal scales, roughly.
     """
@@ -157,6 +158,11 @@ def scheme(
         made = dataclass(frozen=True)(made) if isinstance(made, type) else made
         if idle:
             about["plain"] = f"{name}:" + ",".join(f"{k}={v}" for k, v in idle.items())
+        elif "plain_at" in about:
+            about["plain"] = made.__name__
+        if not isinstance(made, type):
+            ran = {anchor}.union(*(term.branches for term in made(3.0, 5.0) if term.acts))
+            about["evaluations"] = len(ran)
         declared = full_at, needs, samplers, anchor, tuple((idle or {}).items())
         made.scheme = Scheme(name or made.__name__, made, About(**about), *declared)
         made.__doc__ = f"{inspect.cleandoc(made.__doc__)}\n\n{made.scheme.summary}"
@@ -228,6 +234,14 @@ class Modifier:
     def check_base(self, base: Scheme, terms: list[Term]) -> None:
         """Raise InputError for a linear scheme that it cannot work on, or would not change."""
 
+    def check_window(self, hint: str = "") -> None:
+        """Raise InputError unless the fields `low` and `high` span noise levels."""
+        if self.low >= self.high:
+            raise InputError(
+                f"guidance {self.scheme.name}: low {self.low} must be below high {self.high}, in "
+                f"sigma{hint}"
+            )
+
     def acts_on(self, condition: str) -> bool:
         """Whether it changes what belongs to this condition."""
         return getattr(self, "on", "both") in ("both", condition)
@@ -255,7 +269,7 @@ def _check_acts(modifier: Modifier, base: Scheme, terms: list[Term]) -> None:
 class ScaleModifier(Modifier):
     """Changes the scales of a step, before the branches are chosen."""
 
-    last = False  # acts after the other modifiers of scales, wherever it stands in the stack
+    last = False  # acts after the other modifiers of scales, at any place in the stack
     replaces = False  # overrides what modifiers before it have made of a scale
 
     def check_base(self, base: Scheme, terms: list[Term]) -> None:
@@ -322,17 +336,15 @@ class BranchModifier(Modifier):
 
 
 class EstimateModifier(Modifier):
-    """Changes the final estimate."""
+    """Changes the final estimate, some with a reference: the full branch, or lower scales."""
 
-    needs_full = False  # reads the full branch
+    needs_full = False
 
     def mimicked(self, scales: dict[str, float]) -> dict[str, float] | None:
-        """Scales at which it also needs the linear scheme."""
+        """The lower scales, if they are the reference."""
         return None
 
-    def change(
-        self, estimate: Tensor, full: Tensor | None, mimicked: Tensor | None, moment: Moment
-    ) -> Tensor:
+    def change(self, estimate: Tensor, reference: Tensor | None, moment: Moment) -> Tensor:
         """Guided denoised latents -> the same, changed."""
         raise NotImplementedError
 

@@ -193,24 +193,26 @@ class GuidanceSpec:
         changed = [term for term, _ in pushes if term.acts]
         joint = [m for m in modifiers if m.joint] if any(term.acts for term in terms) else []
         added = self._added(scales, step)
-        estimates = [(m, m.mimicked(scales)) for m in _of(EstimateModifier, self.acting)]
-        estimates = [
-            (m, None if lower is None else coefficients(anchor, self._terms(lower)))
-            for m, lower in estimates
-        ]
+        estimates = [(m, self._reference(m, scales)) for m in _of(EstimateModifier, self.acting)]
         needed = dict.fromkeys(linear)
         for term in changed + added:
             needed |= dict.fromkeys(term.branches)
         for _, weights in estimates:
-            needed |= weights or {}
+            needed |= weights
         if joint:
             needed[anchor] = None
-        changing = [*(single if changed else ()), *joint, *(m for m, _ in estimates)]
-        if any(modifier.needs_full for modifier in changing):
+        if any(modifier.needs_full for modifier in joint + (single if changed else [])):
             needed[FULL] = None
         # A term of factor 0 adds nothing, but if its branches run they still feed the momentum.
         pushes = [(term, mine) for term, mine in pushes if needed.keys() >= {*term.branches}]
         return StepPlan(in_order(needed), anchor, linear, pushes, joint, added, estimates)
+
+    def _reference(self, modifier: EstimateModifier, scales: dict[str, float]) -> Weights:
+        """Weights of what a modifier of the estimate reads beside it."""
+        if modifier.needs_full:
+            return {FULL: 1.0}
+        lower = modifier.mimicked(scales)
+        return {} if lower is None else coefficients(self.base.anchor, self._terms(lower))
 
     def _added(self, scales: dict[str, float], step: Step) -> list[Term]:
         """Terms of further branches, unless an interval switches them off."""
