@@ -15,7 +15,7 @@ INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 BROKEN_PIPE = 141  # 128 + SIGPIPE, likewise
 # Read when torch starts, here and in child processes; docs/performance.md has the numbers.
 ENVIRONMENT = {
-    "GOMP_SPINCOUNT": "1000",  # waiting threads soon sleep; spinning, they stall a shared machine
+    "GOMP_SPINCOUNT": "3000",  # waiting threads soon sleep; spinning, they stall a shared machine
     "THP_MEM_ALLOC_ENABLE": "1",  # large pages: a training step takes and returns gigabytes
 }
 
