@@ -1,4 +1,4 @@
-"""Names of samplers, spacings and guidance, known before torch is imported (layer 0).
+"""Names that --help lists, known before torch is imported (layer 0).
 
 A test compares them with the code.
 """
@@ -18,6 +18,10 @@ MODIFIERS = (
     *("interval", "schedule", "cfgpp", "apg", "zero_star", "tcfg", "fdg", "mambo_g", "power_law"),
     *("adg", "autoguidance", "pag", "seg", "skip_layer", "perp_neg", "rescale"),
     *("dynamic_threshold", "mimic", "cads", "mask"),
+)
+PUBLISHED = (
+    *("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain100"),
+    *("rain13k", "rain1400", "reds", "sidd"),
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ipx2p.cli import Parser, run_command
 from ipx2p.data.instructions import combinable
 from ipx2p.errors import InputError
+from ipx2p.names import PUBLISHED
 
 DESCRIPTION = "Make instruction data from photographs or published sets, and look into it."
 EXAMPLES = """\
@@ -42,9 +43,6 @@ examples:
   python -m ipx2p.data.prepare check data/all/train.jsonl
   python -m ipx2p.data.prepare stats data/all/train.jsonl
 """
-# As in the registry, but --help needs no torch; a test compares them.
-SOURCES = ("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain100",
-           "rain13k", "rain1400", "reds", "sidd")  # fmt: skip
 MULTIPLE = 8  # sides of pictures
 COMBINATIONS = ("denoise+enhance", "derain+denoise", "derain+enhance", "deblur+denoise")
 
@@ -127,7 +125,7 @@ def _add_degraded(parser: Parser, tasks: Iterable[str]) -> None:
 
 def _add_import(parser: Parser) -> None:
     add = parser.add_argument
-    add("kind", choices=SOURCES, metavar="KIND", help=", ".join(SOURCES))
+    add("kind", choices=PUBLISHED, metavar="KIND", help=", ".join(PUBLISHED))
     _add_recipe(parser, "FOLDER", "where the published set is")
     add("--task", metavar="NAME", help="of all pairs, where the set does not say")
     add("--source", metavar="NAME", help="of folders: the one with the pictures to edit")

@@ -26,6 +26,7 @@ from ipx2p.data.prepare import __main__ as prepare
 from ipx2p.data.published.registry import SOURCES
 from ipx2p.errors import InputError
 from ipx2p.images import image_from_pixels01, pixels01_from_image
+from ipx2p.names import PUBLISHED
 from tests.conftest import ROOT
 from tests.data.prepare.test_builder import contents
 
@@ -73,7 +74,7 @@ def copy(restored, tmp_path):
 
 
 def test_help_lists_what_there_is():
-    assert set(prepare.SOURCES) == set(SOURCES)
+    assert set(PUBLISHED) == set(SOURCES)
 
 
 # Recipes

@@ -15,6 +15,7 @@ from PIL import Image
 from ipx2p.data.published.registry import SOURCES, open_source
 from ipx2p.data.published.source import Fault, load_example
 from ipx2p.errors import InputError
+from tests.conftest import ROOT
 
 
 def encoded(format="PNG", size=(6, 4), green=0):
@@ -198,6 +199,12 @@ def kind(request):
 def root(kind, tmp_path):
     TREES[kind](tmp_path / "set")
     return tmp_path / "set"
+
+
+def test_every_kind_has_a_tree_here_and_a_row_in_the_guide():
+    guide = (ROOT / "docs" / "data.md").read_text()
+    assert {*SOURCES} - {"parquet"} == {*TREES}  # parquet has a file of its own
+    assert [kind for kind in SOURCES if f"| `{kind}` |" not in guide] == []
 
 
 # What every reader does
