@@ -124,6 +124,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
     stepper = Stepper(learner, optimizer, config.optimizer, world)
 
     def checkpoint() -> None:
+        monitor.log()  # a resumed run keeps only rows up to here, so none may reach beyond
         check_finite(run, learner.module, step)
         world.check_same(f"step {step}: the trained network", weights_hash(learner.module))
         world.check_same(f"step {step}: its average", weights_hash(average.module))

@@ -53,6 +53,18 @@ def test_two_and_two_steps_equal_four_bitwise(make_config, run_folder, cache, ex
     assert_same_run(run_folder, whole)
 
 
+def test_no_step_is_missing_from_the_log_of_a_killed_run(make_config, run_folder):
+    def logged():
+        rows = map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())
+        return [(row["step"], row["num_steps"]) for row in rows if "num_steps" in row]
+
+    train(make_config("train.log_every=3"))
+    assert logged() == [(2, 2), (3, 1), (4, 1)]  # a row at each checkpoint, too
+    forget(run_folder, 2)
+    train(make_config("train.log_every=3"))
+    assert sum(num_steps for _, num_steps in logged()) == 4
+
+
 @pytest.mark.slow
 def test_the_point_of_an_epoch_does_not_matter(make_config, run_folder):
     """28 pairs, 12 a step: the epoch ends within the third step."""
