@@ -120,7 +120,9 @@ def check_unchanged(pairs: Pairs, run: Path, world: World) -> None:
     if len(other):
         first = int(other[0])
         line = f"{pairs.describe(first)} {json.dumps([*pairs.instructions(first)])}"
-        changes.append(f"{len(other)} are new, such as {line[:100]}")
+        changes.append(
+            f"{len(other)} have other pictures, sentences or degradations, such as {line[:100]}"
+        )
     raise InputError(
         f"the pairs are not those that {run} learned from: "
         f"{'; '.join(changes) or 'their order differs'}. Restore them, or choose another run.name"

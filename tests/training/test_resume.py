@@ -172,7 +172,8 @@ def test_more_or_other_photographs_are_refused_and_named(make_config, finished_r
     photos = f"data.photos={tmp_path / 'photos'}"
     (tmp_path / "photos" / "bee.jpg").rename(tmp_path / "photos" / "wasp.jpg")
     with pytest.raises(
-        InputError, match=r'the pairs are not those .*2 are new, such as \["wasp\.jpg"'
+        InputError,
+        match=r'the pairs are not those .*2 have other pictures, .* such as \["wasp\.jpg"',
     ):
         train(make_config(photos))
     (tmp_path / "photos" / "wasp.jpg").unlink()
@@ -196,7 +197,10 @@ def test_a_manifest_that_changed_is_refused_with_what_changed(make_config, tmp_p
     forget(run, 2)
     before = (run / "config.yaml").read_bytes()
     for changed, message in (
-        ([*lines[:2], lines[2].replace("2", "4")], r'1 are new, such as .*"derain 4"'),
+        (
+            [*lines[:2], lines[2].replace("2", "4")],
+            r'1 have other pictures, .* such as .*"derain 4"',
+        ),
         (lines[:2], "there were 3 pairs and are 2"),
         (lines[::-1], "their order differs"),
     ):

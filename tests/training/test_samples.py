@@ -165,7 +165,9 @@ def test_a_bank_that_changed_is_refused_on_resume(make, tmp_path):
     note_pairs(open_pairs(config.data)[0], tmp_path)
     check_unchanged(open_pairs(config.data)[0], tmp_path, World())
     (tmp_path / "bank.txt").write_text("second\n")
-    with pytest.raises(InputError, match='the pairs are not those .*12 are new, .*"second"'):
+    with pytest.raises(
+        InputError, match='the pairs are not those .*12 have other pictures, .*"second"'
+    ):
         check_unchanged(open_pairs(config.data)[0], tmp_path, World())
 
 
