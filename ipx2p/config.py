@@ -37,7 +37,7 @@ def load_config(
         for where, values in read_settings(path, overrides):
             _check_keys(kind, OmegaConf.to_container(values), where)
             settings = OmegaConf.merge(settings, values)
-        where = path
+        where = path or "command line"
         if missing := OmegaConf.missing_keys(settings):
             raise InputError(f"{path}: {', '.join(sorted(missing))} must be set and is not")
         return OmegaConf.to_object(settings)  # resolves interpolations such as ${oc.env:HOME}
