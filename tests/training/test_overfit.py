@@ -53,5 +53,5 @@ def test_eight_pairs_are_learned_to_within_1_db_of_the_ceiling(tmp_path):
     config = TrainConfig.load(tmp_path / "overfit.yaml", [])
     train(config)
     [score] = Run(config).final_scores()
-    assert score.pairs == 8 and score.psnr_input < 12
-    assert score.psnr_edit > score.psnr_ceiling - 1
+    assert score["pairs"] == 8 and score["psnr_input"] < 12
+    assert score["psnr_edit"] > score["psnr_ceiling"] - 1

@@ -38,7 +38,7 @@ def test_quickstart_survives_a_kill_and_brightens_unseen_photographs(tmp_path, s
     first.wait()
 
     assert start("second.txt").wait() == 0, (tmp_path / "second.txt").read_text()
-    assert "going on from" in (tmp_path / "second.txt").read_text()
+    assert "resuming from" in (tmp_path / "second.txt").read_text()
     sheet = sorted((run / "samples").glob("*.png"))[-1]
     scores = json.loads(sheet.with_suffix(".json").read_text())["scores"]
     gains = {score["task"]: score["psnr_edit"] - score["psnr_input"] for score in scores}
