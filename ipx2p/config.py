@@ -104,6 +104,8 @@ def _check_keys(kind: type, values: Mapping[str, Any], where: str, prefix: str =
         elif dataclasses.is_dataclass(group) and value is not None:
             names = ", ".join(field.name for field in dataclasses.fields(group))
             raise InputError(f"{where}: {key} is {value!r}, expected a group with keys {names}")
+        elif typing.get_origin(group) is dict and isinstance(value, list):
+            raise InputError(f"{where}: {key} is {value!r}, expected a group of NAME: VALUE")
         elif typing.get_origin(group) is list and not isinstance(value, list):
             raise InputError(f"{where}: {key} is {value!r}, expected a list such as [{value}]")
         elif isinstance(value, list) and any(isinstance(item, (list, dict)) for item in value):

@@ -75,7 +75,11 @@ def remove_stale_temporaries(folder: str | Path) -> None:
 
 
 def _machine() -> str:
-    return digest_bytes(platform.node().encode(), 4)
+    try:  # containers may share the name of their host, but see only their own processes
+        processes = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        processes = ""
+    return digest_bytes(f"{platform.node()} {processes}".encode(), 4)
 
 
 def _is_running(process: int) -> bool:

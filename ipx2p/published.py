@@ -38,10 +38,12 @@ class PublishedConfig:
         raw = layout.unpack(layout.defaults | read_json(path))
         config = cls(**typed_fields(cls, raw, where))
         config.check(where)
-        supported = {**layout.supported, **layout.derived(asdict(config))}
+        derived = layout.derived(asdict(config))
+        supported = layout.supported | derived
         known = layout.harmless | asdict(config).keys()
         for name, value in raw.items():
-            if name in known or name.startswith("_"):  # those are notes
+            is_note = name.startswith("_") or (value is None and name in derived)
+            if name in known or is_note:
                 continue
             found = f"{where}: {name if name.isidentifier() else repr(name)} is {value!r:.200}"
             if name in supported and value != supported[name]:

@@ -130,6 +130,7 @@ TEXT_BOUNDS = {  # of a text encoder, whose config is that of transformers
     "hidden_size": (1, 16_384), "projection_dim": (1, 16_384), "intermediate_size": (1, 65_536),
     "num_attention_heads": (1, 256), "num_hidden_layers": (1, 100),
     "max_position_embeddings": (3, 1024), "vocab_size": (1, 1_000_000),
+    "layer_norm_eps": (0, 1), "eos_token_id": (0, 1_000_000),
 }  # fmt: skip
 
 # The text encoder of Stable Diffusion 1.x: CLIP ViT-L/14.

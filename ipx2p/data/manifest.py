@@ -230,8 +230,9 @@ def parse(line: str) -> Record:
 
 def _check_text(values: dict[str, Any]) -> None:
     """Refuse what JSON escapes allow but text does not: half a character, null."""
-    for key in ("source", "target", "task", "instruction"):
-        text = "".join(values[key])
+    for key in values:
+        value = values[key] if key in KNOWN else json.dumps(values[key], ensure_ascii=False)
+        text = f"{key}{''.join(value) if isinstance(value, list) else value}"
         try:
             text.encode()
         except UnicodeEncodeError:

@@ -120,6 +120,11 @@ class Schedule:
         self.config.check("ScheduleConfig")
         self.alphas_cumprod = _alphas_cumprod(self.config)
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        if not self.log_sigmas.isfinite().all() or not (self.log_sigmas.diff() > 0).all():
+            raise InputError(
+                f"ScheduleConfig: beta_start {self.config.beta_start} and beta_end "
+                f"{self.config.beta_end} give noise levels that are not finite and rising"
+            )
 
     @cached_property
     def log_sigmas(self) -> Tensor:

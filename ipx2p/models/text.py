@@ -142,6 +142,9 @@ class TextEncoder(nn.Module):
 
 def build(config: dict, where: str) -> CLIPTextModel:
     """The model of a published config.json, its weights still without values (meta device)."""
+    for name, value in config.items():
+        if name in TEXT_BOUNDS and isinstance(value, list):
+            raise InputError(f"{where}: {name} is {value!r:.200}, expected a number")
     check_bounds(config, TEXT_BOUNDS, where)
     sizes = {name: config[name] for name in CLIP_L if name in config}
     try:

@@ -140,7 +140,11 @@ class EditLearner(Learner):
             "rescale_betas_zero_snr": config.objective.zero_terminal_snr,
         }
         chosen = {name: value for name, value in chosen.items() if value is not None}
-        schedule = replace(self.noise_schedule, **chosen)
+        schedule = copy.copy(self.noise_schedule)  # with what only other programs read
+        vars(schedule).update(chosen)
+        if chosen.get("rescale_betas_zero_snr"):  # which needs the trailing spacing
+            kept = schedule.others.items()
+            schedule.others = {k: v for k, v in kept if k != "timestep_spacing"}
         if schedule.rescale_betas_zero_snr and schedule.prediction_type == "epsilon":
             raise InputError(
                 "zero-terminal SNR cannot be trained with epsilon prediction: set "
@@ -156,7 +160,9 @@ class EditLearner(Learner):
 
         self.module = self.network = self._unet().to(device).train()
         self.side = config.data.resolution // vae.config.downscale
-        self.module.config = replace(self.module.config, sample_size=self.side)
+        self.module.config = copy.copy(self.module.config)
+        self.module.config.sample_size = self.side
+        self.module.config.check("data.resolution")
         self.precision = pick_dtype(config.train.precision, device)
         self.editor(self.module)  # raises if the parts do not fit together
         self.null_text = text.encode([""])

@@ -106,9 +106,9 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         note_pairs(train_pairs, run.folder)
     world.barrier()
     step, is_whole, bad_steps = resume(run, learner, average, optimizer, world)
-    saved, is_due, bad = (step if is_whole else -1), False, torch.zeros(())
-    is_reported = world.gather(run.has_report(step))[0]
-    on_cuda = device.type == "cuda"
+    start, saved = step, step if is_whole else -1
+    is_due = bad = stopped = False
+    is_reported, on_cuda = world.gather(run.has_report(step))[0], device.type == "cuda"
     monitor = Monitor(
         run.folder,
         config.train,
@@ -125,6 +125,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
 
     def checkpoint() -> None:
         monitor.log()  # a resumed run keeps only rows up to here, so none may reach beyond
+        check_updates(run, monitor, step)  # before an earlier checkpoint is pruned
         check_finite(run, learner.module, step)
         world.check_same(f"step {step}: the trained network", weights_hash(learner.module))
         world.check_same(f"step {step}: its average", weights_hash(average.module))
@@ -140,7 +141,6 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
             saver.wait()
             run.save_report(step, report)
 
-    stopped = False
     try:
         stream = open_stream(config, train_pairs, learner, world, interrupts.check)
         sampler = StepSampler(
@@ -174,6 +174,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
                 monitor.resume()
     except Stopped:  # while encoding or validating, which the next start repeats
         stopped = True
+        monitor.resume()  # the time of what was abandoned is no part of a step
     monitor.log()
     if step > saved and not bad:
         checkpoint()
@@ -187,7 +188,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         return
     world.print(f"stopped after step {step}; run the same command to resume")
     if step > saved:
-        world.print(f"its update was left out: it resumes from step {max(saved, 0)}")
+        world.print(f"its update was left out: it resumes from step {max(saved, start)}")
 
 
 def warnings(config: TrainConfig, world: World) -> list[str]:

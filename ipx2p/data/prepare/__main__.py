@@ -224,7 +224,9 @@ def _tasks(args: argparse.Namespace) -> list[str]:
     from ipx2p.data.prepare.dataset import stored_plan
 
     stored = stored_plan(args.output)
-    existing = stored["settings"]["tasks"] if stored.get("recipe") == args.command else None
+    existing = (
+        stored.get("settings", {}).get("tasks") if stored.get("recipe") == args.command else None
+    )
     everything = COMBINATIONS if args.command == "combine" else DEGRADATIONS
     tasks = [canonical_task(task, "--tasks") for task in args.tasks or existing or everything]
     for task in tasks:

@@ -183,15 +183,22 @@ def _split(
     seed: int,
 ) -> list[Record]:
     """The pairs with their splits. Published val and test stay as they are; other pairs that share
-    a picture or a group with them are left out.
+    a picture with them are left out.
     """
     held_out = SPLITS[1:]
-    seen = {x for e in entries if e.split in held_out for x in (e.group, *e.digests)}
-    kept = [e for e in entries if e.split in held_out or seen.isdisjoint((e.group, *e.digests))]
+    seen = {digest for e in entries if e.split in held_out for digest in e.digests}
+    kept = [e for e in entries if e.split in held_out or seen.isdisjoint(e.digests)]
     # Of a group whose pairs are partly published, the others go where these are.
     groups = {e.group: e.split for e in sorted(kept, key=lambda e: e.split or "")}
-    split_of = assign_splits(groups, fingerprints, shares=shares, seed=seed)
-    return [e if e.split in held_out else e._replace(split=split_of[e.group]) for e in kept]
+    first: dict[str, str] = {}  # picture -> the first group that has it
+    together = [(first.setdefault(digest, e.group), e.group) for e in kept for digest in e.digests]
+    split_of = assign_splits(groups, fingerprints, together=together, shares=shares, seed=seed)
+    fixed = {e.group for e in kept if e.split in held_out}
+    return [
+        e if e.split and (e.split in held_out or e.group in fixed)
+        else e._replace(split=split_of[e.group])
+        for e in kept
+    ]  # fmt: skip
 
 
 def _drop_repeated(entries: Sequence[Record]) -> tuple[list[Record], int]:

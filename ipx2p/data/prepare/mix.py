@@ -18,7 +18,7 @@ from ipx2p.data.prepare.splits import hash_share
 from ipx2p.data.prepare.where import Where
 from ipx2p.data.workers import run_all
 from ipx2p.errors import InputError, suggestion
-from ipx2p.files import digest_bytes, digest_file, read_json, write_json
+from ipx2p.files import digest_bytes, digest_file, hash_bytes, read_json, write_json
 
 # Pairs of each task in "Instruction-tuning Stable Diffusion with InstructPix2Pix" (2023), table 2.
 BLOG = {"deblur": 1200, "derain": 686, "denoise": 8, "enhance": 23}
@@ -108,6 +108,7 @@ def mix(
 
 def _read_inputs(inputs: Sequence[Path], output: Path) -> Iterator[Candidate]:
     """The pairs of all inputs, split by split, each once."""
+    shared: dict[tuple, tuple] = {}  # sentences, which many pairs share
     for split in SPLITS:
         seen = set()
         files = [path / f"{split}.jsonl" if path.is_dir() else path for path in inputs]
@@ -115,7 +116,8 @@ def _read_inputs(inputs: Sequence[Path], output: Path) -> Iterator[Candidate]:
             if not (file.exists() if path.is_dir() else split == "train"):
                 continue
             for line in read_lines(file):
-                pair = line.record._replace(split=split)
+                said = shared.setdefault(line.record.instructions, line.record.instructions)
+                pair = line.record._replace(split=split, instructions=said)
                 names = []
                 for picture in line.pictures:
                     if not picture.exists():
@@ -124,27 +126,41 @@ def _read_inputs(inputs: Sequence[Path], output: Path) -> Iterator[Candidate]:
                         )
                     names.append(Path(os.path.relpath(picture, output)).as_posix())
                 record = pair._replace(source=names[0], target=names[1])
-                if record.line() not in seen:
-                    seen.add(record.line())
+                if (key := hash_bytes(record.line().encode(), 16)) not in seen:
+                    seen.add(key)
                     identity = json.dumps([pair.task, pair.group, pair.source, pair.instruction])
                     group = record.group or record.source
+                    if group.startswith(("folders ", "parquet ")):  # names of its input alone
+                        group = f"{path} {group}"
                     yield Candidate(line._replace(record=pair), record, group, identity)
 
 
 def _apart(pairs: Sequence[Candidate]) -> list[Candidate]:
-    """Without training pairs of which a picture, to the byte, is also in another split, under
-    whatever group; likewise validation and the tests. Only files of equal sizes are read.
+    """Without training pairs that share a picture, to the byte, with another split, under any
+    group; likewise validation and test. Files are read as far as they look alike.
     """
-    sizes = {path: path.stat().st_size for pair in pairs for path in pair.line.pictures}
-    splits = defaultdict(set)
+    splits = defaultdict(set)  # of a picture, by path
     for pair in pairs:
         for path in pair.line.pictures:
-            splits[sizes[path]].add(pair.record.split)
-    content = {p: digest_file(p) if len(splits[size]) > 1 else p for p, size in sizes.items()}
-    last = {}  # pairs come split by split
-    for pair in pairs:
-        last |= {content[path]: pair.record.split for path in pair.line.pictures}
-    return [p for p in pairs if {last[content[x]] for x in p.line.pictures} == {p.record.split}]
+            splits[path].add(pair.record.split)
+    content: dict[Path, Any] = dict.fromkeys(splits, "")
+    for look in (lambda path: path.stat().st_size, _head, digest_file):
+        alike = defaultdict(set)
+        for path, seen in content.items():
+            alike[seen] |= splits[path]
+        content = {p: (x, look(p)) if len(alike[x]) > 1 else x for p, x in content.items()}
+    kept, split_of = [], {}
+    for pair in reversed(pairs):  # those of test come last
+        pictures = [content[path] for path in pair.line.pictures]
+        if all(split_of.get(x, pair.record.split) == pair.record.split for x in pictures):
+            split_of |= dict.fromkeys(pictures, pair.record.split)
+            kept.append(pair)
+    return kept[::-1]
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hash_bytes(file.read(4096), 16)
 
 
 def _choose(

@@ -269,7 +269,7 @@ def _link(source: Path, path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     try:
-        path.hardlink_to(source)
+        path.hardlink_to(source.resolve())  # the picture, not a link to it
     except OSError:
         return False
     return True
@@ -284,6 +284,7 @@ def _reduced(size: Size, short_side: int | None) -> Size:
         return size
     if min(size) < MULTIPLE:
         raise InputError(f"{size[0]} x {size[1]} pixels, expected at least {MULTIPLE} x {MULTIPLE}")
+    short_side = max(1, round(short_side / MULTIPLE)) * MULTIPLE
     scale = min(1.0, short_side / min(size))
     width, height = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in size)
     return width, height

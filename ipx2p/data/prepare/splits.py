@@ -1,7 +1,7 @@
 """Splits: which pictures are trained on, validated on and tested on (layer 2)."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ipx2p.data.prepare.fingerprints import near_copies
 from ipx2p.errors import InputError
@@ -21,6 +21,7 @@ def assign_splits(
     groups: Mapping[str, str | None],
     fingerprints: Mapping[str, str],
     *,
+    together: Iterable[tuple[str, str]] = (),
     shares: Sequence[float],
     seed: int,
 ) -> dict[str, str]:
@@ -34,6 +35,7 @@ def assign_splits(
         groups: name -> its published split, None if it has none. Without a published validation
             split, a share of the published training groups becomes it.
         fingerprints: name -> the fingerprint of its picture, for those that have one.
+        together: pairs of groups that share a picture.
         shares: of train, val and test, relative to one another.
     """
     check_shares(shares)
@@ -43,7 +45,7 @@ def assign_splits(
     if published and "val" not in published and not free:
         free = [name for name, split in groups.items() if split == "train"]
         train, val, test = train + test, val, 0.0
-    places = _places(free, fingerprints, seed)
+    places = _places(free, fingerprints, together, seed)
     splits = {
         name: "test" if place < test else "val" if place < test + val else "train"
         for name, place in places.items()
@@ -63,8 +65,13 @@ def hash_share(*parts: object) -> float:
     return int.from_bytes(hash_bytes(text.encode(), 8), "little") / 2**64
 
 
-def _places(names: Sequence[str], fingerprints: Mapping[str, str], seed: int) -> dict[str, float]:
-    """The place of each group in [0, 1); groups with near copies share one."""
+def _places(
+    names: Sequence[str],
+    fingerprints: Mapping[str, str],
+    together: Iterable[tuple[str, str]],
+    seed: int,
+) -> dict[str, float]:
+    """The place of each group in [0, 1); groups with the same picture or near copies share one."""
     leader = {name: name for name in names}
 
     def find(name: str) -> str:
@@ -74,7 +81,9 @@ def _places(names: Sequence[str], fingerprints: Mapping[str, str], seed: int) ->
         return name
 
     known = sorted(name for name in names if name in fingerprints)
-    for a, b in near_copies([fingerprints[name] for name in known]):
-        first, second = sorted((find(known[a]), find(known[b])))
+    links = [(known[a], known[b]) for a, b in near_copies([fingerprints[name] for name in known])]
+    links += [(a, b) for a, b in together if a in leader and b in leader]
+    for a, b in links:
+        first, second = sorted((find(a), find(b)))
         leader[second] = first
     return {name: hash_share(seed, "split", find(name)) for name in names}

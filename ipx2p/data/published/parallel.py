@@ -157,10 +157,11 @@ class ParallelFolders(Source):
             yield attempt(name, partial(self._pair, name, whole, paths, targets.get(key, [])))
         for path, *_ in alone.values():
             reason = f"{path} has no source in {part.source}: {_FETCH}"
-            yield Fault(prefix + stem(path.name), reason)
+            yield Fault(prefix + path.relative_to(part.target).as_posix(), reason)
         for path in dict.fromkeys([*strays, *others]):
             reason = f"{path} does not fit {part.pairs}, expected {self.layout}"
-            yield Fault(prefix + path.name, reason)
+            below = part.source if path.is_relative_to(part.source) else part.target
+            yield Fault(prefix + path.relative_to(below).as_posix(), reason)
 
     def _listed(
         self, folder: Path, other: Path, ours: re.Pattern, theirs: re.Pattern

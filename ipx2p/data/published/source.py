@@ -177,7 +177,7 @@ def sentence(value: object, where: str) -> str:
     """A sentence from a file. InputError if it is not text, blank or not Unicode."""
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where} is {value!a:.80}, expected a sentence")
-    if not is_unicode(value):
+    if not is_unicode(value) or "\0" in value:
         raise InputError(f"{where} is not valid Unicode text: {value!a:.80}")
     return value
 

@@ -212,16 +212,18 @@ def test_clean_pictures_of_rain13k_that_are_tested_are_not_trained_on(tmp_path):
     assert found.pop("test") == 10 and sum(found.values()) == 3
 
 
-def test_equal_ids_in_splits_of_magicbrush_cost_training_pairs_alone(tmp_path):
-    for split, images in (("train", "abc"), ("dev", "ad"), ("test", "bd")):
+def test_equal_sources_in_splits_of_magicbrush_cost_training_pairs_alone(tmp_path):
+    for split, images in (("train", "abc"), ("dev", "acd"), ("test", "bcd")):
         sessions = {}
         for image in images:
             sessions[image] = [{"input": "i.png", "output": "o.png", "instruction": "go"}]
-            for name in ("i.png", "o.png"):
-                save(tmp_path / "set" / split / "images" / image / name)
+            folder = tmp_path / "set" / split / "images" / image
+            # c and d: equal ids of different photographs
+            save(folder / "i.png", number=900 + "ab".index(image) if image in "ab" else None)
+            save(folder / "o.png")
         (tmp_path / "set" / split / "edit_sessions.json").write_text(json.dumps(sessions))
     run("import", "magicbrush", tmp_path / "set", tmp_path / "out")
-    assert counts(tmp_path / "out") == {"train": 1, "val": 2, "test": 2}
+    assert counts(tmp_path / "out") == {"train": 1, "val": 3, "test": 3}
     assert dataset(tmp_path / "out")["left_out"] == 2
 
 

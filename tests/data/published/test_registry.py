@@ -596,7 +596,7 @@ def test_every_lonely_picture_is_a_fault(tmp_path):
     assert [x.name for x in chunk.items if isinstance(x, Fault)] == [
         "our485/10",
         "our485/5",
-        "our485/11",
+        "our485/11.png",
     ]
     low, _, high = (x.reason for x in chunk.items if isinstance(x, Fault))
     assert re.search(r"low/10\.png has no target in .*our485/high: fetch", low)
