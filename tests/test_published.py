@@ -62,6 +62,8 @@ def change(folder, file, **fields):
         (TEXT, "max_position_embeddings", 10**12),
         (TEXT, "intermediate_size", "wide"),
         (TEXT, "num_attention_heads", None),
+        (TEXT, "layer_norm_eps", None),
+        (TEXT, "eos_token_id", [1, 2]),
         (SCHEDULE, "num_train_timesteps", 10_000_000_000),
         (SCHEDULE, "steps_offset", -1),
         (SCHEDULE, "beta_end", 10**400),

@@ -191,3 +191,10 @@ def test_config_that_cannot_be_honoured_is_refused_by_field(tmp_path, field, val
     (tmp_path / "scheduler_config.json").write_text(json.dumps(raw | {field: value}))
     with pytest.raises(InputError, match=rf"scheduler_config\.json: {field}\b"):
         ScheduleConfig.read(tmp_path / "scheduler_config.json")
+
+
+@pytest.mark.parametrize("betas", [(1e-20, 1e-20), (1e-17, 0.012), (0.5, 0.9), (0.9, 0.999999)])
+def test_betas_without_usable_noise_levels_are_refused(betas):
+    config = ScheduleConfig(beta_schedule="linear", beta_start=betas[0], beta_end=betas[1])
+    with pytest.raises(InputError, match=r"beta_start .* give noise levels that are not finite"):
+        Schedule(config)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from ipx2p.diffusion.samplers import make_plan
 from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
+from ipx2p.files import read_json
 from ipx2p.training.checkpoint import damages, find_checkpoints
 from ipx2p.training.config import OptimizerConfig
 from ipx2p.training.learners import EditLearner
@@ -98,6 +99,12 @@ def test_a_run_in_place_of_its_weights_is_refused(make_config, finished_run):
 def test_weights_say_at_what_size_they_were_trained(finished_run):
     config = json.loads((finished_run / "weights" / "unet" / "config.json").read_text())
     assert config["sample_size"] == 32 // 8
+
+
+def test_training_keeps_what_only_other_programs_read(finished_run):
+    path = "scheduler/scheduler_config.json"
+    before, after = (read_json(x / path) for x in (GOLDEN / "diffusers", finished_run / "weights"))
+    assert before["timestep_spacing"] == after["timestep_spacing"] == "leading"
 
 
 def test_training_out_of_memory_is_one_line_with_advice(make_config, monkeypatch):

@@ -1,9 +1,12 @@
 """Splits: by source picture, the same for all data sets, copies together."""
 
+from collections import defaultdict
 from hashlib import blake2b
 
 import pytest
 
+from ipx2p.data.manifest import Record
+from ipx2p.data.prepare.dataset import _split
 from ipx2p.data.prepare.splits import assign_splits, hash_share
 from ipx2p.errors import InputError
 
@@ -79,3 +82,22 @@ def test_shares_that_cannot_be_are_refused(shares):
 def test_hash_shares_look_uniform():
     values = sorted(hash_share(0, name) for name in NAMES)
     assert all(abs(value - place / 400) < 0.1 for place, value in enumerate(values))
+
+
+def test_groups_that_share_a_picture_stay_together():
+    groups = {f"rainy {i}": None for i in range(60)}
+    together = [(f"rainy {i % 6}", name) for i, name in enumerate(groups)]
+    splits = assign_splits(groups, {}, together=together, shares=(60, 20, 20), seed=0)
+    assert len({*splits.values()}) > 1
+    assert all(splits[a] == splits[b] for a, b in together)
+
+
+def test_pairs_of_one_clean_picture_stay_in_one_split():
+    entries = [
+        Record(f"{i}.png", f"t{i}.png", "derain", ("x",), f"g{i}", digests=[f"s{i}", f"t{i % 6}"])
+        for i in range(60)
+    ]
+    found = defaultdict(set)
+    for entry in _split(entries, {}, shares=(60, 20, 20), seed=0):
+        found[entry.digests[1]].add(entry.split)
+    assert len(found) == 6 and all(len(splits) == 1 for splits in found.values())
