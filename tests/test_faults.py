@@ -155,7 +155,7 @@ FAULTS = {
     ),
     "a test source in the training split": (
         "ipx2p/data/prepare/dataset.py",
-        "seen.isdisjoint((e.group, *e.digests))",
+        "seen.isdisjoint(e.digests)",
         "True",
         "tests/data/prepare/test_import.py",
     ),
