@@ -24,7 +24,12 @@ MAX_NAME = 60  # characters of a picture's name in file names and on sheets
 class Case:
     """One picture and its instruction.
 
-    name: unique among the cases. captions: of the source and of the target.
+    name: unique among the cases. captions: of the source and of the target. group: equal for cases
+    of one photograph, which are one sample of the statistics; "" is the content of the source.
+    after: name of the case whose result is edited instead of the source, each model its own.
+    benchmark: the published protocol that it is measured by; "" for own pairs.
+    results: names that its result may have in a folder of pictures made elsewhere.
+    mask: of what may change, as (start, length, start, ...) over a flat square of 512 x 512.
     """
 
     name: str
@@ -33,6 +38,11 @@ class Case:
     task: str = ""
     target: Path | None = None
     captions: tuple[str, str] | None = None
+    group: str = ""
+    after: str | None = None
+    benchmark: str = ""
+    results: tuple[str, ...] = ()
+    mask: tuple[int, ...] | None = None
 
     @cached_property
     def digest(self) -> str:
