@@ -1,62 +1,195 @@
-"""Sheets of a sweep: guidance scales against each other, and schemes side by side (layer 4)."""
+"""What a report shows of a case: edits beside each other, and sheets of all scales (layer 4)."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
 
-from ipx2p.eval.cases import Case
-from ipx2p.eval.rows import file_stem
-from ipx2p.eval.scores import Results
-from ipx2p.eval.sweep import Trial, scales_of
+from ipx2p.eval.lines import SCALES, Line
+from ipx2p.eval.records import BUILT_IN, CLASSICAL, IDENTITY, ORACLE, Record, file_stem, key_of
+from ipx2p.eval.scores import METRICS
 from ipx2p.images import load_image
+from ipx2p.seeds import generator
 from ipx2p.sheets import contact_sheet, text_tile
 
 MIN_CELL, MAX_CELL = 128, 256  # pixels
 MAX_WIDTH = 50_000  # of a sheet; a JPEG has at most 65 535
+MAX_NOTED = 2  # metrics below a picture, besides its change
+BUILT_IN_LABELS = {IDENTITY: "source", ORACLE: "target"}
 
 
-def make_grids(results: Results, cases: Sequence[Case]) -> Iterator[tuple[str, str, Image.Image]]:
-    """Sheets of the edits of some cases: name of the picture, name for a file, sheet.
+class Tile(NamedTuple):
+    """A picture beside others: its label, its file (None: not finite), and its numbers."""
 
-    For each picture, sampler, number of steps and seed: one sheet of all schemes at the middle
-    image guidance scale, if there are several schemes; then one of each scheme at all scales.
+    label: str
+    path: Path | None
+    note: str = ""
+
+
+def variant_of(of: Record | Line) -> tuple[Hashable, ...]:
+    """All of a model and its settings but the scales."""
+    names = ("guidance", "sampler", "spacing", "num_steps") if of.settings else ()
+    return of.model, *(of.settings[name] for name in names)
+
+
+def scales_of(of: Record | Line) -> tuple[float | None, ...]:
+    """Both scales; None for one that is not used."""
+    return tuple((of.settings or {}).get(name) for name in SCALES)
+
+
+def by_case(records: Iterable[Record]) -> dict[tuple, list[Record]]:
+    """The records of each case."""
+    cases: dict[tuple, list[Record]] = {}
+    for record in records:
+        names = ("name", "task", "instruction", "group")
+        cases.setdefault(tuple(record.case.get(name) for name in names), []).append(record)
+    return cases
+
+
+def draw_cases(records: Sequence[Record], count: int) -> list[list[Record]]:
+    """The records of some cases, drawn at random but always the same, from each task in turn."""
+    cases = by_case(records)
+    drawn = torch.randperm(len(cases), generator=generator(0, "report pictures")).tolist()
+    turns: dict[str, int] = {}
+    ranked = []
+    for place in drawn:
+        mine = [*cases.values()][place]
+        task = mine[0].case["task"]
+        turns[task] = turns.get(task, 0) + 1
+        ranked.append((turns[task], place, mine))
+    chosen = sorted(ranked, key=lambda one: one[:1])[:count]
+    return [mine for _, _, mine in sorted(chosen, key=lambda one: one[1])]
+
+
+def make_rows(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, list[Tile]]:
+    """The pictures of one case, of its first seed, in rows by title.
+
+    Where schemes have several scales, each has one picture at equal scales, one at equal measured
+    change, that of the first scheme at those scales, and one at the best scales.
     """
-    groups: dict[tuple, list[Trial]] = {}
-    for trial in results.trials:
-        if trial.case in cases:
-            s = trial.settings
-            groups.setdefault((trial.case, s.sampler, s.num_steps, trial.seed), []).append(trial)
-    for (case, sampler, steps, seed), group in groups.items():
-        how = f"{sampler}, {steps} steps, seed {seed}"
+    of_line = {_place(line): line for line in reversed(lines)}
+    order = {place: number for number, place in enumerate([*of_line][::-1])}
+    seed = next((record.seed for record in records if record.seed is not None), None)
+    records = [record for record in records if record.seed in (None, seed)]
+    records = sorted(records, key=lambda record: order.get(_place(record), len(order)))
+    fixed = [record for record in records if record.model.split(" (")[0] in BUILT_IN]
+    groups: dict[tuple, list[Record]] = {}
+    for record in records:
+        if record not in fixed:
+            groups.setdefault(variant_of(record), []).append(record)
+
+    def tiles(chosen: Iterable[Record]) -> list[Tile]:
+        found = []
+        for record in chosen:
+            line = of_line.get(_place(record))
+            label = BUILT_IN_LABELS.get(record.model) or (line.label if line else record.model)
+            path = record.path if record.picture else None
+            found.append(Tile(label, path, _noted(record)))
+        return found
+
+    first = [record for record in fixed if record.model in (IDENTITY, CLASSICAL)]
+    last = [record for record in fixed if record not in first]
+    last.sort(key=lambda record: record.model == ORACLE)
+    swept = [group for group in groups.values() if len(group) > 1]
+    if not swept:
+        return {"": tiles([*first, *itertools.chain(*groups.values()), *last])}
+    rows = {"": [*first, *last]}
+    scales = map(_sorted, zip(*map(scales_of, swept[0]), strict=True))
+    middle = [values[len(values) // 2] for values in scales]
+    equal = [record for group in groups.values() for record in _at(group, middle)]
+    named = [_label(name, scale) for name, scale in zip(SCALES, middle, strict=True)]
+    rows[f"At equal scales: {', '.join(named)}"] = equal
+    reference = _at(swept[0], middle)[0]
+    if (change := reference.scores.get("change")) is not None:
+        near = [
+            min(measured, key=lambda record: abs(record.scores["change"] - change))
+            for group in groups.values()
+            if (measured := [record for record in group if "change" in record.scores])
+        ]
+        title = f"At equal measured change: that of {of_line[_place(reference)].label}"
+        rows[f"{title}, {change:.2f} %, as near as there is"] = near
+    for name, metric in METRICS.items():
+        if metric.chooses:
+            best = [r for r in itertools.chain(*groups.values()) if name in of_line[_place(r)].best]
+            if best:
+                rows[f"At the best scales by {metric.label.partition(',')[0]}"] = best
+    return {title: tiles(chosen) for title, chosen in rows.items()}
+
+
+def _place(of: Record | Line) -> tuple[str, str]:
+    return of.model, key_of(of.settings)
+
+
+def _noted(record: Record) -> str:
+    """Its numbers, of the metrics that choose, and its change."""
+    chooses = [name for name in record.scores if name in METRICS and METRICS[name].chooses]
+    names = chooses[:MAX_NOTED] + [name for name in ["change"] if name in record.scores]
+    return ", ".join(
+        f"{METRICS[name].label.partition(',')[0]} {record.scores[name]:.{METRICS[name].digits}f}"
+        for name in names
+    )
+
+
+def _at(records: Sequence[Record], scales: Sequence[float | None]) -> list[Record]:
+    """The one at these scales; a scale that is not used is any. A single one is at all scales."""
+    if len(records) == 1:
+        return [*records]
+    return [
+        record
+        for record in records
+        if all(own in (asked, None) for own, asked in zip(scales_of(record), scales, strict=True))
+    ][:1]
+
+
+def make_grids(records: Sequence[Record]) -> Iterator[tuple[str, Image.Image]]:
+    """Sheets of the edits of one case at all scales: name for a file, sheet.
+
+    For each model, sampler, number of steps and seed: one sheet of all schemes at the middle image
+    guidance scale, if there are several schemes; then one of each scheme at all scales.
+    """
+    before = [record for model in BUILT_IN_LABELS for record in records if record.model == model]
+    groups: dict[tuple, list[Record]] = {}
+    for record in records:
+        if record.settings is not None:
+            s = record.settings
+            key = (record.model, s["sampler"], s["num_steps"], record.seed)
+            groups.setdefault(key, []).append(record)
+    case = records[0].case
+    for (model, sampler, steps, seed), group in groups.items():
+        how = f"{model}, {sampler}, {steps} steps, seed {seed}"
+        if len({scales_of(record) for record in group}) == 1:
+            continue
         for name, title, columns, rows in _layouts(group):
-            sheet = _sheet(results, case, columns, rows, f"{title}{case.instruction} ({how})")
-            yield case.name, f"{file_stem(case.name, name, how)}.jpg", sheet
+            sheet = _sheet(before, columns, rows, f"{title}{case['instruction']} ({how})")
+            yield f"{file_stem(case['name'], name, how)}.jpg", sheet
 
 
-def _layouts(trials: Sequence[Trial]) -> Iterator[tuple[str, str, list[str], dict[str, list]]]:
-    """Name, beginning of the title, labels of the columns, and rows of trials by label.
+def _layouts(records: Sequence[Record]) -> Iterator[tuple[str, str, list[str], dict[str, list]]]:
+    """Name, beginning of the title, labels of the columns, and rows of records by label.
 
     A scheme that does not use a scale appears at all of its values.
     """
-    placed = {(t.settings.guidance, *scales_of(t.settings).values()): t for t in trials}
+    placed = {(record.settings["guidance"], *scales_of(record)): record for record in records}
     schemes = [*dict.fromkeys(scheme for scheme, _, _ in placed)]
 
-    def at(scheme: str, scale: float | None, image_scale: float | None) -> Trial | None:
+    def at(scheme: str, scale: float | None, image_scale: float | None) -> Record | None:
         keys = itertools.product([scheme], (scale, None), (image_scale, None))
         return next((placed[key] for key in keys if key in placed), None)
 
     for name in (["schemes"] if len(schemes) > 1 else []) + schemes:
         shown = schemes if name == "schemes" else [name]
         scales, images = (_sorted(key[i] for key in placed if key[0] in shown) for i in (1, 2))
-        columns = [_label("guidance scale", scale) for scale in scales]
+        columns = [_label(SCALES[0], scale) for scale in scales]
         if name == "schemes":
             middle = images[len(images) // 2]
-            title = "" if middle is None else f"{_label('image guidance scale', middle)}: "
+            title = "" if middle is None else f"{_label(SCALES[1], middle)}: "
             shown = {scheme: (scheme, middle) for scheme in schemes}
         else:
             title = f"{name}: "
-            shown = {_label("image guidance scale", image): (name, image) for image in images}
+            shown = {_label(SCALES[1], image): (name, image) for image in images}
         rows = {row: [at(one, s, image) for s in scales] for row, (one, image) in shown.items()}
         yield name, title, columns, rows
 
@@ -67,30 +200,29 @@ def _sorted(values: Iterable[float | None]) -> list[float | None]:
 
 
 def _label(name: str, scale: float | None) -> str:
+    name = name.replace("_", " ")
     return f"any {name}" if scale is None else f"{name} {scale:g}"
 
 
 def _sheet(
-    results: Results, case: Case, columns: list[str], rows: dict[str, list], title: str
+    before: Sequence[Record], columns: list[str], rows: dict[str, list[Any]], title: str
 ) -> Image.Image:
     """The edits; before the first row, the source and the target, if there is one."""
-    before = [case.load(results.resolution, results.multiple)]
-    if case.target:
-        before.append(case.load_target(before[0].size))
-    cell = min(MAX_CELL, max(MIN_CELL, *before[0].size), MAX_WIDTH // (len(columns) + 4))
+    shown = [load_image(record.path) for record in before]
+    side = max(MIN_CELL, *shown[0].size)
+    cell = min(MAX_CELL, side, MAX_WIDTH // (len(columns) + 4))
 
-    def picture(trial: Trial | None) -> Image.Image | None:
-        if trial is None:
+    def picture(record: Record | None) -> Image.Image | None:
+        if record is None:
             return None
-        path = results.rows.folder / trial.file
-        return load_image(path) if path.exists() else text_tile("not finite", cell)
+        return load_image(record.path) if record.picture else text_tile("not finite", cell)
 
     return contact_sheet(
         [
-            [*(image if index == 0 else None for image in before), *map(picture, row)]
+            [*(image if index == 0 else None for image in shown), *map(picture, row)]
             for index, row in enumerate(rows.values())
         ],
-        column_labels=[*("source", "target")[: len(before)], *columns],
+        column_labels=[*(BUILT_IN_LABELS[record.model] for record in before), *columns],
         row_labels=[*rows],
         title=title,
         cell=cell,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ipx2p.eval.curves import Curve
+from ipx2p.eval.grids import Tile
 from ipx2p.eval.page_parts import SCRIPT, STYLE, VIEWER
 from ipx2p.images import SAVE_OPTIONS, load_image
 
@@ -37,21 +38,13 @@ class Table(NamedTuple):
     is_open: bool = True
 
 
-class Tile(NamedTuple):
-    """A picture beside others: its label, its file (None: not finite), and its numbers."""
-
-    label: str
-    path: Path | None
-    note: str = ""
-
-
 class Shown(NamedTuple):
     """Everything to see of one case: rows of tiles by title, and sheets by name."""
 
     name: str
     about: str
     rows: dict[str, list[Tile]]
-    sheets: dict[str, Path] = {}
+    sheets: dict[str, Path]
 
 
 def make_page(
@@ -111,9 +104,7 @@ def _words(title: str, texts: Sequence[str]) -> str:
 
 
 def _table(table: Table) -> str:
-    heads = "".join(
-        f"<th scope='col'><button>{escape(head)}</button></th>" for head in table.heads
-    )
+    heads = "".join(f"<th scope='col'><button>{escape(head)}</button></th>" for head in table.heads)
     rows = "".join(
         f"<tr{' class=marked' if index in table.marked else ''}>{''.join(map(_cell, row))}</tr>"
         for index, row in enumerate(table.rows)
@@ -136,12 +127,10 @@ def _cell(cell: Cell) -> str:
 
 
 def _case(case: Shown, numbers: dict[Path, str]) -> str:
-    several = len(case.rows) > 1
     rows = []
     for title, tiles in case.rows.items():
         head = f"<h4>{escape(title)}</h4>" if title else ""
-        prefix = f"{title}: " if several and title else ""
-        shown = "".join(_tile(tile, prefix, numbers) for tile in tiles)
+        shown = "".join(_tile(tile, numbers) for tile in tiles)
         rows.append(f"{head}<div class='tiles'>{shown}</div>")
     return (
         f'<section class="case" data-name="{escape(case.name)}"><h3>{escape(case.name)}</h3>'
@@ -149,7 +138,7 @@ def _case(case: Shown, numbers: dict[Path, str]) -> str:
     )
 
 
-def _tile(tile: Tile, prefix: str, numbers: dict[Path, str]) -> str:
+def _tile(tile: Tile, numbers: dict[Path, str]) -> str:
     """A button with its picture, which is embedded once: later tiles name the first."""
     below = f"<span><b>{escape(tile.label)}</b> {escape(tile.note)}</span>"
     if tile.path is None:
@@ -159,10 +148,8 @@ def _tile(tile: Tile, prefix: str, numbers: dict[Path, str]) -> str:
     else:
         numbers[tile.path] = f"p{len(numbers)}"
         source = f'id="{numbers[tile.path]}" src="{_embedded(tile.path)}"'
-    label = escape(prefix + tile.label)
-    return (
-        f'<button class="tile" data-label="{label}"><img {source} alt="{label}">{below}</button>'
-    )
+    label = escape(tile.label)
+    return f'<button class="tile" data-label="{label}"><img {source} alt="{label}">{below}</button>'
 
 
 def _embedded(path: Path) -> str:

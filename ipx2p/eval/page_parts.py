@@ -90,9 +90,9 @@ for (const table of document.querySelectorAll("table")) {
 }
 if ($("size")) $("size").addEventListener("input", () =>
   document.body.style.setProperty("--tile", $("size").value + "px"));
-let tiles = [];
+let tiles = new Map();
 const show = () => {
-  const [left, right] = [$("left"), $("right")].map((one) => tiles[one.value].firstChild);
+  const [left, right] = [$("left"), $("right")].map((one) => tiles.get(one.value).firstChild);
   [$("over").src, $("under").src] = [left.src, right.src];
   const [width, height] = [right.naturalWidth, right.naturalHeight];
   const room = [$("stage").clientWidth / width, $("stage").clientHeight / height];
@@ -120,19 +120,26 @@ $("swap").addEventListener("click", () => {
 for (const id of ["left", "right", "zoom"]) $(id).addEventListener("change", show);
 addEventListener("resize", () => { if ($("viewer").open) show(); });
 for (const part of document.querySelectorAll(".case")) {
-  const mine = [...part.querySelectorAll("button.tile")];
-  mine.forEach((tile, index) => tile.addEventListener("click", () => {
-    tiles = mine;
+  const byLabel = new Map();
+  for (const tile of part.querySelectorAll("button.tile"))
+    if (!byLabel.has(tile.dataset.label)) byLabel.set(tile.dataset.label, tile);
+  const labels = [...byLabel.keys()];
+  part.addEventListener("click", (event) => {
+    const tile = event.target.closest("button.tile");
+    if (!tile) return;
+    tiles = byLabel;
     $("name").textContent = part.dataset.name;
     for (const id of ["left", "right"])
-      $(id).replaceChildren(...mine.map((one, place) => new Option(one.dataset.label, place)));
-    $("left").value = 0;
-    $("right").value = index || mine.length - 1;
+      $(id).replaceChildren(...labels.map((label) => new Option(label)));
+    const clicked = tile.dataset.label;
+    $("left").value = labels[0];
+    $("right").value = clicked !== labels[0] ? clicked : byLabel.has("target") ? "target"
+      : labels[labels.length - 1];
     $("slide").value = 50;
     $("viewer").showModal();
     slide();
     show();
     $("slide").focus();
-  }));
+  });
 }
 """
