@@ -53,9 +53,11 @@ def autoencoders(models: Sequence[Model]) -> dict[str, Path]:
     for model in models:
         if model.has_weights:
             different.setdefault(weights_digest(model.folder, ["vae"]), model)
-    if len(different) == 1:
-        return {VAE_ROW: model.folder for model in different.values()}
-    return {f"{VAE_ROW} ({model.name})": model.folder for model in different.values()}
+    several = len(different) > 1
+    return {
+        f"{VAE_ROW} ({model.name})" if several else VAE_ROW: model.folder
+        for model in different.values()
+    }
 
 
 def make_built_in(

@@ -81,8 +81,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     if args.cases.is_dir() and not (args.benchmark or args.instruction):
         raise InputError(
-            f"{args.cases} is a folder: give --instruction TEXT for its photographs, or --benchmark "
-            "NAME for a published set"
+            f"{args.cases} is a folder: give --instruction TEXT for its photographs, or "
+            "--benchmark NAME for a published set"
         )
     from ipx2p.eval.benchmarks.registry import read_benchmark
     from ipx2p.eval.cases import cases_of_folder, cases_of_manifest, draw

@@ -89,33 +89,30 @@ def parse_models(texts: Sequence[str], grid: Grid, *, has_weak: bool = False) ->
     """
     parsed = [_parse(text) for text in texts]
     unnamed = list(dict.fromkeys(source for name, source, _ in parsed if not name))
-    models = []
+    models: dict[str, Model] = {}
     for name, source, overrides in parsed:
         folder = Path(source).expanduser()
         name = name or _shortest(source, unnamed)
         if name in BUILT_IN or name.startswith("vae ("):
-            raise InputError(
-                f"--models: {name!r} is the name of a built-in row: write NAME={source}"
-            )
-        if folder.is_dir() and not (folder / "unet").is_dir() and _has_pictures(folder):
+            raise InputError(f"--models: {name!r} is a built-in row: write OTHER_NAME={source}")
+        settings: list[EditSettings] = []
+        if not (folder / "unet").is_dir() and _has_pictures(folder):
             if overrides:
-                raise InputError(
-                    f"--models {name}: {source} holds pictures, which take no settings"
-                )
-            models.append(Model(name, source, folder))
+                raise InputError(f"--models: {source} holds pictures, which take no settings")
         else:
+            folder = find_folder(source)
             settings = grid.settings(overrides, has_weak=has_weak)
-            models.append(Model(name, source, find_folder(source), tuple(settings)))
-    by_name: dict[str, Model] = {}
-    for model in models:
-        if by_name.setdefault(model.name, model).folder != model.folder:
-            raise InputError(f"--models: two of them are called {model.name!r}: write NAME=WEIGHTS")
-    if has_weak and not any(s.spec.needs("weak") for m in models for s in m.settings):
+        earlier = models.get(name, Model(name, source, folder))
+        if earlier.folder != folder:
+            raise InputError(f"--models: two of them are called {name!r}: write NAME=WEIGHTS")
+        unlike = {key_of(described(one)): one for one in (*earlier.settings, *settings)}
+        models[name] = replace(earlier, settings=tuple(unlike.values()))
+    if has_weak and not any(s.spec.needs("weak") for m in models.values() for s in m.settings):
         raise InputError(
             "a weak network is given, but no --guidance uses one: add autoguidance, or leave out "
             "--weak-weights"
         )
-    return models
+    return [*models.values()]
 
 
 def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
@@ -172,10 +169,11 @@ def described(settings: EditSettings) -> dict[str, Any]:
 def recorded(settings: EditSettings) -> dict[str, Any]:
     """Settings as a record has them, see `Record`."""
     spec = settings.spec
-    effective = zip((f"effective_{name}" for name in SCALES), spec.effective_scales or (None, None))
-    return (
-        asdict(settings) | scales_of(settings) | {"guidance_in_full": str(spec), **dict(effective)}
-    )
+    values = asdict(settings) | scales_of(settings) | {"guidance_in_full": str(spec)}
+    effective = spec.effective_scales or (None, None)
+    return values | {
+        f"effective_{name}": scale for name, scale in zip(SCALES, effective, strict=True)
+    }
 
 
 @dataclass(frozen=True)
