@@ -23,7 +23,8 @@ from ipx2p.distributed import World, open_world
 from ipx2p.editing.files import load_editor
 from ipx2p.editing.settings import pick_resolution
 from ipx2p.errors import InputError
-from ipx2p.eval.benchmarks.protocol import PROTOCOLS, Protocol
+from ipx2p.eval.benchmarks.protocol import Protocol
+from ipx2p.eval.benchmarks.registry import PROTOCOLS
 from ipx2p.eval.built_in import built_in_trials, find, found_trials, make_built_in
 from ipx2p.eval.cases import Case, Sizes
 from ipx2p.eval.edits import Batching, Maker
@@ -37,7 +38,7 @@ from ipx2p.eval.models import (
     weights_digest,
 )
 from ipx2p.eval.networks import NETWORKS, Networks, load_networks
-from ipx2p.eval.records import Record, Records, key_of
+from ipx2p.eval.records import Record, Records, key_of, read_records
 from ipx2p.eval.report import write_report
 from ipx2p.eval.scores import measure, pick_metrics, scored_by
 from ipx2p.files import check_writable, hold_lock, remove_stale_temporaries
@@ -47,6 +48,12 @@ from ipx2p.weights.readers import find_folder
 
 TIMEOUT = timedelta(days=7)  # finished processes wait for the others
 BATCH = 16  # pictures measured at once
+# What all edits of a folder have in common; the code last, since it says the least.
+SHAPES_ALL = ("negative_instruction", "resolution", "dtype", "code")
+CODE_CHANGED = (
+    "by other code (networks, samplers, guidance or editing have changed since), so that they "
+    "would not compare with new ones"
+)
 EXTRACTED = "extracted"  # pictures that a benchmark keeps in tables
 
 
@@ -113,7 +120,7 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
         built_in = built_in_trials(cases, models, sizes)
         trials = [*built_in, *chain.from_iterable(by_model.values())]
         world.check_same("what is compared", key_of([trial.key for trial in trials]))
-        lock = _take(config.output, world)
+        lock = _take(config.output, trials, world)
         records = Records(config.output, world.rank)
         maker = Maker(trials, records, world, sizes)
         count = len(maker.by_edit)
@@ -274,17 +281,15 @@ def _check_settings(model: Model) -> None:
         one.spec.check_layers(layers)
 
 
-def _take(output: Path, world: World) -> BinaryIO | None:
+def _take(output: Path, trials: Sequence[Trial], world: World) -> BinaryIO | None:
     """Lock the output folder until the main process closes the returned lock.
 
-    Raises: InputError for a folder with other files, or another run at work.
+    Raises: InputError for a folder with other files, edits that would not compare with these, or
+        another run at work.
     """
     check_writable(output)
     world.check_shared(output, "--output")
-    if not any(output.glob("records_*.jsonl")) and any(
-        not child.name.startswith(".") and child.name != EXTRACTED for child in output.iterdir()
-    ):
-        raise InputError(f"{output} holds other files, and no records: choose another --output")
+    _check_earlier(output, trials)
     world.barrier()  # all have checked before anything is written
     lock = hold_lock(output / ".lock") if world.is_main else None
     if world.any(world.is_main and lock is None):
@@ -292,6 +297,31 @@ def _take(output: Path, world: World) -> BinaryIO | None:
             f"another process is computing in {output}: wait for it, or choose another --output"
         )
     if world.is_main:
+        _check_earlier(output, trials)  # another run may have just finished in it
         remove_stale_temporaries(output / "edits")
     world.barrier()
     return lock
+
+
+def _check_earlier(output: Path, trials: Sequence[Trial]) -> None:
+    """Raise InputError unless what a folder holds compares with the edits to be made."""
+    earlier = read_records(output)
+    others = (child.name for child in output.iterdir() if not child.name.startswith("."))
+    if not earlier and any(name != EXTRACTED for name in others):
+        raise InputError(f"{output} holds other files, and no records: choose another --output")
+    made = {trial.model.name: trial.made_with for trial in trials if trial.settings}
+    for record in earlier if made else ():
+        now = made.get(record.model)
+        shaping = ("weights_digest", *SHAPES_ALL) if now else SHAPES_ALL
+        now = now or next(iter(made.values()))
+        for name in shaping if record.settings else ():
+            found = record.made_with.get(name)
+            if found != now[name]:
+                said = {
+                    "code": CODE_CHANGED,
+                    "weights_digest": f"by other weights that were called {record.model!r}",
+                }
+                why = said.get(name, f"with {name} {found!r}, now {now[name]!r}")
+                raise InputError(
+                    f"{output} holds edits that were made {why}: choose another --output"
+                )
