@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from ipx2p.eval.lines import SCALES, Line
-from ipx2p.eval.records import BUILT_IN, CLASSICAL, IDENTITY, ORACLE, Record, file_stem, key_of
+from ipx2p.eval.fronts import match_change
+from ipx2p.eval.lines import ALL, SCALES, Line
+from ipx2p.eval.records import CLASSICAL_ROW, IDENTITY, ORACLE, Record, file_stem, key_of
 from ipx2p.eval.scores import METRICS
 from ipx2p.images import load_image
 from ipx2p.seeds import generator
@@ -17,6 +18,7 @@ from ipx2p.sheets import contact_sheet, text_tile
 
 MIN_CELL, MAX_CELL = 128, 256  # pixels
 MAX_WIDTH = 50_000  # of a sheet; a JPEG has at most 65 535
+MAX_TILES = 16  # edits of a picture that are shown one by one
 MAX_NOTED = 2  # metrics below a picture, besides its change
 BUILT_IN_LABELS = {IDENTITY: "source", ORACLE: "target"}
 
@@ -67,60 +69,49 @@ def draw_cases(records: Sequence[Record], count: int) -> list[list[Record]]:
 def make_rows(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, list[Tile]]:
     """The pictures of one case, of its first seed, in rows by title.
 
-    Where schemes have several scales, each has one picture at equal scales, one at equal measured
-    change, that of the first scheme at those scales, and one at the best scales.
+    The first row has the source, all edits if they are few, and the target. Others have each scheme
+    once: at equal scales, at equal measured change, at its best scales.
     """
-    of_line = {_place(line): line for line in reversed(lines)}
-    order = {place: number for number, place in enumerate([*of_line][::-1])}
+    lines = [line for line in lines if line.task == ALL]
     seed = next((record.seed for record in records if record.seed is not None), None)
-    records = [record for record in records if record.seed in (None, seed)]
-    records = sorted(records, key=lambda record: order.get(_place(record), len(order)))
-    fixed = [record for record in records if record.model.split(" (")[0] in BUILT_IN]
-    groups: dict[tuple, list[Record]] = {}
-    for record in records:
-        if record not in fixed:
-            groups.setdefault(variant_of(record), []).append(record)
+    there = {_place(record): record for record in records if record.seed in (None, seed)}
 
-    def tiles(chosen: Iterable[Record]) -> list[Tile]:
-        found = []
-        for record in chosen:
-            line = of_line.get(_place(record))
-            label = BUILT_IN_LABELS.get(record.model) or (line.label if line else record.model)
-            path = record.path if record.picture else None
-            found.append(Tile(label, path, _noted(record)))
-        return found
-
-    first = [record for record in fixed if record.model in (IDENTITY, CLASSICAL)]
-    last = [record for record in fixed if record not in first]
-    last.sort(key=lambda record: record.model == ORACLE)
-    swept = [group for group in groups.values() if len(group) > 1]
-    if not swept:
-        return {"": tiles([*first, *itertools.chain(*groups.values()), *last])}
-    rows = {"": [*first, *last]}
-    scales = map(_sorted, zip(*map(scales_of, swept[0]), strict=True))
-    middle = [values[len(values) // 2] for values in scales]
-    equal = [record for group in groups.values() for record in _at(group, middle)]
-    named = [_label(name, scale) for name, scale in zip(SCALES, middle, strict=True)]
-    rows[f"At equal scales: {', '.join(named)}"] = equal
-    reference = _at(swept[0], middle)[0]
-    if (change := reference.scores.get("change")) is not None:
-        near = [
-            min(measured, key=lambda record: abs(record.scores["change"] - change))
-            for group in groups.values()
-            if (measured := [record for record in group if "change" in record.scores])
+    def tiles(chosen: Iterable[Line]) -> list[Tile]:
+        found = [(line, there[place]) for line in chosen if (place := _place(line)) in there]
+        return [
+            Tile(
+                BUILT_IN_LABELS.get(record.model, line.label),
+                record.path if record.picture else None,
+                _noted(record),
+            )
+            for line, record in found
         ]
-        title = f"At equal measured change: that of {of_line[_place(reference)].label}"
-        rows[f"{title}, {change:.2f} %, as near as there is"] = near
-    for name, metric in METRICS.items():
-        if metric.chooses:
-            best = [r for r in itertools.chain(*groups.values()) if name in of_line[_place(r)].best]
-            if best:
-                rows[f"At the best scales by {metric.label.partition(',')[0]}"] = best
-    return {title: tiles(chosen) for title, chosen in rows.items()}
+
+    before = [line for line in lines if line.model in (IDENTITY, CLASSICAL_ROW)]
+    after = [line for line in lines if line.is_built_in and line not in before]
+    after.sort(key=lambda line: line.model == ORACLE)
+    edits = [line for line in lines if not line.is_built_in]
+    few = edits if len(edits) <= MAX_TILES else []
+    rows = {"": [*before, *few, *after]}
+    change, matched = match_change(edits)
+    if len(edits) > len({variant_of(line) for line in edits}):  # there are several scales
+        if matched and all(one.at_scales for one in matched):
+            rows["At equal scales"] = [one.at_scales for one in matched]
+        if matched:
+            title = f"At equal measured change, {change:.2f} % on average, as near as there is"
+            rows[title] = [one.at_change for one in matched]
+    if not few:
+        for name, metric in METRICS.items():
+            best = [line for line in edits if name in line.best]
+            rows[f"At the best scales by {metric.label.partition(',')[0]}"] = best
+    found = {title: tiles(chosen) for title, chosen in rows.items()}
+    return {title: some for title, some in found.items() if some}
 
 
-def _place(of: Record | Line) -> tuple[str, str]:
-    return of.model, key_of(of.settings)
+def _place(of: Record | Line) -> tuple[str, ...]:
+    """Equal for a line and its records."""
+    weights = of.weights if isinstance(of, Line) else of.made_with.get("weights_digest") or ""
+    return of.model, key_of(of.settings), weights if of.settings else ""
 
 
 def _noted(record: Record) -> str:
@@ -131,17 +122,6 @@ def _noted(record: Record) -> str:
         f"{METRICS[name].label.partition(',')[0]} {record.scores[name]:.{METRICS[name].digits}f}"
         for name in names
     )
-
-
-def _at(records: Sequence[Record], scales: Sequence[float | None]) -> list[Record]:
-    """The one at these scales; a scale that is not used is any. A single one is at all scales."""
-    if len(records) == 1:
-        return [*records]
-    return [
-        record
-        for record in records
-        if all(own in (asked, None) for own, asked in zip(scales_of(record), scales, strict=True))
-    ][:1]
 
 
 def make_grids(records: Sequence[Record]) -> Iterator[tuple[str, Image.Image]]:

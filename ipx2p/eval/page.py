@@ -53,6 +53,7 @@ def make_page(
     about: dict[str, str],
     notes: Sequence[str],
     remarks: Sequence[str],
+    lesser: Sequence[str],
     tables: Sequence[Table],
     curves: Sequence[Curve],
     shown: Sequence[Shown],
@@ -61,7 +62,7 @@ def make_page(
 
     Args:
         about: what was compared, by name. notes: what is missing, and how to get it.
-        remarks: what the numbers say, in words.
+        remarks: what the numbers say, in words. lesser: likewise, of lines that matter less.
     """
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in about.items())
     parts = [
@@ -69,10 +70,9 @@ def make_page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
-        _words("In words", remarks),
+        f"<details open><summary>What was compared, and how</summary><dl>{facts}</dl></details>",
         _words("Notes", notes),
-        f"<details class='about'><summary>What was compared, and how</summary><dl>{facts}</dl>"
-        "</details>",
+        _words("In words", remarks, lesser),
         *map(_table, tables),
     ]
     if shown:
@@ -98,9 +98,10 @@ def make_page(
     return "\n".join(part for part in parts if part)
 
 
-def _words(title: str, texts: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
-    return f"<h2>{title}</h2><ul>{items}</ul>" if items else ""
+def _words(title: str, texts: Sequence[str], lesser: Sequence[str] = ()) -> str:
+    items, more = ("".join(f"<li>{escape(one)}</li>" for one in some) for some in (texts, lesser))
+    rest = f"<details><summary>{len(lesser)} more</summary><ul>{more}</ul></details>" * bool(more)
+    return f"<h2>{title}</h2><ul>{items}</ul>{rest}" if items or more else ""
 
 
 def _table(table: Table) -> str:

@@ -2,7 +2,7 @@
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto;
-       max-width: 1900px; padding: 1rem 2rem 4rem; --tile: 300px; }
+       max-width: 1900px; padding: 1rem 2rem 4rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
 h3 { font-size: 1rem; margin: 1.8rem 0 0; } h4 { margin: .8rem 0 .3rem; font-weight: 600; }
 p, ul { margin: .3rem 0; max-width: 75em; }
@@ -16,15 +16,16 @@ th { position: sticky; top: 0; background: #f3f3f3; text-align: left; vertical-a
 th button { font: inherit; border: 0; background: none; padding: 0; text-align: left;
             cursor: pointer; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td { white-space: nowrap; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
 td small { color: #666; } td.better { background: #e3f4e3; } td.worse { background: #fbe4e1; }
 tr.marked { background: #fff8dc; }
 th.up button::after { content: " \\25b2"; } th.down button::after { content: " \\25bc"; }
 figure { margin: 1rem 0 2rem; overflow-x: auto; } figcaption { color: #444; max-width: 70em; }
 figure img { max-width: 100%; height: auto; cursor: zoom-in; }
 figure img.full { max-width: none; cursor: zoom-out; }
-.tiles { display: grid; gap: .6rem;
-         grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--tile)), 1fr)); }
+.tiles { display: grid; gap: 10px;
+         grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
 .tile { font: 13px/1.35 system-ui, sans-serif; color: inherit; border: 0; padding: 0; margin: 0;
         background: none; text-align: left; display: flex; flex-direction: column; gap: .2rem; }
 button.tile { cursor: zoom-in; } .tile img { width: 100%; height: auto; }
@@ -88,8 +89,18 @@ for (const table of document.querySelectorAll("table")) {
     table.tBodies[0].append(...rows);
   }));
 }
-if ($("size")) $("size").addEventListener("input", () =>
-  document.body.style.setProperty("--tile", $("size").value + "px"));
+const arrange = () => {  // as many columns as have room, and rows that are equally long
+  for (const row of document.querySelectorAll(".tiles")) {
+    const fit = Math.max(1, Math.floor((row.clientWidth + 10) / (+$("size").value + 10)));
+    const columns = Math.ceil(row.children.length / Math.ceil(row.children.length / fit));
+    row.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 640px))`;
+  }
+};
+if ($("size")) {
+  $("size").addEventListener("input", arrange);
+  addEventListener("resize", arrange);
+  arrange();
+}
 let tiles = new Map();
 const show = () => {
   const [left, right] = [$("left"), $("right")].map((one) => tiles.get(one.value).firstChild);

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ipx2p.eval.fronts import pareto
 from ipx2p.eval.intervals import Estimate
 
 MARKERS = "osD^v<>P*Xh"  # one more than colours, so that both repeat together only after 110
@@ -26,24 +27,6 @@ class Series:
     label: str
     points: Sequence[tuple[float, Estimate]]
     texts: Sequence[str] = ()
-
-
-def pareto(
-    points: Sequence[tuple[float, float]], better: tuple[int, int]
-) -> list[tuple[float, float]]:
-    """The points that no other one equals or beats in both respects, by x.
-
-    Args:
-        better: of x and y, 1 if more is better, -1 if less is.
-    """
-
-    def beaten(x: float, y: float) -> bool:
-        return any(
-            (a - x) * better[0] >= 0 and (b - y) * better[1] >= 0 and (a, b) != (x, y)
-            for a, b in points
-        )
-
-    return sorted({(x, y) for x, y in points if not beaten(x, y)})
 
 
 def _bars(score: Estimate) -> tuple[float, float]:
@@ -105,8 +88,8 @@ def draw_panels(
     """A PNG of panels by title, with one legend beside them.
 
     Args:
-        integer: ticks at whole numbers. front: draw the Pareto front of all points of a panel; see
-            `pareto`.
+        integer: ticks at whole numbers. front: draw the Pareto front of all points of a panel; for x and y,
+            whether more (1) or less (-1) is better.
     """
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
@@ -128,8 +111,10 @@ def draw_panels(
             place = every.index(series.label)
             _draw(axes, series, colors[place % len(colors)], MARKERS[place % len(MARKERS)])
         if front and all(front):
-            points = [(a, b.mean) for series in panel for a, b in series.points]
-            best = pareto([point for point in points if math.isfinite(point[1])], front)
+            points = sorted((a, b.mean) for series in panel for a, b in series.points)
+            points = [point for point in points if math.isfinite(point[1])]
+            is_best = pareto(points, [better > 0 for better in front])
+            best = [*itertools.compress(points, is_best)]
             axes.plot(*zip(*best, strict=True), color="0.7", linewidth=6, alpha=0.5, zorder=0)
     if math.isfinite(identity):
         _draw_identity(grid, identity)
