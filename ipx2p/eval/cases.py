@@ -138,7 +138,8 @@ def cases_of_manifest(path: Path) -> list[Case]:
                 f"{captions[1]!r}: expected two texts, or null for both"
             )
         name, captions = f"{source.stem}-{record.task}", None if None in captions else captions
-        cases.append(Case(name, source, record.instructions[0], record.task, target, captions))
+        about = (name, source, record.instructions[0], record.task, target, captions)
+        cases.append(Case(*about, group=record.group or ""))
     if not cases:
         raise InputError(f"manifest {path} lists no pairs")
     return _named(cases)

@@ -114,11 +114,9 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
         networks = load_networks(config.networks, device, paper_compat=config.paper_compat)
         asked = config.metrics or (protocol and [*protocol.metrics])
         metrics = pick_metrics(asked, cases, networks)
-        by_model = {
-            model: _trials(model, cases, choosing, sizes, config, device) for model in models
-        }
+        edits = [_trials(model, cases, choosing, sizes, config, device) for model in models]
         built_in = built_in_trials(cases, models, sizes)
-        trials = [*built_in, *chain.from_iterable(by_model.values())]
+        trials = [*built_in, *chain.from_iterable(edits)]
         world.check_same("what is compared", key_of([trial.key for trial in trials]))
         lock = _take(config.output, trials, world)
         records = Records(config.output, world.rank)
@@ -134,7 +132,7 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
             config.batch_size, config.batch_branches, config.compile, config.negative_instruction
         )
         maker.copy(built_in, make_built_in(models, sizes, device))
-        for model, mine in by_model.items():
+        for model, mine in zip(models, edits, strict=True):
             if model.has_weights:
                 where = (model.folder, config.weak_weights, device, config.dtype, config.compile)
                 maker.edit(mine, partial(load_editor, *where), batching)
