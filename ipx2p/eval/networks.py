@@ -138,14 +138,15 @@ class Structure(Network):
 
     From Splice (arXiv:2201.00424, sec. 3.1), as PIE-Bench measures: (1, T, T) for T patches and the
     class token.
-    paper_compat: values in 0..255, as PIE-Bench's script feeds them to a network that expects
-    [0, 1] before its normalisation.
+    paper_compat: as PIE-Bench's script, which normalises values in 0..255 as if they were in
+    [0, 1], and whose torchvision resized tensors without antialiasing.
     """
 
     def __init__(self, model: ViTModel, name: str, paper_compat: bool = False) -> None:
-        self.size, self.scale = model.config.image_size, 255 if paper_compat else 1
+        self.size, self.is_published = model.config.image_size, paper_compat
         how = f"shorter side to {self.size}, keys of the last layer"
-        how += ", values in 0..255 as the published script" if paper_compat else ""
+        published = ", values in 0..255 and no antialiasing as the published script"
+        how += published if paper_compat else ""
         super().__init__(model, name, how)
         names = ("k_proj", "key")  # of transformers 5, 4
         layers = [x for name, x in model.named_modules() if name.rpartition(".")[2] in names]
@@ -156,8 +157,9 @@ class Structure(Network):
 
     @torch.no_grad()
     def features(self, pixels01: Tensor) -> Tensor:
-        longest = self.size * 480 // 224
-        shown = TF.resize(self.scale * pixels01[None], [self.size], max_size=longest)
+        values = 255 * pixels01[None] if self.is_published else pixels01[None]
+        limit = {"max_size": self.size * 480 // 224, "antialias": not self.is_published}
+        shown = TF.resize(values, [self.size], **limit)
         shown = TF.normalize(shown, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         self.model(pixel_values=shown.to(self.model.device), interpolate_pos_encoding=True)
         keys = F.normalize(self.keys, dim=-1)  # (1, T, D), all heads

@@ -32,7 +32,7 @@ from ipx2p.metrics import (
 
 BICUBIC = Image.Resampling.BICUBIC
 NO_NETWORKS = Networks()
-SHOWN_WHOLE = {"clip", "dino", "structure"}  # these resize pictures themselves
+SHOWN_WHOLE = {"clip", "dino"}  # these resize pictures themselves, of any size
 
 NEEDS = {
     "target": "targets (target in the manifest, or --target)",
@@ -84,8 +84,9 @@ class Views:
         net = getattr(self.networks, network)
         if view.endswith("_caption"):
             return net.texts([self.captions[view == "target_caption"]])
-        picture = self.edited[0] * self.mask if view == "inside" else self.whole[view]
-        return net.images([picture])
+        if view == "inside":
+            return net.images([self.edited[0] * self.mask])
+        return net.images([self.whole[view] if network in SHOWN_WHOLE else getattr(self, view)[0]])
 
     def cosine(self, network: str, other: str, view: str = "edited") -> Tensor:
         """Of features of length 1, (1,)."""
