@@ -146,13 +146,19 @@ def cases_of_manifest(path: Path) -> list[Case]:
 
 
 def draw(cases: Sequence[Case], limit: int | None) -> list[Case]:
-    """At most `limit` of the cases, always the same ones, in order."""
+    """At most `limit` of the cases, always the same ones, in order, and those that they follow."""
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected 1 or more pictures")
     if limit is None or limit >= len(cases):
         return [*cases]
-    drawn = torch.randperm(len(cases), generator=generator(0, "compare limit"))
-    return [cases[item] for item in sorted(drawn[:limit].tolist())]
+    drawn = torch.randperm(len(cases), generator=generator(0, "compare limit"))[:limit]
+    named = {case.name: case for case in cases}
+    taken: set[str] = set()
+    for case in (cases[item] for item in drawn.tolist()):
+        while case is not None and case.name not in taken:
+            taken.add(case.name)
+            case = named.get(case.after)
+    return [case for case in cases if case.name in taken]
 
 
 def _named(cases: Sequence[Case]) -> list[Case]:

@@ -441,9 +441,18 @@ def test_names_of_cases_differ_and_a_limit_is_draw(tmp_path):
     paths = [tmp_path / name for name in ("x/a.png", "a-2.png", "y/a.png", "z/a-2.png")]
     cases = cases_of_images(paths, ["snow"])
     assert [case.name for case in cases] == ["a", "a-2", "a-3", "a-2-2"]
-    drawn = draw(range(100), 9)
-    assert drawn == sorted({*drawn}) == draw(range(100), 9) and len(drawn) == 9
-    assert draw(range(3), 5) == [0, 1, 2]
+    many = [Case(f"{number:02d}", PICTURE, "snow") for number in range(100)]
+    drawn = draw(many, 9)
+    assert drawn == sorted(drawn, key=lambda case: case.name) == draw(many, 9) and len(drawn) == 9
+    assert draw(many[:3], 5) == many[:3]
+    chain = [
+        Case("0", PICTURE, "a"),
+        *(Case(f"{n}", PICTURE, "a", after=f"{n - 1}") for n in (1, 2)),
+    ]
+    assert all(
+        chain[: chain.index(case)] == chain[: len(draw(chain, 1)) - 1]
+        for case in draw(chain, 1)[-1:]
+    )
 
 
 @pytest.mark.slow
