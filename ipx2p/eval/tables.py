@@ -35,6 +35,7 @@ TALLY = ("wins", "ties", "losses")
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+LATEX |= {"[": "{[}", "*": "{*}"}  # these would belong to the end of the line above
 
 
 def cells_of(line: Line) -> dict[str, Any]:
