@@ -138,20 +138,27 @@ def cases_of_manifest(path: Path) -> list[Case]:
                 f"{captions[1]!r}: expected two texts, or null for both"
             )
         name, captions = f"{source.stem}-{record.task}", None if None in captions else captions
-        cases.append(Case(name, source, record.instructions[0], record.task, target, captions))
+        about = (name, source, record.instructions[0], record.task, target, captions)
+        cases.append(Case(*about, group=record.group or ""))
     if not cases:
         raise InputError(f"manifest {path} lists no pairs")
     return _named(cases)
 
 
 def draw(cases: Sequence[Case], limit: int | None) -> list[Case]:
-    """At most `limit` of the cases, always the same ones, in order."""
+    """At most `limit` of the cases, always the same ones, in order, and those that they follow."""
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected 1 or more pictures")
     if limit is None or limit >= len(cases):
         return [*cases]
-    drawn = torch.randperm(len(cases), generator=generator(0, "compare limit"))
-    return [cases[item] for item in sorted(drawn[:limit].tolist())]
+    drawn = torch.randperm(len(cases), generator=generator(0, "compare limit"))[:limit]
+    named = {case.name: case for case in cases}
+    taken: set[str] = set()
+    for case in (cases[item] for item in drawn.tolist()):
+        while case is not None and case.name not in taken:
+            taken.add(case.name)
+            case = named.get(case.after)
+    return [case for case in cases if case.name in taken]
 
 
 def _named(cases: Sequence[Case]) -> list[Case]:

@@ -23,7 +23,7 @@ from ipx2p.distributed import World, open_world
 from ipx2p.editing.files import load_editor
 from ipx2p.editing.settings import pick_resolution
 from ipx2p.errors import InputError
-from ipx2p.eval.benchmarks.protocol import Protocol
+from ipx2p.eval.benchmarks.protocol import Protocol, decode_mask
 from ipx2p.eval.benchmarks.registry import PROTOCOLS
 from ipx2p.eval.built_in import built_in_trials, find, found_trials, make_built_in
 from ipx2p.eval.cases import Case, Sizes
@@ -37,7 +37,7 @@ from ipx2p.eval.models import (
     parse_models,
     weights_digest,
 )
-from ipx2p.eval.networks import NETWORKS, Networks, load_networks
+from ipx2p.eval.networks import Networks
 from ipx2p.eval.records import Record, Records, key_of, read_records
 from ipx2p.eval.report import write_report
 from ipx2p.eval.scores import measure, pick_metrics, scored_by
@@ -47,7 +47,7 @@ from ipx2p.models.unet import UNet, UNetConfig
 from ipx2p.weights.readers import find_folder
 
 TIMEOUT = timedelta(days=7)  # finished processes wait for the others
-BATCH = 16  # pictures measured at once
+NETWORKS = ("clip", "dino", "lpips", "dists")  # options that name what measures
 # What all edits of a folder have in common; the code last, since it says the least.
 SHAPES_ALL = ("negative_instruction", "resolution", "dtype", "code")
 CODE_CHANGED = (
@@ -111,14 +111,12 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
     with open_world(cuda=cuda, timeout=TIMEOUT) as world:
         # Each process has its own GPU, even if the device is named without a number.
         device = pick_device("auto" if config.device == "cuda" else config.device, world.local_rank)
-        networks = load_networks(config.networks, device, paper_compat=config.paper_compat)
+        networks = Networks.load(device, paper_compat=config.paper_compat, **config.networks)
         asked = config.metrics or (protocol and [*protocol.metrics])
         metrics = pick_metrics(asked, cases, networks)
-        by_model = {
-            model: _trials(model, cases, choosing, sizes, config, device) for model in models
-        }
+        edits = [_trials(model, cases, choosing, sizes, config, device) for model in models]
         built_in = built_in_trials(cases, models, sizes)
-        trials = [*built_in, *chain.from_iterable(by_model.values())]
+        trials = [*built_in, *chain.from_iterable(edits)]
         world.check_same("what is compared", key_of([trial.key for trial in trials]))
         lock = _take(config.output, trials, world)
         records = Records(config.output, world.rank)
@@ -134,7 +132,7 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
             config.batch_size, config.batch_branches, config.compile, config.negative_instruction
         )
         maker.copy(built_in, make_built_in(models, sizes, device))
-        for model, mine in by_model.items():
+        for model, mine in zip(models, edits, strict=True):
             if model.has_weights:
                 where = (model.folder, config.weak_weights, device, config.dtype, config.compile)
                 maker.edit(mine, partial(load_editor, *where), batching)
@@ -213,7 +211,7 @@ def score(
     world: World,
 ) -> None:
     """Measure what has no scores yet; cases are shared among the processes."""
-    how = scored_by(metrics, networks)
+    how = scored_by(metrics, networks, at_target=sizes.own)
     todo: dict[Case, list[Record]] = {}
     for trial in {trial.key: trial for trial in trials}.values():
         record = records.by_key[trial.key]
@@ -224,14 +222,16 @@ def score(
     for case, mine in tqdm(shared, unit="case", desc="scores", disable=not world.is_main):
         size = sizes.of_scores(case)
         source = resize(load_image(case.source), size)
-        target = case.target and resize(load_image(case.target), size)
-        for start in range(0, len(mine), BATCH):
-            some = mine[start : start + BATCH]
-            pictures = [resize(load_image(record.path), size) for record in some]
-            numbers = measure(pictures, source, target, case, networks, metrics)
-            for place, record in enumerate(some):
-                scores = {name: values[place].item() for name, values in numbers.items()}
-                records.add(replace(record, scores=scores, scored_by=how))
+        target = None if case.target is None else resize(load_image(case.target), size)
+        mask = None if case.mask is None else decode_mask(case.mask)
+        for record in mine:
+            numbers = measure(
+                *([load_image(record.path)], source, target, case.captions, mask),
+                *(networks, metrics),
+                at_target=sizes.own,
+            )
+            scores = {name: values.item() for name, values in numbers.items()}
+            records.add(replace(record, scores=scores, scored_by=how))
     world.barrier()
     records.read()
 

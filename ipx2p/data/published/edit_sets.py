@@ -113,14 +113,17 @@ class MagicBrush(Source):
     def chunks(self) -> list[Chunk]:
         self.check_root()
         found = [split for split in subfolders(self.folder) if split in SPLITS]
-        return chunked([x for split in found for x in self._examples(split)])
+        return chunked([x for split in found for x in self.examples(split)])
 
-    def _examples(self, split: str) -> Iterator[Example | Fault]:
+    def examples(
+        self, split: str, captions_file: str = "global_descriptions.json"
+    ) -> Iterator[Example | Fault]:
+        """The turns of a split in order, named SPLIT/SESSION-TURN; the session is their group."""
         root = self.folder / split
         path = root / "edit_sessions.json"
         sessions = read_json(path)
         self.check_any(path, sessions)
-        captions = _captions(root / "global_descriptions.json")
+        captions = _captions(root / captions_file)
         there = {*subfolders(root / "images")}
         for image, turns in sorted(sessions.items()):
             if not isinstance(turns, list) or not turns:

@@ -148,6 +148,38 @@ class Parquet(Source):
         except InputError as error:
             yield from (Fault(name, str(error)) for _, name in rows)
 
+    def rows(
+        self, split: str, kinds: Mapping[str, str]
+    ) -> Iterator[tuple[str, list[str], dict[str, Any]]]:
+        """The rows of all files of a split, whatever their columns are.
+
+        Args:
+            split: what the names of its files begin with.
+            kinds: what columns hold that must be there: "picture" or "sentence"; or "cell", which
+                may be anything, or missing.
+        Yields: where it is, for errors; the columns of its file; the cells by column.
+        Raises: InputError for a missing file or column, or a cell of another kind.
+        """
+        paths = [path for path in self._paths() if re.split(r"[-_.]", path.name)[0] == split]
+        if not paths:
+            raise InputError(f"{self.folder} holds no {split}-*{SUFFIX}, expected {self.layout}")
+        for path in paths:
+            with _opened(path) as file:
+                columns = file.schema_arrow.names
+                for column, kind in kinds.items():
+                    if kind != "cell" and column not in columns:
+                        raise InputError(
+                            f"{path} has no column {column!r} among {', '.join(columns)}: expected "
+                            f"{self.layout}"
+                        )
+                there = [column for column in kinds if column in columns]
+                number = 0
+                for batch in file.iter_batches(_ROWS, columns=there, use_threads=False):
+                    for cells in batch.to_pylist():
+                        where = f"{path} row {number}"
+                        yield where, columns, _checked(cells, kinds, where)
+                        number += 1
+
     def _paths(self) -> list[Path]:
         if self.folder.is_file():
             return [self.folder]
@@ -218,6 +250,15 @@ class Parquet(Source):
             *(caption(text, f"{where}: caption") for text in captions),
             origin=where,
         )
+
+
+def _checked(cells: dict[str, Any], kinds: Mapping[str, str], where: str) -> dict[str, Any]:
+    """The cells of a row, pictures as bytes; a missing column is None."""
+    check = {"picture": _picture, "sentence": sentence, "cell": lambda cell, _: cell}
+    return {
+        column: check[kind](cells.get(column), f"{where}: {column!r}")
+        for column, kind in kinds.items()
+    }
 
 
 def _split(name: str) -> str | None:

@@ -1,0 +1,26 @@
+"""All published benchmarks (layer 4)."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ipx2p.errors import InputError, suggestion
+from ipx2p.eval.benchmarks.edit_sets import EDIT_SETS
+from ipx2p.eval.benchmarks.judged import JUDGED
+from ipx2p.eval.benchmarks.protocol import Protocol
+from ipx2p.eval.cases import Case
+
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (*EDIT_SETS, *JUDGED)}
+
+
+def read_benchmark(name: str, folder: Path, extracted: Path) -> list[Case]:
+    """The cases of a published benchmark.
+
+    Args:
+        name: a key of `PROTOCOLS`. folder: the root of the unpacked download.
+        extracted: where pictures that lie in tables are written, each once.
+    Raises: InputError for an unknown name, or a part that is missing or damaged.
+    """
+    if name not in PROTOCOLS:
+        raise InputError(f"no benchmark {name!r}; {suggestion(name, [*PROTOCOLS])}")
+    cases = PROTOCOLS[name].read(folder, extracted)
+    return [replace(case, benchmark=name) for case in cases]
