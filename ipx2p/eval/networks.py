@@ -203,6 +203,11 @@ class Networks:
     lpips: Lpips | None = None
     dists: Distance | None = None
 
+    @property
+    def given(self) -> set[str]:
+        """The names of those that are there."""
+        return {name for name, network in vars(self).items() if network is not None}
+
     @classmethod
     def load(
         cls,
@@ -224,7 +229,7 @@ class Networks:
         found: dict[str, Any] = {}
         if clip:
             model = _load(CLIPModel, clip, "CLIP", "openai/clip-vit-large-patch14").to(device)
-            tokenizer = _load_tokenizer(clip)
+            tokenizer = _load_tokenizer(clip, model.config.text_config.vocab_size)
             found["clip"] = Clip(model, tokenizer, clip, preprocessing, paper_compat)
         if dino:
             example = "facebook/dino-vits16"
@@ -312,12 +317,18 @@ def _load(kind: type, source: str, label: str, example: str, **options: Any) -> 
     return model
 
 
-def _load_tokenizer(source: str) -> CLIPTokenizerFast:
+def _load_tokenizer(source: str, num_tokens: int) -> CLIPTokenizerFast:
     try:
         with _quiet():
-            return CLIPTokenizerFast.from_pretrained(os.path.expanduser(source))
+            tokenizer = CLIPTokenizerFast.from_pretrained(os.path.expanduser(source))
     except Exception as error:  # likewise
         raise InputError(f"{source} holds no tokenizer of CLIP: {_reason(error)}") from error
+    if len(tokenizer) != num_tokens:  # without files, some versions make an empty one
+        raise InputError(
+            f"{source} holds no tokenizer of its CLIP model: expected {num_tokens} tokens, found "
+            f"{len(tokenizer)}: add the files of its tokenizer"
+        )
+    return tokenizer
 
 
 def _reason(error: Exception) -> str:
