@@ -219,7 +219,7 @@ def test_an_edit_that_is_missing_stops_the_export(unpacked, tmp_path):
     ("name", "forms"),
     [
         ("magicbrush", {"139/139_1.png", "139/139_inde_3.png", "139/139-output3.png"}),
-        ("magicbrush-multi-turn", {"139/139_1.png", "139/139_iter_3.png", "139/139_iter_3.jpg"}),
+        ("magicbrush-multi-turn", {"139/139_1.png", "139/139_iter_3.png", "139/139-output3.png"}),
     ],
 )
 def test_all_forms_of_magicbrush_results_are_known(unpacked, name, forms):
