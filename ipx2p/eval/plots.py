@@ -88,8 +88,8 @@ def draw_panels(
     """A PNG of panels by title, with one legend beside them.
 
     Args:
-        integer: ticks at whole numbers. front: draw the Pareto front of all points of a panel; for x and y,
-            whether more (1) or less (-1) is better.
+        integer: ticks at whole numbers. front: draw the Pareto front of all points of a panel, where
+            more (1) or less (-1) is better in x and y.
     """
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator

@@ -17,8 +17,16 @@ PHOTOS = ROOT / "assets" / "photos"
 TASKS = {"deblur": "sharpen the blurred photo", "brighten": "lift the shadows of this photo"}
 MADE_WITH = {"weights": "weights/mine", "digest": "abc123", "code": "c0de", "dtype": "float32"}
 ON = {
-    **{"device": "cpu", "device_name": "Tiny CPU", "threads": 1, "ipx2p": "0.1", "torch": "2.9"},
-    **{"python": "3.11", "batch_size": 2, "batch_branches": True, "compiled": False},
+    "device": "cpu",
+    "device_name": "Tiny CPU",
+    "threads": 1,
+    "dtype": "float32",
+    "ipx2p": "0.1",
+    "torch": "2.9",
+    "python": "3.11",
+    "batch_size": 2,
+    "batch_branches": True,
+    "compiled": False,
 }
 
 
@@ -71,10 +79,15 @@ def write_folder(
         for task in tasks:
             source = spoil(task, target)
             case = {
-                **{"name": f"{photo}-{task}", "group": photo, "task": task},
-                **{"instruction": TASKS[task], "benchmark": benchmark},
-                **{"source": f"/gone/{photo}.png", "target": f"/gone/{photo}-target.png"},
-                **{"source_caption": None, "target_caption": None},
+                "name": f"{photo}-{task}",
+                "group": photo,
+                "task": task,
+                "instruction": TASKS[task],
+                "benchmark": benchmark,
+                "source": f"/gone/{photo}.png",
+                "target": f"/gone/{photo}-target.png",
+                "source_caption": None,
+                "target_caption": None,
             }
             built_in = [("identity", None, lambda x: x), ("oracle", None, lambda _, t=target: t)]
             for model, settings, edit in [*built_in, *edits]:
