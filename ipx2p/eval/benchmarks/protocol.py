@@ -47,6 +47,7 @@ class Protocol:
 
     read: (root of the set, folder for pictures that lie in a table) -> cases.
     metrics: those that are published. clip, dino: ids of the networks that measured; "" if none.
+    preprocessing: of pictures for CLIP, see `ipx2p.eval.networks.Clip`.
     score_at_target: edits are resized to the target's own size (the source's where there is no
         target) by Pillow's bicubic filter before pixels are compared; networks see them as they
         are. False: they must have that size.
@@ -63,6 +64,7 @@ class Protocol:
     metrics: tuple[str, ...]
     clip: str = ""
     dino: str = ""
+    preprocessing: str = "crop"
     score_at_target: bool = True
     native: bool = False
     notes: tuple[str, ...] = ()
