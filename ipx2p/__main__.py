@@ -1,4 +1,4 @@
-"""`ipx2p edit|train|convert|prepare|compare|bench`: every command under one name (layer 6)."""
+"""`ipx2p edit|train|convert|prepare|compare|evaluate|bench`: every command under one name (layer 6)."""
 
 import sys
 
@@ -6,7 +6,7 @@ from ipx2p import __version__, bench
 from ipx2p.cli import Parser, run_command
 from ipx2p.commands import convert, edit, train
 from ipx2p.data.prepare import __main__ as prepare
-from ipx2p.eval import compare
+from ipx2p.eval import compare, evaluate
 
 # The module of each command, and how it is called without `ipx2p`.
 COMMANDS = {
@@ -15,6 +15,7 @@ COMMANDS = {
     "convert": (convert, "convert_weights.py"),
     "prepare": (prepare, "python -m ipx2p.data.prepare"),
     "compare": (compare, "python -m ipx2p.eval.compare"),
+    "evaluate": (evaluate, "python -m ipx2p.eval.evaluate"),
     "bench": (bench, "python -m ipx2p.bench"),
 }
 DESCRIPTION = "Instruction-tune Stable Diffusion: picture and sentence in, edited picture out."

@@ -71,6 +71,18 @@ def add_where(add: Callable[..., object]) -> None:
     add("--compile", action="store_true", help="compile the U-Net: pays off over many edits")
 
 
+def add_report(add: Callable[..., object]) -> None:
+    """Arguments of the commands that compare: what to measure, and what to show."""
+    add("--metrics", metavar="NAME", nargs="+", help="(default: those that can be measured)")
+    add("--clip", metavar="MODEL", help="folder or hub id of a CLIP model, for CLIP similarities")
+    add("--dino", metavar="MODEL", help="likewise of a ViT trained with DINO")
+    add("--lpips", metavar="FILE", help="weights of the backbone, for LPIPS")
+    add("--dists", metavar="FILE", help="likewise for DISTS")
+    add("--paper-compat", action="store_true", help="as published scripts measure, bugs included")
+    add("--baseline", metavar="NAME", help="what differences are taken to (default: identity)")
+    add("--grids", metavar="N", type=int, default=4, help="pictures that are shown (default: 4)")
+
+
 def prepare_environment() -> None:
     """Set what torch reads when it starts; the user's own settings win."""
     own_policy = "OMP_WAIT_POLICY" in os.environ  # a spin count would override it

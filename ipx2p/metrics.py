@@ -1,8 +1,8 @@
-"""Distances between two batches of pictures: PSNR, SSIM, L1, L2 (layer 0, torch only).
+"""Distances between batches of pictures in closed form (layer 0, torch only).
 
 All take `pixels01`, float in [0, 1], (N, 3, H, W), and give one value per sample, (N,) float64,
 computed in float64 on the device of the input. Anything else is refused: a metric fed with another
-range gives numbers that look right. Higher is better for PSNR and SSIM, lower for L1 and L2.
+range gives numbers that look right. Higher is better, but for L1, L2 and `invented`.
 `METRICS` lists those of validation: a new one is one more entry.
 """
 
@@ -20,6 +20,11 @@ SSIM_WINDOW = 11  # Wang et al. 2004, sec. III.C: a Gaussian of 11 x 11, sigma 1
 SSIM_SIGMA = 1.5
 SSIM_C1 = 0.01**2  # (K L)^2 with a data range L of 1
 SSIM_C2 = 0.03**2
+LUMA = (65_481, 128_553, 24_966)  # BT.601 in 16..235, in 1/1000: MATLAB's rgb2ycbcr
+YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+HAARPSI_C = 30  # Reisenhofer et al. 2018, sec. 3, for values in 0..255
+HAARPSI_ALPHA = 4.2
+INVENTED_WINDOW = 2 * SSIM_WINDOW - 1  # two Gaussian windows, one after the other
 
 
 def l1(pixels01: Tensor, reference01: Tensor) -> Tensor:
@@ -39,6 +44,12 @@ def psnr(pixels01: Tensor, reference01: Tensor) -> Tensor:
     return -10 * l2(pixels01, reference01).log10()
 
 
+def psnr_y(pixels01: Tensor, reference01: Tensor) -> Tensor:
+    """PSNR of luma, as rain benchmarks measure: in whole levels of 16..235, with a peak of 255."""
+    a, b = map(_luma, _checked(pixels01, reference01))
+    return -10 * (a - b).square().mean(dim=(1, 2, 3)).log10()
+
+
 def ssim(pixels01: Tensor, reference01: Tensor) -> Tensor:
     """Structural similarity of Wang et al. 2004 (IEEE TIP 13(4), eq. 13), at most 1.
 
@@ -47,19 +58,71 @@ def ssim(pixels01: Tensor, reference01: Tensor) -> Tensor:
     not converted to grey and not reduced in size before.
     Raises: InputError also if a side is shorter than the window, which is never made smaller.
     """
+    a, b = _checked(pixels01, reference01, least=SSIM_WINDOW)
+    return _ssim(a, b, _window_mean)
+
+
+def ssim_y(pixels01: Tensor, reference01: Tensor) -> Tensor:
+    """`ssim` of luma, as rain benchmarks measure: whole levels of 16..235, a data range of 255."""
+    a, b = map(_luma, _checked(pixels01, reference01, least=SSIM_WINDOW))
+    return _ssim(a, b, _window_mean)
+
+
+def ssim_3d(pixels01: Tensor, reference01: Tensor) -> Tensor:
+    """What MATLAB's `ssim` gives for an H x W x 3 array, as used for GoPro and SIDD.
+
+    MATLAB takes the three channels for the slices of a volume: the Gaussian window has 11 values,
+    sigma 1.5, along height, width and channel. The volume is continued by its nearest value, so
+    that every position counts.
+    """
     a, b = _checked(pixels01, reference01)
-    if min(a.shape[-2:]) < SSIM_WINDOW:
-        raise InputError(
-            f"ssim: expected pictures of at least {SSIM_WINDOW} x {SSIM_WINDOW}, got "
-            f"{a.shape[-1]} x {a.shape[-2]} (width x height): use psnr for pictures this small"
+    return _ssim(a, b, _volume_mean)
+
+
+def haarpsi(pixels01: Tensor, reference01: Tensor) -> Tensor:
+    """Haar wavelet-based perceptual similarity (Reisenhofer et al. 2018, arXiv:1607.06140), 0 to 1.
+
+    Of YIQ colours in 0..255, reduced to half their size by means of 2 x 2 (sec. 3 and 4.3). Where
+    the filters reach over the border the picture is continued with zeros, as in the authors' code.
+    """
+    a, b = (_yiq(x).flatten(0, 1) for x in _checked(pixels01, reference01))
+    mean = a.new_full((2, 2), 0.25)
+    a, b = (_same(x, mean)[..., ::2, ::2].unflatten(0, (-1, 3)) for x in (a, b))
+    similarities, weights = [], []
+    for turn in (lambda x: x, torch.t):  # horizontal, vertical
+        near, far, coarse = (
+            tuple(_same(x[:, 0], turn(_haar(scale, x))).abs() for x in (a, b))
+            for scale in (1, 2, 3)
         )
-    mean_a, mean_b = _window_mean(a), _window_mean(b)
-    var_a = _window_mean(a * a) - mean_a**2
-    var_b = _window_mean(b * b) - mean_b**2
-    covariance = _window_mean(a * b) - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + SSIM_C1) / (mean_a**2 + mean_b**2 + SSIM_C1)
-    structure = (2 * covariance + SSIM_C2) / (var_a + var_b + SSIM_C2)
-    return (luminance * structure).mean(dim=(1, 2, 3))
+        similarities.append((_alike(*near) + _alike(*far)) / 2)
+        weights.append(torch.maximum(*coarse))
+    chroma = (tuple(_same(x[:, item], mean).abs() for x in (a, b)) for item in (1, 2))
+    similarities.append(sum(_alike(*pair) for pair in chroma) / 2)
+    weights.append((weights[0] + weights[1]) / 2)
+    local, weight = (torch.stack(x, dim=1) for x in (similarities, weights))  # (N, 3, H/2, W/2)
+    total = weight.sum(dim=(1, 2, 3))
+    score = ((HAARPSI_ALPHA * local).sigmoid() * weight).sum(dim=(1, 2, 3)) / total
+    similarity = (score.logit() / HAARPSI_ALPHA).square()
+    return torch.where(total == 0, 1.0, similarity)  # both pictures are black
+
+
+def invented(pixels01: Tensor, source01: Tensor, target01: Tensor) -> Tensor:
+    """Fine detail that neither source nor target has, in levels of 0..255; 0 is none.
+
+        E(x) = G * mean over channels of (x - G * x)^2       the energy of detail around a position
+        invented = 255 sqrt(mean of max(0, E(result) - M(max(E(source), E(target)))))
+
+    G is SSIM's Gaussian window, where it lies inside the picture, and M the maximum over a square
+    as large: noise of another draw and edges that moved by a few pixels are not invented. White
+    noise of s levels on a flat picture counts about s.
+    Raises: InputError also if a side is shorter than 21 pixels, two windows.
+    """
+    result, source = _checked(pixels01, source01, least=INVENTED_WINDOW)
+    _, target = _checked(pixels01, target01)
+    known = torch.maximum(_detail(source), _detail(target))
+    known = F.max_pool2d(known, SSIM_WINDOW, stride=1, padding=SSIM_WINDOW // 2)
+    excess = (_detail(result) - known).clamp(min=0)
+    return 255 * excess.mean(dim=(1, 2, 3)).sqrt()
 
 
 class Metric(NamedTuple):
@@ -78,17 +141,95 @@ class Metric(NamedTuple):
 METRICS = {"psnr": Metric(psnr, "dB", 2), "ssim": Metric(ssim, "", 4)}
 
 
-def _window_mean(x: Tensor) -> Tensor:
-    """Gaussian mean of every full window: (N, 3, H, W) -> (N, 3, H - 10, W - 10)."""
+def _ssim(a: Tensor, b: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+    """Eq. 13 with local means by `mean`, averaged over all that these give."""
+    mean_a, mean_b = mean(a), mean(b)
+    var_a = mean(a * a) - mean_a**2
+    var_b = mean(b * b) - mean_b**2
+    covariance = mean(a * b) - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + SSIM_C1) / (mean_a**2 + mean_b**2 + SSIM_C1)
+    structure = (2 * covariance + SSIM_C2) / (var_a + var_b + SSIM_C2)
+    return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def _gaussian(x: Tensor) -> Tensor:
+    """SSIM's window along one dimension, (11,), with the dtype and device of `x`."""
     offsets = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
     weights = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
-    weights = (weights / weights.sum()).view(1, 1, -1, 1)
-    planes = x.flatten(0, 1).unsqueeze(1)  # (N, 3, H, W) -> (3 N, 1, H, W)
+    return weights / weights.sum()
+
+
+def _window_mean(x: Tensor) -> Tensor:
+    """Gaussian mean of every full window: (N, C, H, W) -> (N, C, H - 10, W - 10)."""
+    weights = _gaussian(x).view(1, 1, -1, 1)
+    planes = x.flatten(0, 1).unsqueeze(1)  # (N, C, H, W) -> (C N, 1, H, W)
     blurred = F.conv2d(F.conv2d(planes, weights), weights.transpose(2, 3))
     return blurred.squeeze(1).unflatten(0, x.shape[:2])
 
 
-def _checked(pixels01: Tensor, reference01: Tensor) -> tuple[Tensor, Tensor]:
+def _volume_mean(x: Tensor) -> Tensor:
+    """Gaussian mean over channel, height and width, continued by the nearest value; same shape."""
+    weights, half = _gaussian(x), SSIM_WINDOW // 2
+    taps = (
+        torch.arange(-half, half + 1, device=x.device) + torch.arange(3, device=x.device)[:, None]
+    )
+    mix = (F.one_hot(taps.clamp(0, 2), 3) * weights[:, None]).sum(dim=1)  # (3, 3)
+    mixed = torch.einsum("oc,nchw->nohw", mix, x)
+    return _window_mean(F.pad(mixed, (half, half, half, half), mode="replicate"))
+
+
+def _luma(pixels01: Tensor) -> Tensor:
+    """BT.601 luma as MATLAB computes it from 8 bits, in 1/255: (N, 3, H, W) -> (N, 1, H, W)."""
+    levels = (255 * pixels01).round()
+    luma = (levels * levels.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    return ((luma / 255_000 + 0.5).floor() + 16) / 255
+
+
+def _yiq(pixels01: Tensor) -> Tensor:
+    return 255 * torch.einsum("oc,nchw->nohw", pixels01.new_tensor(YIQ), pixels01)
+
+
+def _haar(scale: int, like: Tensor) -> Tensor:
+    """A Haar wavelet of 2^scale x 2^scale that sees horizontal edges."""
+    side = 2**scale
+    wavelet = like.new_full((side, side), 1 / side)
+    wavelet[: side // 2] *= -1
+    return wavelet
+
+
+def _same(planes: Tensor, kernel: Tensor) -> Tensor:
+    """Correlation with an even square kernel, (N, H, W) -> (N, H, W), zeros around.
+
+    MATLAB's centre: as many rows before a position as after it, and one more after it.
+    """
+    before, after = kernel.shape[0] // 2 - 1, kernel.shape[0] // 2
+    padded = F.pad(planes.unsqueeze(1), (before, after, before, after))
+    return F.conv2d(padded, kernel[None, None]).squeeze(1)
+
+
+def _alike(a: Tensor, b: Tensor) -> Tensor:
+    """HaarPSI's similarity of two magnitudes, eq. 6."""
+    return (2 * a * b + HAARPSI_C) / (a**2 + b**2 + HAARPSI_C)
+
+
+def _detail(x: Tensor) -> Tensor:
+    """Local energy of fine detail, (N, 3, H, W) -> (N, 1, H - 20, W - 20)."""
+    half = SSIM_WINDOW // 2
+    fine = x[..., half:-half, half:-half] - _window_mean(x)
+    return _window_mean(fine.square().mean(dim=1, keepdim=True))
+
+
+def check_range(pixels01: Tensor, what: str) -> None:
+    """Raise InputError for values outside [0, 1]; `what` says whose they are."""
+    low, high = pixels01.min().item(), pixels01.max().item()  # NaN if any value is
+    if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
+        raise InputError(
+            f"{what}: expected finite values in [0, 1], got {low:.6g}..{high:.6g}: convert [-1, 1] "
+            "with ipx2p.images.pixels01_from_pixels"
+        )
+
+
+def _checked(pixels01: Tensor, reference01: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
     """Both batches in float64, or an InputError that says what is wrong with them."""
     if pixels01.shape != reference01.shape:
         shapes = f"{tuple(pixels01.shape)} and {tuple(reference01.shape)}"
@@ -106,10 +247,11 @@ def _checked(pixels01: Tensor, reference01: Tensor) -> tuple[Tensor, Tensor]:
             raise InputError(
                 f"metrics: expected pictures, got none in a batch {tuple(pixels.shape)}"
             )
-        low, high = pixels.min().item(), pixels.max().item()  # NaN if any value is
-        if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
-            raise InputError(
-                f"metrics: expected finite values in [0, 1], got {low:.6g}..{high:.6g} in the "
-                f"{name} batch: convert [-1, 1] with ipx2p.images.pixels01_from_pixels"
-            )
+        check_range(pixels, f"metrics, {name} batch")
+    height, width = pixels01.shape[-2:]
+    if min(height, width) < least:
+        raise InputError(
+            f"metrics: expected pictures of at least {least} x {least}, got {width} x {height} "
+            "(width x height): use psnr for pictures this small"
+        )
     return pixels01.double(), reference01.double()

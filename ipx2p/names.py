@@ -23,6 +23,7 @@ PUBLISHED = (
     *("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain100"),
     *("rain13k", "rain1400", "reds", "sidd"),
 )
+BENCHMARKS = ()
 
 
 def check_names(samplers: Iterable[str], spacing: str, stacks: Iterable[str]) -> None:

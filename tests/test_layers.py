@@ -72,7 +72,7 @@ LAYERS = {
         *("ipx2p.training.checkpoint", "ipx2p.training.interrupts", "ipx2p.training.monitor"),
         *("ipx2p.training.run", "ipx2p.training.samples", "ipx2p.training.loop"),
         "ipx2p.training.benchmark",
-        *("ipx2p.eval.cases", "ipx2p.eval.rows", "ipx2p.eval.sweep", "ipx2p.eval.features"),
+        *("ipx2p.eval.cases", "ipx2p.eval.rows", "ipx2p.eval.sweep", "ipx2p.eval.networks"),
         *("ipx2p.eval.scores", "ipx2p.eval.tables", "ipx2p.eval.grids", "ipx2p.eval.curves"),
         *("ipx2p.eval.page", "ipx2p.eval.report", "ipx2p.eval.comparison"),
     ],

@@ -7,14 +7,13 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from ipx2p.data.listing import find_photos
 from ipx2p.data.manifest import read_lines
 from ipx2p.editing.settings import check_instructions
 from ipx2p.errors import InputError
 from ipx2p.files import digest_file
-from ipx2p.images import fit, image_size, load_image, resize
+from ipx2p.images import fit_size, image_size
 from ipx2p.seeds import generator
 
 MAX_NAME = 60  # characters of a picture's name in file names and on sheets
@@ -64,13 +63,27 @@ class Case:
                 f"{width} x {height}: a pair must have one size"
             )
 
-    def load(self, resolution: int | None, multiple: int) -> Image.Image:
-        """The source at the size of its edits."""
-        return fit(load_image(self.source), resolution, multiple)
 
-    def load_target(self, size: tuple[int, int]) -> Image.Image:
-        """The target at (width, height) of the edits."""
-        return resize(load_image(self.target), size)
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of pictures, in pixels.
+
+    resolution: the long side of edits; None is that of the picture. multiple: of their sides.
+    own: pictures are compared at the size of the target (the source, if there is none); otherwise
+    at that of the edit.
+    """
+
+    resolution: int | None
+    multiple: int
+    own: bool = False
+
+    def of_edit(self, case: Case) -> tuple[int, int]:
+        """(width, height) of its edits."""
+        return fit_size(*image_size(case.source), self.resolution, self.multiple)
+
+    def of_scores(self, case: Case) -> tuple[int, int]:
+        """(width, height) at which its edits are compared with source and target."""
+        return image_size(case.target or case.source) if self.own else self.of_edit(case)
 
 
 def cases_of_images(
@@ -125,20 +138,27 @@ def cases_of_manifest(path: Path) -> list[Case]:
                 f"{captions[1]!r}: expected two texts, or null for both"
             )
         name, captions = f"{source.stem}-{record.task}", None if None in captions else captions
-        cases.append(Case(name, source, record.instructions[0], record.task, target, captions))
+        about = (name, source, record.instructions[0], record.task, target, captions)
+        cases.append(Case(*about, group=record.group or ""))
     if not cases:
         raise InputError(f"manifest {path} lists no pairs")
     return _named(cases)
 
 
 def draw(cases: Sequence[Case], limit: int | None) -> list[Case]:
-    """At most `limit` of the cases, always the same ones, in order."""
+    """At most `limit` of the cases, always the same ones, in order, and those that they follow."""
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected 1 or more pictures")
     if limit is None or limit >= len(cases):
         return [*cases]
-    drawn = torch.randperm(len(cases), generator=generator(0, "compare limit"))
-    return [cases[item] for item in sorted(drawn[:limit].tolist())]
+    drawn = torch.randperm(len(cases), generator=generator(0, "compare limit"))[:limit]
+    named = {case.name: case for case in cases}
+    taken: set[str] = set()
+    for case in (cases[item] for item in drawn.tolist()):
+        while case is not None and case.name not in taken:
+            taken.add(case.name)
+            case = named.get(case.after)
+    return [case for case in cases if case.name in taken]
 
 
 def _named(cases: Sequence[Case]) -> list[Case]:

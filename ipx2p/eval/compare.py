@@ -1,12 +1,9 @@
 """Compare guidance schemes. `python -m ipx2p.eval.compare --help` shows examples."""
 
 import argparse
-import shlex
-import sys
-from dataclasses import fields
 from pathlib import Path
 
-from ipx2p.cli import Parser, add_how, add_where, run_command
+from ipx2p.cli import Parser, add_how, add_report, add_where, run_command
 from ipx2p.files import check_picture_file
 from ipx2p.names import check_names
 from ipx2p.weights.readers import find_folder
@@ -53,10 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("what to compare").add_argument
     add_how(add, several=True)
     add("--seed", metavar="N", nargs="+", type=int, default=[0], dest="seeds", help="(default: 0)")
-    add = parser.add_argument_group("what to report").add_argument
-    add("--clip", metavar="MODEL", help="folder or hub id of a CLIP model, for CLIP similarities")
-    add("--metrics", metavar="NAME", nargs="+", help="(default: all that can be measured)")
-    add("--grids", metavar="N", type=int, default=4, help="pictures that get sheets (default: 4)")
+    add_report(parser.add_argument_group("what to report").add_argument)
     add_where(parser.add_argument_group("where to compute").add_argument)
     args = parser.parse_args(argv)
     if args.manifest and (args.instruction or args.target or args.source_caption):
@@ -95,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         check_picture_file(path)
     find_folder(args.weights)
     from ipx2p.eval.cases import cases_of_folder, cases_of_images, cases_of_manifest, draw
-    from ipx2p.eval.comparison import CompareConfig, compare
+    from ipx2p.eval.engine import config_of, evaluate
 
     if args.manifest:
         cases = cases_of_manifest(args.manifest)
@@ -106,13 +100,8 @@ def main(argv: list[str] | None = None) -> None:
         captions = None if None in captions else captions
         cases = cases_of_images(args.image, args.instruction, args.target, captions)
     choosing = cases_of_manifest(args.select_on) if args.select_on else []
-    typed = shlex.join(sys.argv[1:] if argv is None else argv)
-    known = {field.name for field in fields(CompareConfig)}
-    config = CompareConfig(
-        **{name: value for name, value in vars(args).items() if name in known},
-        command=f"python -m ipx2p.eval.compare {typed}",
-    )
-    compare(args.weights, draw(cases, args.limit), config, draw(choosing, args.limit))
+    config = config_of(vars(args) | {"models": [args.weights]})
+    evaluate(config, draw(cases, args.limit), draw(choosing, args.limit))
 
 
 if __name__ == "__main__":

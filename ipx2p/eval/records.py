@@ -17,7 +17,8 @@ from ipx2p.files import digest_bytes, digest_file
 
 MAX_SLUG = 60  # characters of each part of a file name
 STEM = "records"
-IDENTITY, ORACLE, VAE, CLASSICAL = BUILT_IN = ("identity", "oracle", "vae", "classical")
+BUILT_IN = ("identity", "oracle", "vae", "classical")
+IDENTITY, ORACLE, VAE_ROW, CLASSICAL_ROW = BUILT_IN
 
 
 def key_of(content: Any) -> str:
@@ -39,14 +40,17 @@ class Record:
     key: a hash of everything that shapes the record. edit: likewise of its picture, which several
     records may share: guidance that is the same at some scales, cases that differ in their target.
     case: its `name`, `group` (pictures of one photograph are one sample of the statistics), `task`,
-    `instruction`, `source`, `target`, `source_caption`, `target_caption`, `benchmark`.
+    `instruction`, `source` and `target` with their digests, `source_caption`, `target_caption`,
+    `benchmark`.
     model: its name in tables, or one of `BUILT_IN`: the source, the target, the target through the
     autoencoder, a method without learning.
     settings: those of `EditSettings`, None for scales without effect, with `guidance_in_full` and
     the scales at which ip2p is the same, `effective_guidance_scale` and
     `effective_image_guidance_scale`; None for built-in rows.
     made_with: weights and their digest, code, resolution, dtype, negative instruction.
+    made_at: seconds since 1970.
     picture: `file` in the folder, `digest`, `width`, `height`; None if the edit is not finite.
+    failed: why there is no picture.
     computed_on: device, threads, versions, batch.
     scores: by metric. scored_by: how, for metrics that depend on it: model and preprocessing.
     selects: whether its scores choose the scales, and are not reported.
@@ -61,6 +65,8 @@ class Record:
     seed: int | None
     made_with: dict[str, Any]
     picture: dict[str, Any] | None
+    failed: str = ""
+    made_at: float = 0.0
     evaluations: int = 0
     seconds: float = 0.0
     computed_on: dict[str, Any] = field(default_factory=dict)
@@ -70,13 +76,21 @@ class Record:
     folder: Path = Path()
 
     @property
+    def place(self) -> str:
+        """Equal for records of which only the last counts: made again, by other code."""
+        paths = ("source", "target")  # the same pictures may be moved
+        case = {name: value for name, value in self.case.items() if name not in paths}
+        weights = self.made_with.get("weights_digest")
+        return key_of([case, self.model, weights, self.settings, self.seed, self.selects])
+
+    @property
     def path(self) -> Path:
         """Its picture."""
         return self.folder / self.picture["file"]
 
     @property
-    def is_there(self) -> bool:
-        """Whether its picture is as it was written, or cannot be."""
+    def has_picture(self) -> bool:
+        """Whether its picture is as it was written; one that failed needs none."""
         if self.picture is None:
             return True
         return self.path.is_file() and digest_file(self.path) == self.picture["digest"]
@@ -95,7 +109,7 @@ class Records:
     """The records of all processes, FOLDER/records_RANK.jsonl; each appends to its own file.
 
     Later scores of a record are a new line of the same key, which is joined with the earlier ones.
-    An incomplete last line is ignored.
+    An incomplete last line is ignored. Records whose picture is lost or damaged do not count.
 
     Raises: InputError for a file with damaged lines before the last.
     """
@@ -103,9 +117,19 @@ class Records:
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder
         self.file = folder / f"{STEM}_{rank:03d}.jsonl"
-        self.by_key: dict[str, Record] = {}
         if self.file.exists():  # drop a line that a killed run left half written
             os.truncate(self.file, self.file.read_bytes().rfind(b"\n") + 1)
+        self.by_key: dict[str, Record] = {}
+        self.by_edit: dict[str, Record] = {}
+        self.lost: set[tuple[str, float]] = set()
+        self.read()
+        whole: dict[str, bool] = {}
+        for record in self.by_key.values():
+            if record.edit not in whole:
+                whole[record.edit] = record.has_picture
+            if not whole[record.edit]:
+                self.lost.add((record.edit, record.made_at))
+        self.by_key, self.by_edit = {}, {}
         self.read()
 
     def read(self) -> None:
@@ -120,18 +144,19 @@ class Records:
         self._keep(replace(record, folder=self.folder))
 
     def _keep(self, record: Record) -> None:
-        self.by_key[record.key] = joined(self.by_key.get(record.key), record)
+        if (record.edit, record.made_at) not in self.lost:
+            record = joined(self.by_key.get(record.key), record)
+            self.by_key[record.key] = self.by_edit[record.edit] = record
 
 
-def joined(earlier: Record | None, later: Record) -> Record:
-    """The later one of two records of a key, with the scores of both if the picture is the same."""
-    if earlier is None or earlier.picture != later.picture:
-        return later
-    return replace(
-        later,
-        scores=earlier.scores | later.scores,
-        scored_by=earlier.scored_by | later.scored_by,
-    )
+def joined(one: Record | None, other: Record) -> Record:
+    """Two records of a key: the one that was made later, or one with the scores of both."""
+    if one is None or one.made_at < other.made_at:
+        return other
+    if one.made_at > other.made_at:
+        return one
+    scores, scored_by = one.scores | other.scores, one.scored_by | other.scored_by
+    return replace(other, scores=scores, scored_by=scored_by)
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -158,7 +183,7 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def read_folders(folders: Sequence[Path]) -> list[Record]:
-    """The records of finished runs, each once.
+    """The records of runs; of those that were made again, by other code, the last.
 
     Raises: InputError for a folder without any.
     """
@@ -172,7 +197,7 @@ def read_folders(folders: Sequence[Path]) -> list[Record]:
             )
         for record in records:
             by_key[record.key] = joined(by_key.get(record.key), record)
-    return [*by_key.values()]
+    return [*{r.place: r for r in sorted(by_key.values(), key=lambda r: r.made_at)}.values()]
 
 
 def names_of(records: Iterable[Record]) -> list[str]:

@@ -1,193 +1,355 @@
-"""Metrics of saved edits, against their source and target (layer 4).
+"""The metrics of an edit, as entries of one table, and how to measure them (layer 4).
 
-Scores are measured once and kept as rows, like the edits: a CLIP model that is given later adds its
-numbers without editing again.
+A metric says what it needs beside the source and the edit, and is one function of `Views`; a new
+one is one more entry of `METRICS`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ipx2p.distributed import World
 from ipx2p.errors import InputError, suggestion
 from ipx2p.eval.cases import Case
-from ipx2p.eval.features import ClipFeatures, direction_similarity
-from ipx2p.eval.rows import Rows, key_of
-from ipx2p.eval.sweep import Trial
-from ipx2p.images import load_image, pixels01_from_image
-from ipx2p.metrics import SSIM_WINDOW, l1, psnr, ssim
+from ipx2p.eval.networks import Networks, direction_similarity
+from ipx2p.images import pixels01_from_image, resize
+from ipx2p.metrics import (
+    INVENTED_WINDOW,
+    SSIM_WINDOW,
+    haarpsi,
+    invented,
+    l1,
+    l2,
+    psnr,
+    psnr_y,
+    ssim,
+    ssim_3d,
+    ssim_y,
+)
 
-BATCH = 16  # pictures measured at once
+BICUBIC = Image.Resampling.BICUBIC
+NO_NETWORKS = Networks()
+SHOWN_WHOLE = {"clip", "dino"}  # these resize pictures themselves, of any size
+
+NEEDS = {
+    "target": "targets (target in the manifest, or --target)",
+    "captions": "captions (source_caption and target_caption in the manifest, or on the command "
+    "line)",
+    "mask": "masks of what may change, which only some benchmarks have",
+    "background": "masks that leave something out, which only some benchmarks have",
+    "clip": "a CLIP model (--clip)",
+    "dino": "a DINO model (--dino)",
+    "structure": "a DINO model (--dino)",
+    "lpips": "the backbone of LPIPS (--lpips)",
+    "dists": "the backbone of DISTS (--dists)",
+}
+
+
+@dataclass(frozen=True)
+class Views:
+    """One edit beside what it is compared with.
+
+    edited, source, target: pixels01 at the size of the source, or of the target, (1, 3, H, W).
+    whole: "edited", "source" and "target" as they were given, (3, h, w) each, for networks.
+    captions: of source and target. mask: 1 where the picture may change, (H, W).
+    shared: features of the case, for its other edits.
+    """
+
+    edited: Tensor
+    source: Tensor
+    target: Tensor | None
+    whole: dict[str, Tensor]
+    captions: tuple[str, str] | None
+    mask: Tensor | None
+    networks: Networks
+    shared: dict[tuple[str, str], Tensor]
+    own: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+
+    @property
+    def background(self) -> tuple[Tensor, Tensor]:
+        """Edit and source, black where the picture may change."""
+        return self.edited * (1 - self.mask), self.source * (1 - self.mask)
+
+    def features(self, network: str, view: str) -> Tensor:
+        """Of "edited", "source", "target", "inside" (the edit within the mask) or a caption."""
+        kept = self.own if view in ("edited", "inside") else self.shared
+        if (network, view) not in kept:
+            kept[network, view] = self._compute(network, view)
+        return kept[network, view]
+
+    def _compute(self, network: str, view: str) -> Tensor:
+        net = getattr(self.networks, network)
+        if view.endswith("_caption"):
+            return net.texts([self.captions[view == "target_caption"]])
+        if view == "inside":
+            return net.images([self.edited[0] * self.mask])
+        return net.images([self.whole[view] if network in SHOWN_WHOLE else getattr(self, view)[0]])
+
+    def cosine(self, network: str, other: str, view: str = "edited") -> Tensor:
+        """Of features of length 1, (1,)."""
+        a, b = self.features(network, view), self.features(network, other)
+        return (a.double() * b.double()).sum(dim=-1).clamp(max=1)
 
 
 @dataclass(frozen=True)
 class Metric:
     """One number for each edit.
 
-    needs: "source", "target", "clip" (features of source and edit) or "captions" (features of
-    source, edit, and both captions). measure: (edits, what it needs) -> (N,), pictures as pixels01,
-    (N, 3, H, W). chooses: the best scales are those at which it is highest. least: the shortest
-    side that it can measure, in pixels.
+    needs: names of `NEEDS`. measure: of N edits, (N,). better: 1 if higher is better, -1 if lower
+    is, 0 if neither. chooses: scales may be chosen by it. least: the shortest side that it can
+    measure, in pixels. default: it is measured wherever its needs are met, without being asked for.
     """
 
     label: str
     about: str
-    needs: str
+    needs: tuple[str, ...]
     digits: int
-    measure: Callable[[Tensor, Any], Tensor]
+    measure: Callable[[Views], Tensor]
+    better: int = 1
     chooses: bool = False
     least: int = 1
+    default: bool = False
 
 
-def _clipped(edited: Tensor, source: Tensor) -> Tensor:
+def _clipped(edited: Tensor) -> Tensor:
     return 100 * ((edited <= 0) | (edited >= 1)).double().mean(dim=(1, 2, 3))
 
 
+def _structure(views: Views) -> Tensor:
+    edited, source = (views.features("structure", view) for view in ("edited", "source"))
+    return (edited.double() - source.double()).square().mean(dim=(1, 2))
+
+
+def _direction(views: Views) -> Tensor:
+    names = ("source", "edited", "source_caption", "target_caption")
+    return direction_similarity(*(views.features("clip", name) for name in names))
+
+
+HIGH, LOW = "higher is better", "lower is better"
+OUTSIDE = "outside the mask, which is made black in both pictures as PIE-Bench does: that flatters"
 METRICS = {
     "change": Metric(
-        "change, %",
-        "mean absolute difference from the source, in % of the range of values",
-        *("source", 2, lambda edited, source: 100 * l1(edited, source)),
+        *("change, %", "mean absolute difference from the source, in % of the range of values"),
+        *((), 2, lambda v: 100 * l1(v.edited, v.source)),
+        better=0,
+        default=True,
     ),
     "clipped": Metric(
-        "clipped, %", "values at 0 or 255, in % of all: over-saturation", "source", 2, _clipped
+        *("clipped, %", "values at 0 or 255, in % of all: over-saturation"),
+        *((), 2, lambda v: _clipped(v.edited)),
+        better=0,
+        default=True,
     ),
     "psnr": Metric(
-        "PSNR, dB", "against the target; higher is better", "target", 2, psnr, chooses=True
+        *("PSNR, dB", f"against the target; {HIGH}"),
+        *(("target",), 2, lambda v: psnr(v.edited, v.target)),
+        chooses=True,
+        default=True,
     ),
     "ssim": Metric(
-        *("SSIM", "against the target, at most 1; higher is better", "target", 4, ssim),
+        *("SSIM", f"against the target, at most 1; {HIGH}"),
+        *(("target",), 4, lambda v: ssim(v.edited, v.target)),
         chooses=True,
         least=SSIM_WINDOW,
+        default=True,
+    ),
+    "l1": Metric(
+        *("L1", f"mean absolute difference from the target, in [0, 1]; {LOW}"),
+        *(("target",), 4, lambda v: l1(v.edited, v.target), -1),
+    ),
+    "l2": Metric(
+        *("L2", f"mean squared difference from the target, in [0, 1], no root; {LOW}"),
+        *(("target",), 4, lambda v: l2(v.edited, v.target), -1),
+    ),
+    "psnr_y": Metric(
+        *("PSNR of Y, dB", f"of luma in 16..235 against the target, as for rain; {HIGH}"),
+        *(("target",), 2, lambda v: psnr_y(v.edited, v.target)),
+    ),
+    "ssim_y": Metric(
+        *("SSIM of Y", f"of luma in 16..235 against the target, as for rain; {HIGH}"),
+        *(("target",), 4, lambda v: ssim_y(v.edited, v.target)),
+        least=SSIM_WINDOW,
+    ),
+    "ssim_3d": Metric(
+        *("SSIM, MATLAB", f"MATLAB's ssim of all channels at once, as for GoPro and SIDD; {HIGH}"),
+        *(("target",), 4, lambda v: ssim_3d(v.edited, v.target)),
+    ),
+    "haarpsi": Metric(
+        *("HaarPSI", f"perceptual similarity to the target, 0 to 1; {HIGH}"),
+        *(("target",), 4, lambda v: haarpsi(v.edited, v.target)),
+    ),
+    "invented": Metric(
+        "invented detail",
+        f"fine detail beyond that of source and target, in levels of 0..255; {LOW}",
+        *(("target",), 2, lambda v: invented(v.edited, v.source, v.target), -1),
+        least=INVENTED_WINDOW,
+        default=True,
     ),
     "clip_image": Metric(
-        "CLIP image similarity",
-        "cosine of the features of edit and source, at most 1; how much of the source is kept",
-        *("clip", 4, lambda _, features: (features[0] * features[1]).sum(dim=-1).clamp(max=1)),
+        *("CLIP image similarity", "to the source, at most 1; how much of it is kept"),
+        *(("clip",), 4, lambda v: v.cosine("clip", "source")),
+        default=True,
+    ),
+    "clip_image_target": Metric(
+        *("CLIP image similarity to target", f"at most 1; {HIGH}"),
+        *(("clip", "target"), 4, lambda v: v.cosine("clip", "target")),
+        default=True,
+    ),
+    "clip_text": Metric(
+        *("CLIP text similarity", f"of the edit and the caption of the target; {HIGH}"),
+        *(("clip", "captions"), 4, lambda v: v.cosine("clip", "target_caption")),
+        default=True,
     ),
     "clip_direction": Metric(
         "CLIP direction similarity",
         "cosine between the change of the picture and that of the captions; 0 for no change",
-        *("captions", 4, lambda _, features: direction_similarity(*features)),
+        *(("clip", "captions"), 4, _direction),
+        default=True,
+    ),
+    "dino": Metric(
+        *("DINO similarity to target", f"cosine of class tokens, at most 1; {HIGH}"),
+        *(("dino", "target"), 4, lambda v: v.cosine("dino", "target")),
+        default=True,
+    ),
+    "dino_source": Metric(
+        *("DINO similarity to source", "cosine of class tokens, at most 1; how much is kept"),
+        *(("dino",), 4, lambda v: v.cosine("dino", "source")),
+    ),
+    "dino_structure": Metric(
+        "DINO structure distance",
+        f"from the source: which parts are alike, whatever they look like; {LOW}",
+        *(("structure",), 5, _structure, -1),
+    ),
+    "lpips": Metric(
+        *("LPIPS", f"perceptual distance from the target; {LOW}"),
+        *(("lpips", "target"), 4, lambda v: v.networks.lpips(v.edited, v.target), -1),
+        chooses=True,
+        least=32,
+        default=True,
+    ),
+    "dists": Metric(
+        *("DISTS", f"distance of structure and texture from the target; {LOW}"),
+        *(("dists", "target"), 4, lambda v: v.networks.dists(v.edited, v.target), -1),
+        chooses=True,
+        least=16,
+        default=True,
+    ),
+    "background_psnr": Metric(
+        *("background PSNR, dB", f"against the source, {OUTSIDE}; {HIGH}"),
+        *(("background",), 2, lambda v: psnr(*v.background)),
+    ),
+    "background_mse": Metric(
+        *("background MSE", f"from the source, {OUTSIDE}; {LOW}"),
+        *(("background",), 5, lambda v: l2(*v.background), -1),
+    ),
+    "background_ssim": Metric(
+        *("background SSIM", f"to the source, {OUTSIDE}; {HIGH}"),
+        *(("background",), 4, lambda v: ssim(*v.background)),
+        least=SSIM_WINDOW,
+    ),
+    "background_lpips": Metric(
+        *("background LPIPS", f"from the source, {OUTSIDE}; {LOW}"),
+        *(("lpips", "background"), 4, lambda v: v.networks.lpips(*v.background), -1),
+        least=32,
+    ),
+    "clip_text_edited": Metric(
+        "CLIP text similarity within the mask",
+        f"of the caption of the target and the edit, black where it may not change; {HIGH}",
+        *(("clip", "captions", "mask"), 4, lambda v: v.cosine("clip", "target_caption", "inside")),
     ),
 }
 
 
-def lacking(cases: Iterable[Case], has_clip: bool) -> dict[str, str]:
-    """What metrics need and these cases do not have, and how to give it."""
-    missing = {} if has_clip else {"clip": "a CLIP model (--clip)"}
-    if not any(case.target for case in cases):
-        missing["target"] = "targets (--manifest, --target)"
-    if not has_clip or not any(case.captions for case in cases):
-        missing["captions"] = (
-            "a CLIP model and captions (--clip, and source_caption and target_caption in the "
-            "manifest or on the command line)"
-        )
-    return missing
+def lacking(cases: Iterable[Case], networks: Networks) -> dict[str, str]:
+    """What none of these cases has, and the networks that are not there; with how to give it."""
+    given = {need for need in NEEDS if getattr(networks, need, None) is not None}
+    for case in cases:
+        given |= {need for need in ("target", "captions") if getattr(case, need) is not None}
+        given |= {"mask", "background"} if case.mask is not None else set()
+    return {need: how for need, how in NEEDS.items() if need not in given}
 
 
-def pick_metrics(asked: Sequence[str] | None, cases: Sequence[Case], has_clip: bool) -> list[str]:
-    """Metrics that can be measured for at least one case: all of them, or those asked for.
+def pick_metrics(
+    asked: Sequence[str] | None, cases: Sequence[Case], networks: Networks
+) -> list[str]:
+    """Metrics that can be measured for at least one case: the usual ones, or those asked for.
 
     Raises: InputError for an unknown one, or one that lacks what it needs.
     """
-    missing = lacking(cases, has_clip)
+    missing = lacking(cases, networks)
     for name in asked or ():
         if name not in METRICS:
             raise InputError(f"unknown metric {name!r}; {suggestion(name, [*METRICS])}")
-        if reason := missing.get(METRICS[name].needs):
-            raise InputError(f"metric {name} needs {reason}")
-    known = METRICS if asked is None else asked
-    return [name for name in METRICS if name in known and METRICS[name].needs not in missing]
+        if reasons := [missing[need] for need in METRICS[name].needs if need in missing]:
+            raise InputError(f"metric {name} needs {' and '.join(reasons)}")
+    known = [name for name in METRICS if METRICS[name].default] if asked is None else asked
+    return [name for name in METRICS if name in known and not missing.keys() & METRICS[name].needs]
 
 
-def score_key(edit: str, case: Case, clip: ClipFeatures | None) -> str:
-    """Of an edit's scores, which depend on what it is measured against, and by what."""
-    return key_of([edit, case.target_digest, clip and clip.digest, case.captions, [*METRICS]])
-
-
-def identity_key(case: Case, resolution: int | None) -> str:
-    """Of the edit that changes nothing."""
-    return key_of(["identity", case.digest, resolution])
-
-
-@dataclass
-class Results:
-    """The trials of a sweep, what was recorded of them, and what was measured.
-
-    multiple: sides of edits are multiples of it, in pixels.
-    """
-
-    trials: Sequence[Trial]
-    rows: Rows
-    scores: Rows
-    clip: ClipFeatures | None
-    resolution: int | None
-    multiple: int
-
-    def row(self, trial: Trial) -> dict[str, Any]:
-        """How it was edited, and what that cost."""
-        return self.rows.by_key[trial.key]
-
-    def score(self, trial: Trial) -> dict[str, float]:
-        """By metric; empty for an edit that is not finite."""
-        if "failed" in self.row(trial):
-            return {}
-        return self.scores.by_key[score_key(trial.key, trial.case, self.clip)]
-
-    def identity(self, case: Case) -> dict[str, float]:
-        """The scores of the unchanged source."""
-        edit = identity_key(case, self.resolution)
-        return self.scores.by_key[score_key(edit, case, self.clip)]
-
-    def measure(self, world: World) -> None:
-        """Measure what has no scores yet; cases are shared among the processes."""
-        todo: dict[Case, dict[str, Path | None]] = {}
-        for trial in self.trials:
-            edits = {identity_key(trial.case, self.resolution): None}
-            if "failed" not in self.row(trial):
-                edits[trial.key] = self.rows.folder / trial.file
-            for edit, path in edits.items():
-                key = score_key(edit, trial.case, self.clip)
-                if key not in self.scores.by_key:
-                    todo.setdefault(trial.case, {})[key] = path
-        for case, edits in world.share([*todo.items()]):
-            source = case.load(self.resolution, self.multiple)
-            for start in range(0, len(edits), BATCH):
-                keys = [*edits][start : start + BATCH]
-                pictures = [load_image(edits[key]) if edits[key] else source for key in keys]
-                numbers = _measure_case(pictures, source, case, self.clip)
-                for place, key in enumerate(keys):
-                    measured = {name: values[place].item() for name, values in numbers.items()}
-                    self.scores.add({"key": key, **measured})
-
-
-def measure(edited: Tensor, **against: Any) -> dict[str, Tensor]:
-    """Every metric whose need is among `against`, (N,) each; edited: pixels01, (N, 3, H, W)."""
-    side = min(edited.shape[-2:])
-    return {
-        name: metric.measure(edited, against[metric.needs])
-        for name, metric in METRICS.items()
-        if metric.needs in against and side >= metric.least
-    }
-
-
-def _measure_case(
-    pictures: Sequence[Image.Image], source: Image.Image, case: Case, clip: ClipFeatures | None
+def measure(
+    pictures: Sequence[Image.Image],
+    source: Image.Image,
+    target: Image.Image | None = None,
+    captions: tuple[str, str] | None = None,
+    mask: Tensor | None = None,
+    networks: Networks = NO_NETWORKS,
+    names: Iterable[str] = METRICS,
+    *,
+    at_target: bool = False,
 ) -> dict[str, Tensor]:
-    edited = torch.stack([pixels01_from_image(picture) for picture in pictures])
-    against = {"source": pixels01_from_image(source).expand_as(edited)}
-    if case.target:
-        target = case.load_target(source.size)
-        against["target"] = pixels01_from_image(target).expand_as(edited)
-    if clip is not None:
-        features = (clip.images(against["source"][:1]), clip.images(edited))
-        against["clip"] = features
-        if case.captions:
-            against["captions"] = (*features, *clip.texts(case.captions).split(1))
-    return measure(edited, **against)
+    """Numbers of the edits of one case, (N,) each, float64; none for what a metric lacks.
+
+    Pixels are compared at the size of the source. at_target: at that of the target, edits bicubic
+    in 8 bits, as MagicBrush measures. Networks are shown pictures as they are given here.
+    mask: 1 where the picture may change, (H, W); of another size than the pictures, its nearest
+    values count.
+    """
+    size = target.size if at_target and target is not None else source.size
+    given = {"target"} if target is not None else set()
+    given |= {"captions"} if captions is not None else set()
+    if mask is not None:
+        mask = F.interpolate(mask[None, None].float(), size[::-1])[0, 0]
+        given |= {"mask"} if mask.any() else set()
+        given |= {"background"} if not mask.all() else set()
+    given |= {need for need in NEEDS if getattr(networks, need, None) is not None}
+    names = [
+        name
+        for name in names
+        if given.issuperset(METRICS[name].needs) and min(size) >= METRICS[name].least
+    ]
+
+    def sized(image: Image.Image) -> Tensor:
+        if image.size != size:
+            image = image.resize(size, BICUBIC) if at_target else resize(image, size)
+        return pixels01_from_image(image)[None]
+
+    whole = {"source": pixels01_from_image(source)}
+    if target is not None:
+        whole["target"] = pixels01_from_image(target)
+    against = (sized(source), None if target is None else sized(target))
+    shared: dict[tuple[str, str], Tensor] = {}
+    numbers = []
+    for picture in pictures:
+        edited = {"edited": pixels01_from_image(picture), **whole}
+        views = Views(sized(picture), *against, edited, captions, mask, networks, shared)
+        numbers.append([METRICS[name].measure(views).double() for name in names])
+    columns = zip(*numbers, strict=True)
+    return {name: torch.cat(column) for name, column in zip(names, columns, strict=False)}
+
+
+def scored_by(
+    names: Iterable[str], networks: Networks, *, at_target: bool = False
+) -> dict[str, str]:
+    """How metrics are measured that depend on more than pictures: network, weights, preparation."""
+    told = {}
+    for name in names:
+        used = [getattr(networks, need, None) for need in METRICS[name].needs]
+        how = [str(network) for network in used if network is not None]
+        if at_target and SHOWN_WHOLE.isdisjoint(METRICS[name].needs):
+            how.append("at the size of the target, bicubic")
+        if how:
+            told[name] = "; ".join(how)
+    return told

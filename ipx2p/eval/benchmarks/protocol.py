@@ -1,23 +1,29 @@
 """How a published benchmark is measured, and what others published on it (layer 4).
 
-Each file of this package declares its protocols beside the readers of their layouts, together with
-the published rows. Scores of rows are in the units of our metrics, not those of the papers.
+Each file of this package declares its protocols below the readers of their layouts. The published
+rows of all are in published.json, in the units of our metrics and not in those of the papers.
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
+from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case
-from ipx2p.files import atomic_write, digest_bytes
+from ipx2p.files import atomic_write, digest_bytes, read_json
 from ipx2p.images import load_image_bytes
 
 VIT_B32, VIT_L14 = "openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14"
 VITS16, VITB8 = "facebook/dino-vits16", "facebook/dino-vitb8"
+PUBLISHED = Path(__file__).parent / "published.json"
+SIDE = 512  # of the square that masks count in
+SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,9 @@ class Protocol:
         target) by Pillow's bicubic filter before pixels are compared; networks see them as they
         are. False: they must have that size.
     native: pictures are edited at their own size.
-    published: rows to print beside ours. notes: what may be compared with them, and what not.
-    judge: of answers that are read back, "" for those that are measured here.
+    notes: what may be compared with the published rows, and what not.
+    judge: who gives the scores, "" for those that are measured here. over_tasks: the number for all
+        together is the mean of the tasks' means.
     preset: settings of the edits that the published numbers were made with.
     """
 
@@ -58,22 +65,22 @@ class Protocol:
     dino: str = ""
     score_at_target: bool = True
     native: bool = False
-    published: tuple[PublishedRow, ...] = ()
     notes: tuple[str, ...] = ()
     judge: str = ""
+    over_tasks: bool = False
     preset: Mapping[str, Any] = field(default_factory=dict)
 
-
-def rows(source: str, metrics: str, task: str = "", **scores: tuple[float, ...]) -> tuple:
-    """Published rows of one table: names of metrics, and by model their numbers in that order.
-
-    Underscores in the names of models stand for spaces.
-    """
-    names = metrics.split()
-    return tuple(
-        PublishedRow(model.replace("_", " "), dict(zip(names, given, strict=True)), source, task)
-        for model, given in scores.items()
-    )
+    @property
+    def published(self) -> list[PublishedRow]:
+        """The rows to print beside ours: in the file by "model" or "model / task"."""
+        rows = []
+        for table in read_json(PUBLISHED, list):
+            if self.name in table["benchmarks"]:
+                for name, scores in table["rows"].items():
+                    model, _, task = name.partition(" / ")
+                    named = dict(zip(table["metrics"].split(), scores, strict=True))
+                    rows.append(PublishedRow(model, named, table["source"], task))
+        return rows
 
 
 def extract(data: bytes, folder: Path, where: str) -> Path:
@@ -82,16 +89,47 @@ def extract(data: bytes, folder: Path, where: str) -> Path:
     Raises: InputError that names `where` if it is no picture.
     """
     stem = folder / digest_bytes(data)
-    for path in (stem.with_suffix(suffix) for suffix in (".png", ".jpg", ".webp")):
-        if path.is_file():
+    for suffix in SUFFIXES.values():
+        if (path := stem.with_suffix(suffix)).is_file():
             return path
-    load_image_bytes(data, where)
-    with Image.open(io.BytesIO(data)) as image:
-        suffix = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}.get(image.format)
-    path = stem.with_suffix(suffix or ".png")
-    with atomic_write(path) as temporary:
+    image = load_image_bytes(data, where)
+    with Image.open(io.BytesIO(data)) as stored:
+        suffix = SUFFIXES.get(stored.format)
+    with atomic_write(path := stem.with_suffix(suffix or ".png")) as temporary:
         if suffix:
             temporary.write_bytes(data)
         else:
-            load_image_bytes(data, where).save(temporary, "PNG")
+            image.save(temporary, "PNG")
     return path
+
+
+def export_results(cases: Iterable[Case], edits: Mapping[str, Path], folder: Path) -> None:
+    """Copy edits to where the benchmark's own script looks for them.
+
+    Their bytes stay as they are, also where the official name ends in .jpg: its scripts look at the
+    content. MagicBrush's wants the results of single and multi-turn in one folder.
+
+    Args:
+        edits: by name of the case.
+    Raises: InputError if one is not there.
+    """
+    for case in cases:
+        if case.name not in edits:
+            raise InputError(f"{case.name} has no edit: finish the run before it is exported")
+        with atomic_write(folder / case.results[0]) as temporary:
+            temporary.write_bytes(edits[case.name].read_bytes())
+
+
+def decode_mask(pairs: Iterable[int]) -> Tensor:
+    """The mask of a case, (512, 512), 1 where the picture may change, as PIE-Bench decodes it.
+
+    Runs end with the square, and its border of one pixel always counts as changed.
+    """
+    numbers = [*pairs]
+    mask = torch.zeros(SIDE * SIDE)
+    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+        mask[start : start + length] = 1
+    mask = mask.view(SIDE, SIDE)
+    mask[[0, -1]] = 1
+    mask[:, [0, -1]] = 1
+    return mask

@@ -1,4 +1,4 @@
-"""The sweep: what it computes, what it finds again, and how processes share it."""
+"""The engine: what it computes, what it finds again, and how processes share it."""
 
 import csv
 import io
@@ -18,18 +18,11 @@ from ipx2p.distributed import World
 from ipx2p.editing.editor import Editor
 from ipx2p.editing.settings import EditSettings
 from ipx2p.errors import InputError, NotFiniteError
-from ipx2p.eval import sweep
-from ipx2p.eval.cases import cases_of_images, cases_of_manifest, draw
-from ipx2p.eval.rows import Rows
-from ipx2p.eval.sweep import (
-    SweepConfig,
-    code_files,
-    make_trials,
-    missing,
-    part_of,
-    run_trials,
-    weights_digest,
-)
+from ipx2p.eval import models
+from ipx2p.eval.cases import Case, Sizes, cases_of_images, cases_of_manifest, draw
+from ipx2p.eval.edits import Batching, Maker
+from ipx2p.eval.models import Grid, Model, code_files, make_trials, parse_models, weights_digest
+from ipx2p.eval.records import Records, read_records
 from tests.conftest import GOLDEN, ROOT
 from tests.eval.conftest import INSTRUCTIONS, SPECS, WEIGHTS, run
 
@@ -51,35 +44,63 @@ def edited(monkeypatch):
     return counts
 
 
-def rows_of(folder):
-    return [
-        json.loads(line)
-        for path in sorted(folder.glob("edits_*.jsonl"))
-        for line in path.read_text().splitlines()
-    ]
+def records_of(folder):
+    """The edits of models: by picture, one record of each."""
+    by_key = Records(folder).by_key.values()
+    return [*{r.edit: r for r in reversed(by_key) if r.settings}.values()]
 
 
-def trials_of(config, made_with=None):
-    cases = cases_of_images([PICTURE], ["make it snow"])
-    return make_trials(cases, config, config.settings(has_weak=False), made_with or {})
+def model_of(grid, has_weak=False):
+    settings = grid.settings({}, has_weak=has_weak)
+    return Model("a", "a", WEIGHTS, tuple(settings))
+
+
+def trials_of(grid, made_with=None, cases=None, weak=None):
+    cases = cases or cases_of_images([PICTURE], ["make it snow"])
+    model = model_of(grid, has_weak=weak is not None)
+    return make_trials(cases, model, grid.seeds, made_with or {}, weak=weak)
+
+
+def maker_of(trials, folder, world=World()):  # noqa: B008, it does not change
+    return Maker(trials, Records(folder, world.rank), world, Sizes(16, 2))
 
 
 def test_every_combination_is_edited_once_and_recorded(finished):
-    rows = rows_of(finished)
-    assert len(rows) == 20 == len({row["key"] for row in rows})
+    records = [record for record in read_records(finished) if record.settings and record.scores]
+    assert len(records) == 24 == len({record.key for record in records})
     combined = {
-        (r["guidance"], r["guidance_scale"], r["image_guidance_scale"], r["task"]) for r in rows
+        (r.settings["guidance"], r.settings["guidance_scale"], r.settings["image_guidance_scale"])
+        for r in records
     }
-    assert len(combined) == 20
-    assert all((finished / row["file"]).exists() for row in rows)
+    assert len(combined) == 12 and len({record.edit for record in records}) == 20
+    assert all(record.has_picture for record in records)
     evaluations = {
-        (row["guidance"], row["guidance_scale"], row["image_guidance_scale"]): row["evaluations"]
-        for row in rows
-    }
+        (r.settings["guidance"], r.settings["guidance_scale"], r.settings["image_guidance_scale"]):
+        r.evaluations for r in records
+    }  # fmt: skip
     # 2 steps of 1, 2 or 3 branches
     assert evaluations["ip2p", 1.0, 1.0] == 2 and evaluations["ip2p", 3.0, 1.0] == 4
     assert evaluations["tcfg", 3.0, 2.0] == 6
     assert {n for (name, *_), n in evaluations.items() if name.startswith("interval")} == {2}
+
+
+def test_a_record_tells_all_about_its_edit(finished):
+    record = next(r for r in read_records(finished) if r.settings and r.scores)
+    assert record.case["instruction"] == INSTRUCTIONS[0] and record.case["task"] == "snow"
+    assert record.case["source_caption"] == "a cup" and record.case["source_digest"]
+    assert record.made_with["weights"] == str(WEIGHTS)
+    assert record.made_with["weights_digest"] == weights_digest(WEIGHTS)
+    assert record.settings["guidance_in_full"] == "ip2p" and record.settings["num_steps"] == 2
+    assert record.settings["effective_guidance_scale"] == record.settings["guidance_scale"]
+    assert record.seconds > 0 and record.computed_on["torch"] == torch.__version__
+    assert record.scored_by.keys() >= record.scores.keys() >= {"psnr", "ssim", "change"}
+
+
+def test_the_rows_that_are_always_there(finished):
+    rows = {(r.model, r.case["name"]) for r in read_records(finished) if r.settings is None}
+    assert rows == {
+        (name, case) for name in ("identity", "oracle", "vae") for case in ("a-snow", "b-night")
+    }
 
 
 def test_a_second_run_edits_nothing(copied, arguments, capsys, edited):
@@ -89,30 +110,35 @@ def test_a_second_run_edits_nothing(copied, arguments, capsys, edited):
 
 
 def test_after_a_kill_only_what_is_missing_is_edited(copied, arguments, capsys, edited):
-    rows = copied / "edits_000.jsonl"
-    lines = rows.read_bytes().splitlines(keepends=True)
-    rows.write_bytes(b"".join(lines[:18]) + lines[18][:50])  # torn in the middle of a line
-    (copied / json.loads(lines[0])["file"]).unlink()  # and a picture is lost
+    before = {r.key: (r.evaluations, r.scores) for r in Records(copied).by_key.values()}
+    path = copied / "records_000.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    edits = [i for i, line in enumerate(lines) if json.loads(line)["settings"]]
+    lost = json.loads(lines[edits[0]])["picture"]["file"]
+    kept = [*lines[: edits[18]], lines[edits[18]][:50]]  # torn in the middle of a line
+    path.write_bytes(b"".join(kept))
+    left = {json.loads(line)["edit"] for line in kept[:-1] if json.loads(line)["settings"]}
+    (copied / lost).unlink()  # and a picture is lost
     code, out, _ = run(capsys, *arguments, "--output", copied, "--grids", 0)
-    assert code == 0 and "20 edits, 17 of them are there already" in out
-    assert sum(edited) == 3
-    again = {row["key"]: row["evaluations"] for row in rows_of(copied)}
-    before = {json.loads(line)["key"]: json.loads(line)["evaluations"] for line in lines}
-    assert again == before
+    assert code == 0 and f"20 edits, {len(left) - 1} of them are there already" in out
+    assert sum(edited) == 20 - len(left) + 1
+    after = {r.key: (r.evaluations, r.scores) for r in Records(copied).by_key.values()}
+    assert after == before
 
 
-def test_an_interrupted_sweep_keeps_every_finished_batch(arguments, tmp_path, capsys, monkeypatch):
-    add, count = Rows.add, []
+def test_an_interrupted_run_keeps_every_finished_batch(arguments, tmp_path, capsys, monkeypatch):
+    add, count = Records.add, []
 
-    def stopped(self, row):
-        if self.stem == "edits" and len(count) == 3:
+    def stopped(self, record):
+        if record.settings and len(count) == 3:
             raise KeyboardInterrupt
-        count.append(row)
-        add(self, row)
+        count.extend([record] if record.settings else [])
+        add(self, record)
 
-    monkeypatch.setattr(Rows, "add", stopped)
+    monkeypatch.setattr(Records, "add", stopped)
     code, _, _ = run(capsys, *arguments, "--output", tmp_path / "out")
-    assert code == 130 and len(rows_of(tmp_path / "out")) == 3
+    records = read_records(tmp_path / "out")
+    assert code == 130 and sum(record.settings is not None for record in records) == 3
     assert not (tmp_path / "out" / "index.html").exists()
 
 
@@ -126,38 +152,25 @@ def test_more_scales_in_the_same_folder_compute_only_the_new_ones(
 
 
 def test_edits_are_those_of_the_editor_and_all_schemes_share_their_noise(finished, editor):
-    rows = {(r["guidance"], r["guidance_scale"], r["image_guidance_scale"]): r for r in
-            rows_of(finished) if r["task"] == "snow"}  # fmt: skip
+    records = {(s["guidance"], s["guidance_scale"], s["image_guidance_scale"]): r
+               for r in read_records(finished) if (s := r.settings) and r.case["task"] == "snow"
+               and r.seed == 0}  # fmt: skip
     case = cases_of_images([PICTURE], [INSTRUCTIONS[0]])[0]
     result = editor.edit(
-        [case.load(16, 2)],
+        [case.source],
         [INSTRUCTIONS[0]],
         sampler="euler",
         num_steps=2,
         guidance_scale=3.0,
         image_guidance_scale=2.0,
+        resolution=16,
     )
-    row = rows["ip2p", 3.0, 2.0]
     from ipx2p.images import load_image, pixels01_from_image
 
-    saved = pixels01_from_image(load_image(finished / row["file"]))
+    saved = pixels01_from_image(load_image(records["ip2p", 3.0, 2.0].path))
     torch.testing.assert_close(saved, result.pixels01[0], atol=1.5 / 255, rtol=0)
     # At (1, 1) all of them are the full branch, which is computed once.
-    assert [spec for spec, *scales in rows if scales == [1, 1]] == ["ip2p"]
-
-
-def test_what_is_the_same_computation_is_edited_once_and_named_in_the_table(finished):
-    table = [*csv.DictReader(io.StringIO((finished / "table.csv").read_text()))]
-    lines = [line for line in table if line["task"] == "all" and line["guidance"] != "identity"]
-    shared = {line["guidance"]: line for line in lines if line["shared"]}
-    assert len(lines) == 12 and [*shared] == [*SPECS[1:]]
-    assert {line["shared"] for line in shared.values()} == {"ip2p at 1, 1"}
-    for line in shared.values():
-        assert (line["guidance_scale"], line["image_guidance_scale"]) == ("1.0", "1.0")
-        assert line["psnr"] == lines[0]["psnr"]
-    edits = csv.DictReader(io.StringIO((finished / "edits.csv").read_text()))
-    files = [e["file"] for e in edits if e["guidance_scale"] == e["image_guidance_scale"] == "1.0"]
-    assert len(files) == 6 and len({*files}) == 2
+    assert len({r.edit for (_, *scales), r in records.items() if scales == [1, 1]}) == 1
 
 
 @pytest.mark.parametrize(
@@ -172,8 +185,8 @@ def test_what_is_the_same_computation_is_edited_once_and_named_in_the_table(fini
 def test_equal_guidance_has_one_key_and_gives_one_picture(editor, coffee, one, other):
     settings = [EditSettings("euler", "linspace", 2, *asked) for asked in (one, other)]
     cases = cases_of_images([PICTURE], ["make it snow"])
-    keys = {trial.key for trial in make_trials(cases, SweepConfig(), settings, {})}
-    assert len(keys) == 1
+    trials = make_trials(cases, Model("a", "a", WEIGHTS, tuple(settings)), [0], {})
+    assert len({trial.edit for trial in trials}) == 1 and len({trial.key for trial in trials}) == 2
     first, second = (
         editor.edit([coffee], ["make it snow"], **asdict(asked), resolution=16).latents[0]
         for asked in settings
@@ -183,26 +196,24 @@ def test_equal_guidance_has_one_key_and_gives_one_picture(editor, coffee, one, o
 
 def test_near_misses_have_keys_of_their_own():
     specs = ("ip2p", "cads", "cfgpp", "symmetric", "composable", "pag")
-    config = SweepConfig(guidance=[*specs], guidance_scale=[1.0], image_guidance_scale=[1.0])
-    assert len({trial.key for trial in trials_of(config)}) == len(specs)
+    grid = Grid(guidance=[*specs], guidance_scale=[1.0], image_guidance_scale=[1.0])
+    assert len({trial.edit for trial in trials_of(grid)}) == len(specs)
 
 
 def test_a_stack_typed_in_two_ways_is_one_trial():
-    config = SweepConfig(guidance=["apg", "ip2p+apg:eta=0", "apg:eta=0.5"])
-    assert len(trials_of(config)) == 2
+    grid = Grid(guidance=["apg", "ip2p+apg:eta=0", "apg:eta=0.5"])
+    assert len(trials_of(grid)) == 2
 
 
 def test_a_scale_that_a_scheme_does_not_use_makes_no_further_edits():
     scales = {"guidance_scale": [3.0, 7.0], "image_guidance_scale": [1.0, 1.5, 2.0]}
     counts = {
-        spec: len({trial.key for trial in trials_of(SweepConfig(guidance=[spec], **scales))})
+        spec: len({trial.edit for trial in trials_of(Grid(guidance=[spec], **scales))})
         for spec in ("ip2p", "joint+apg", "text_only", "image_only", "free:null=-1")
     }
     assert [*counts.values()] == [6, 2, 2, 3, 1]
     # Which value was asked for does not matter either.
-    keys = [
-        trials_of(SweepConfig(guidance=["joint"], image_guidance_scale=[s]))[0].key for s in (1, 2)
-    ]
+    keys = [trials_of(Grid(guidance=["joint"], image_guidance_scale=[s]))[0].edit for s in (1, 2)]
     assert keys[0] == keys[1]
 
 
@@ -223,12 +234,9 @@ def test_pairs_that_differ_in_their_target_share_edits_and_are_both_measured(
     )
     assert code == 0, err
     assert "1 edits, 0 of them" in said and edited == [1]
-    measured = [*csv.DictReader(io.StringIO((out / "edits.csv").read_text()))]
-    assert [one["picture"] for one in measured] == ["a-t", "a-t-2"]
-    assert measured[0]["file"] == measured[1]["file"] and measured[0]["psnr"] != measured[1]["psnr"]
-    [_, line] = csv.DictReader(io.StringIO((out / "table.csv").read_text()))
-    assert float(line["psnr"]) == pytest.approx(sum(float(one["psnr"]) for one in measured) / 2)
-    assert line["edits"] == "2"
+    first, second = (r for r in Records(out).by_key.values() if r.settings)
+    assert (first.case["name"], second.case["name"]) == ("a-t", "a-t-2")
+    assert first.path == second.path and first.scores["psnr"] != second.scores["psnr"]
 
 
 def test_an_edit_that_is_not_finite_is_recorded_and_the_sweep_goes_on(
@@ -238,15 +246,10 @@ def test_an_edit_that_is_not_finite_is_recorded_and_the_sweep_goes_on(
     extreme = ["--guidance", "ip2p", "--guidance-scale", 3, 1e38, "--image-guidance-scale", 1]
     code, _, err = run(capsys, *arguments, *extreme, "--output", out)
     assert code == 0, err
-    rows = {(row["guidance_scale"], row["task"]): row for row in rows_of(out)}
-    assert len(rows) == 4 and sum("failed" in row for row in rows.values()) == 2
-    assert "latents are not finite from step" in rows[1e38, "snow"]["failed"]
-    assert (out / rows[3.0, "snow"]["file"]).exists()
-    table = [*csv.DictReader(io.StringIO((out / "table.csv").read_text()))]
-    [line] = [one for one in table if one["guidance_scale"] == "1e+38" and one["task"] == "all"]
-    assert (line["edits"], line["failed"], line["evaluations"], line["psnr"]) == ("2", "2", "", "")
-    assert "no finite edit" in (out / "table.md").read_text()
-    assert "not finite, edits" in (out / "index.html").read_text()
+    records = {(r.settings["guidance_scale"], r.case["task"]): r for r in records_of(out)}
+    assert len(records) == 4 and sum(r.picture is None for r in records.values()) == 2
+    assert "latents are not finite from step" in records[1e38, "snow"].failed
+    assert records[3.0, "snow"].path.exists() and not records[1e38, "snow"].scores
     # It is not tried again.
     edited.clear()
     code, said, _ = run(capsys, *arguments, *extreme, "--output", out)
@@ -262,12 +265,12 @@ def test_in_a_batch_only_what_is_not_finite_fails(editor, tmp_path, monkeypatch)
         return edit(self, images, *args, seeds=seeds, **settings)
 
     monkeypatch.setattr(Editor, "edit", failing)
-    config = SweepConfig(seeds=[0, 1, 2, 3], num_steps=[1], resolution=16)
-    rows = Rows(tmp_path, "edits")
-    trials = trials_of(config)
-    run_trials(trials, rows, config, editor, None, World())
-    assert {row["seed"] for row in rows.by_key.values() if "failed" in row} == {1}
-    assert len(rows.by_key) == 4 and missing(trials, rows) == []
+    trials = trials_of(Grid(seeds=[0, 1, 2, 3], num_steps=[1]))
+    maker = maker_of(trials, tmp_path)
+    maker.edit(trials, lambda: (editor, None), Batching())
+    maker.finish()
+    assert {r.seed for r in maker.records.by_key.values() if r.failed} == {1}
+    assert len(maker.records.by_key) == 4 and maker.missing(trials) == []
 
 
 def test_a_second_network_named_later_leaves_the_other_edits(copied, arguments, capsys, edited):
@@ -291,24 +294,23 @@ def test_a_second_network_named_later_leaves_the_other_edits(copied, arguments, 
     ],
 )
 def test_the_key_changes_with_everything_that_shapes_an_edit(change):
-    assert trials_of(SweepConfig())[0].key != trials_of(SweepConfig(**change))[0].key
+    assert trials_of(Grid())[0].edit != trials_of(Grid(**change))[0].edit
 
 
 def test_the_key_changes_with_the_second_network_where_it_is_used():
-    config = SweepConfig(guidance=["ip2p", "autoguidance"])
-    cases, settings = cases_of_images([PICTURE], ["x"]), config.settings(has_weak=True)
-    keys = [[t.key for t in make_trials(cases, config, settings, {}, weak)] for weak in "ab"]
+    grid = Grid(guidance=["ip2p", "autoguidance"])
+    keys = [[trial.edit for trial in trials_of(grid, weak=weak)] for weak in "ab"]
     assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]
 
 
 def test_the_key_changes_with_the_code_of_the_schemes_that_are_used(monkeypatch):
-    config = SweepConfig(guidance=["ip2p", "apg", "ip2p+apg+rescale"])
-    before = [trial.key for trial in trials_of(config)]
-    digest = sweep.digest_file
+    grid = Grid(guidance=["ip2p", "apg", "ip2p+apg+rescale"])
+    before = [trial.edit for trial in trials_of(grid)]
+    digest = models.digest_file
     monkeypatch.setattr(
-        sweep, "digest_file", lambda path: "new" if path.name == "pushes.py" else digest(path)
+        models, "digest_file", lambda path: "new" if path.name == "pushes.py" else digest(path)
     )
-    same = [old == trial.key for old, trial in zip(before, trials_of(config), strict=True)]
+    same = [old == trial.edit for old, trial in zip(before, trials_of(grid), strict=True)]
     assert same == [True, False, False]
 
 
@@ -322,22 +324,11 @@ def test_the_code_that_a_sweep_depends_on_is_not_that_of_its_report():
     assert not any(name.startswith(("eval/", "sheets", "cli")) for name in names)
 
 
-def test_rows_of_an_earlier_form_are_done_again(copied, arguments, capsys, edited):
-    rows = copied / "edits_000.jsonl"
-    kept = [json.loads(line) for line in rows.read_text().splitlines()]
-    kept[0].pop("digest")
-    rows.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    code, _, err = run(capsys, *arguments, "--output", copied, "--grids", 0)
-    assert code == 0 and sum(edited) == 1, err
-
-
 def test_the_key_changes_with_picture_instruction_and_weights(tmp_path):
-    config = SweepConfig()
-    settings = config.settings(has_weak=False)
     other = tmp_path / "coffee_64.png"
     other.write_bytes(PICTURE.read_bytes() + b"\0")
     keys = {
-        make_trials(cases_of_images([path], [text]), config, settings, {"weights": w})[0].key
+        trials_of(Grid(), {"weights_digest": w}, cases_of_images([path], [text]))[0].edit
         for path, text, w in (
             (PICTURE, "a", 1),
             (other, "a", 1),
@@ -348,39 +339,30 @@ def test_the_key_changes_with_picture_instruction_and_weights(tmp_path):
     assert len(keys) == 4
 
 
+def test_records_do_not_depend_on_where_pictures_and_weights_lie(tmp_path):
+    moved = tmp_path / "coffee_64.png"
+    moved.write_bytes(PICTURE.read_bytes())
+    one, other = (
+        trials_of(Grid(), {"weights": where}, cases_of_images([path], ["a"]))[0].key
+        for path, where in ((PICTURE, "here"), (moved, "there"))
+    )
+    assert one == other
+
+
 def test_the_digest_of_weights_is_of_their_content():
     assert weights_digest(WEIGHTS) == weights_digest(WEIGHTS)
     assert weights_digest(WEIGHTS) != weights_digest(GOLDEN / "diffusers_v2")
 
 
 def test_two_processes_share_the_edits_and_see_each_others(editor, tmp_path):
-    config = SweepConfig(guidance_scale=[1.0, 2.0, 3.0], num_steps=[1], resolution=16, batch_size=2)
-    trials = trials_of(config)
+    trials = trials_of(Grid(guidance_scale=[1.0, 2.0, 3.0], num_steps=[1]))
     for rank in (0, 1):
-        world = World(rank, 2)
-        rows = Rows(tmp_path, "edits", rank)
-        mine = world.share(trials)
-        run_trials(mine, rows, config, editor, None, world)
-    counts = [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("edits_*"))]
-    assert counts == [2, 1]
-    assert missing(trials, Rows(tmp_path, "edits")) == []
-
-
-def test_processes_share_costs_and_whole_batches(tmp_path):
-    """Scales of 1 cost a third of the others, and stand at every second place."""
-    scales = {"guidance_scale": [1.0, 7.0], "image_guidance_scale": [1.0]}
-    config = SweepConfig(
-        guidance=[f"dynamic_threshold:bound={n}" for n in range(1, 33)], seeds=[0, 1, 2], **scales
-    )
-    trials = trials_of(config)
-    parts = [part_of(trials, World(rank, 2), 2) for rank in (0, 1)]
-    keys = [{trial.key for trial in part} for part in parts]
-    assert keys[0] | keys[1] == {trial.key for trial in trials} and not keys[0] & keys[1]
-    costs = [sum(t.settings.guidance_scale for t in part) for part in parts]
-    assert 0.7 < costs[0] / costs[1] < 1.4
-    assert part_of(trials, World(), 2) == trials
-    runs = [len([*group]) for _, group in itertools.groupby(parts[0], key=lambda t: t.settings)]
-    assert max(runs) == 3 and min(runs) == 1
+        maker = maker_of(trials, tmp_path, World(rank, 2))
+        maker.world.barrier = maker.world.any = lambda *_: None  # the other has ended
+        maker.edit(trials if rank == 0 else trials, lambda: (editor, None), Batching(2))
+    counts = [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("records_*"))]
+    assert sum(counts) == 3 and len(counts) == 2
+    assert maker_of(trials, tmp_path).missing(trials) == []
 
 
 def test_a_damaged_picture_is_edited_again(copied, arguments, capsys, edited):
@@ -389,21 +371,13 @@ def test_a_damaged_picture_is_edited_again(copied, arguments, capsys, edited):
     files[1].write_bytes(files[1].read_bytes()[:-20])
     contents = [path.read_bytes() for path in files]
     files[2].write_bytes(next(content for content in contents[3:] if content != contents[2]))
-    (copied / "edits" / ".0123456789abcdef.png").write_bytes(b"half")  # a killed process left it
+    lost = {f"edits/{path.name}" for path in files[:3]}
+    before = {r.key: r.scores for r in Records(copied).by_key.values()}
     code, said, err = run(capsys, *arguments, "--output", copied, "--grids", 0)
-    assert code == 0 and "20 edits, 17 of them are there already" in said, err
-    assert sum(edited) == 3 and not [*(copied / "edits").glob(".*")]
-
-
-def test_a_lost_record_of_a_sweep_is_written_again(copied, arguments, capsys, edited):
-    record = (copied / "sweep.json").read_bytes()
-    (copied / "sweep.json").write_bytes(b"")
-    code, _, err = run(capsys, *arguments, "--output", copied, "--grids", 0)
-    assert code == 2 and "is not JSON" in err and "remove it, the edits beside it will" in err
-    (copied / "sweep.json").unlink()
-    code, _, err = run(capsys, *arguments, "--output", copied, "--grids", 0)
-    assert code == 0 and edited == [], err
-    assert (copied / "sweep.json").read_bytes() == record
+    count = sum(record.picture["file"] in lost for record in records_of(copied))
+    assert code == 0 and f"20 edits, {20 - count} of them are there already" in said, err
+    assert sum(edited) == count and not [*(copied / "edits").glob(".[0-9]*")]
+    assert {r.key: r.scores for r in Records(copied).by_key.values()} == before
 
 
 def test_results_inside_the_folder_are_no_photographs(tmp_path, coffee, capsys):
@@ -437,21 +411,23 @@ def test_a_name_that_is_no_text_is_reported(tmp_path, coffee, capsys):
     assert "bad" in (tmp_path / "out" / "edits.csv").read_text()
 
 
-def test_a_damaged_row_in_the_middle_is_refused(tmp_path):
-    (tmp_path / "edits_000.jsonl").write_text('{"key": "a"}\n\n{"key": "b"}\n')
-    assert len(Rows(tmp_path, "edits").by_key) == 2  # an empty line holds nothing
-    (tmp_path / "edits_000.jsonl").write_text('{"key": "a"}\n{"key"\n{"key": "b"}\n')
-    with pytest.raises(InputError, match=r"edits_000\.jsonl line 2 is damaged"):
-        Rows(tmp_path, "edits")
+def test_a_damaged_record_in_the_middle_is_refused(copied):
+    path = copied / "records_000.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "", *lines[1:]]) + "\n")  # an empty line holds nothing
+    assert len(read_records(copied)) == len(lines)
+    path.write_text("\n".join([lines[0], lines[1][:30], *lines[2:]]) + "\n")
+    with pytest.raises(InputError, match=r"records_000\.jsonl line 2 is damaged"):
+        Records(copied)
 
 
-def test_a_row_after_a_torn_line_stands_on_its_own(tmp_path):
-    path = tmp_path / "edits_000.jsonl"
-    path.write_text('{"key": "a"}\n{"key": "torn')
-    rows = Rows(tmp_path, "edits")
-    rows.add({"key": "b"})
-    assert path.read_text() == '{"key": "a"}\n{"key": "b"}\n'
-    assert Rows(tmp_path, "edits").by_key.keys() == {"a", "b"}
+def test_a_record_after_a_torn_line_stands_on_its_own(copied):
+    path = copied / "records_000.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text(f"{lines[0]}\n{lines[1][:40]}")
+    records = Records(copied)
+    records.add(read_records(copied)[0])
+    assert path.read_text() == f"{lines[0]}\n{lines[0]}\n"
 
 
 def test_a_manifest_gives_first_instructions_captions_and_names(manifest):
@@ -465,9 +441,18 @@ def test_names_of_cases_differ_and_a_limit_is_draw(tmp_path):
     paths = [tmp_path / name for name in ("x/a.png", "a-2.png", "y/a.png", "z/a-2.png")]
     cases = cases_of_images(paths, ["snow"])
     assert [case.name for case in cases] == ["a", "a-2", "a-3", "a-2-2"]
-    drawn = draw(range(100), 9)
-    assert drawn == sorted({*drawn}) == draw(range(100), 9) and len(drawn) == 9
-    assert draw(range(3), 5) == [0, 1, 2]
+    many = [Case(f"{number:02d}", PICTURE, "snow") for number in range(100)]
+    drawn = draw(many, 9)
+    assert drawn == sorted(drawn, key=lambda case: case.name) == draw(many, 9) and len(drawn) == 9
+    assert draw(many[:3], 5) == many[:3]
+    chain = [
+        Case("0", PICTURE, "a"),
+        *(Case(f"{n}", PICTURE, "a", after=f"{n - 1}") for n in (1, 2)),
+    ]
+    assert all(
+        chain[: chain.index(case)] == chain[: len(draw(chain, 1)) - 1]
+        for case in draw(chain, 1)[-1:]
+    )
 
 
 @pytest.mark.slow
@@ -480,15 +465,15 @@ def test_killed_under_torchrun_it_goes_on_with_one_process(arguments, tmp_path, 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True)
     limit = time.monotonic() + 120
-    while len([*out.glob("edits/*.png")]) < 4 and time.monotonic() < limit:
+    while len([*out.glob("edits/*.png")]) < 8 and time.monotonic() < limit:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    done = len(rows_of(out))
-    assert 2 <= done < 20
+    done = len({r.edit for r in read_records(out) if r.settings})
+    assert done < 20
     code, said, _ = run(capsys, *arguments, "--output", out)
     assert code == 0 and re_count(said) >= done
-    assert len({row["key"] for row in rows_of(out)}) == 20
+    assert len({r.edit for r in read_records(out) if r.settings}) == 20
     assert (out / "index.html").exists()
 
 

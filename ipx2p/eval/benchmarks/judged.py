@@ -1,0 +1,335 @@
+"""Published benchmarks that a language model judges: requests out, answers in (layer 4).
+
+Nothing is called here. Requests are lines of JSON {"id", "judge", "prompt", "pictures"}, with
+pictures relative to the file; an answer is a line {"id", "answer"}, and "judge" where another
+model gave it. Rubrics follow PKU-YuanGroup/ImgEdit Benchmark/Basic and, for GEdit-Bench,
+TIGER-AI-Lab/VIEScore, in our words.
+"""
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ipx2p.data.published.parquet import Parquet
+from ipx2p.data.published.source import sentence
+from ipx2p.errors import InputError
+from ipx2p.eval.benchmarks.protocol import Protocol, extract
+from ipx2p.eval.cases import Case
+from ipx2p.eval.intervals import Estimate, estimates
+from ipx2p.eval.records import IDENTITY, Record
+from ipx2p.files import atomic_write, read_json
+
+_FORM = 'Answer with JSON only: {"score": [%s], "reasoning": "one sentence"}.'
+_LIST = re.compile(r'"scores?"\s*:\s*\[([^\]]*)\]')
+_LINES = re.compile(r":\s*(\d+(?:\.\d+)?)\s*$", re.MULTILINE)  # "Prompt Compliance: 4"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request about an edit: its text, whether the source is shown too, and the scores asked.
+
+    low, high: bounds of each of `count` scores.
+    """
+
+    name: str
+    text: str
+    with_source: bool
+    count: int
+    low: int
+    high: int
+
+
+QUESTIONS = {
+    "imgedit": (
+        Question(
+            "edit",
+            "The second picture is an edit of the first by the instruction: <edit_prompt>\n"
+            "Give three whole numbers from 1, worst, to 5, best: how exactly the instruction was "
+            "carried out; how clean and free of traces the edit is; how well all that the "
+            "instruction leaves alone was kept, and how plausible it is. "
+            + _FORM
+            % "instruction, quality, preservation",
+            *(True, 3, 1, 5),
+        ),
+    ),
+    "gedit": (
+        Question(
+            "sc",
+            "The second picture is an edit of the first by the instruction: <edit_prompt>\n"
+            "Give two numbers from 0 to 10: how completely the instruction was carried out (0 not "
+            "at all, 10 perfectly), and how little else was changed (0 another scene, 10 the "
+            "smallest change that does it). The two may be the same picture, if the edit failed. "
+            + _FORM
+            % "success, little overediting",
+            *(True, 2, 0, 10),
+        ),
+        Question(
+            "pq",
+            "A program made this picture. Give two numbers from 0 to 10: how natural it looks (0 "
+            "wrong distances, shadows or light, 10 natural), and how free of faults it is (0 "
+            "distortion, scratches, watermarks, blurred faces or unusual bodies all over, 10 "
+            "none). " + _FORM % "naturalness, absence of faults",
+            *(False, 2, 0, 10),
+        ),
+    ),
+}
+
+
+def export_requests(
+    records: Iterable[Record], path: Path, judge: str, prompts: Path | None = None
+) -> int:
+    """Write the questions about the edits of a judged benchmark, and say how many.
+
+    Args:
+        records: of one benchmark; the identity records among them show the sources.
+        path: of the file, JSONL. judge: whom the answers are wanted from.
+        prompts: the official prompts of ImgEdit, {edit type: text with <edit_prompt>}, in place of
+            ours.
+    """
+    records = [record for record in records if record.picture]
+    sources = {record.case["name"]: record.path for record in records if record.model == IDENTITY}
+    official = read_json(prompts) if prompts else {}
+    lines = []
+    for record in records:
+        for question in _questions(record):
+            task = record.case["task"]
+            if official and not isinstance(official.get(task), str):
+                raise InputError(f"{prompts} has no prompt for {task!r}: {', '.join(official)}")
+            text = official.get(task, question.text)
+            if question.with_source and record.case["name"] not in sources:
+                raise InputError(
+                    f"{record.case['name']} has no identity record beside {record.path}"
+                )
+            shown = [sources[record.case["name"]]] if question.with_source else []
+            request = {
+                "id": f"{record.key}/{question.name}",
+                "judge": judge,
+                "prompt": text.replace("<edit_prompt>", record.case["instruction"]),
+                "pictures": [
+                    Path(os.path.relpath(picture, path.parent)).as_posix()
+                    for picture in (*shown, record.path)
+                ],
+            }
+            lines.append(json.dumps(request) + "\n")
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(lines))
+    return len(lines)
+
+
+def read_answers(path: Path, records: Sequence[Record], judge: str) -> list[Record]:
+    """The records with the scores of their answers, and nothing else among their scores.
+
+    A record with an answer of null is left out.
+    Raises: InputError for a line that is no answer, or a question without one.
+    """
+    answers: dict[str, tuple[Any, str, str]] = {}
+    for number, line in enumerate(_lines(path), 1):
+        where = f"{path} line {number}"
+        try:
+            values = json.loads(line)
+            name, answer = values["id"], values["answer"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f'{where} is not {{"id": ..., "answer": ...}}: {line:.80}') from error
+        if name in answers:
+            raise InputError(f"{where} answers {name} a second time: keep one of the two")
+        answers[name] = (answer, str(values.get("judge", judge)), where)
+    asked = [
+        (record, question)
+        for record in records
+        if record.picture
+        for question in _questions(record)
+    ]
+    names = [f"{record.key}/{question.name}" for record, question in asked]
+    if unanswered := [name for name in names if name not in answers]:
+        raise InputError(
+            f"{path} lacks {len(unanswered)} of {len(names)} answers, the first of them "
+            f"{unanswered[0]}: ask again, or give null for one that was refused"
+        )
+    if unknown := {*answers} - {*names}:
+        raise InputError(f"{path} answers {min(unknown)}, which no edit here is asked about")
+    given: dict[str, dict[str, list[float] | None]] = defaultdict(dict)
+    for name, (_, question) in zip(names, asked, strict=True):
+        answer, _, where = answers[name]
+        key = name.rpartition("/")[0]
+        given[key][question.name] = None if answer is None else _numbers(answer, question, where)
+    scored = []
+    for record in {record.key: record for record, _ in asked}.values():
+        if None in given[record.key].values():
+            continue
+        scores = _scores(**given[record.key])
+        by = answers[f"{record.key}/{_questions(record)[0].name}"][1]
+        scored.append(replace(record, scores=scores, scored_by=dict.fromkeys(scores, by)))
+    return scored
+
+
+def _questions(record: Record) -> tuple[Question, ...]:
+    """What is asked about an edit, by the first word of its benchmark's name."""
+    name = record.case["benchmark"].partition("-")[0]
+    if name not in QUESTIONS:
+        raise InputError(f"{record.case['name']} is of benchmark {name!r}, which no one judges")
+    return QUESTIONS[name]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+def _numbers(answer: Any, question: Question, where: str) -> list[float]:
+    """The scores in an answer: a list in JSON, or lines that end in one, as ImgEdit's do."""
+    text = answer if isinstance(answer, str) else json.dumps(answer)
+    listed = _LIST.findall(text)
+    found = re.findall(r"-?\d+(?:\.\d+)?", listed[-1]) if listed else _LINES.findall(text)
+    numbers = [float(number) for number in found]
+    low, high = question.low, question.high
+    if len(numbers) != question.count or not all(low <= number <= high for number in numbers):
+        raise InputError(
+            f"{where} has the scores {numbers}, expected {question.count} from {low} to {high}"
+        )
+    return numbers
+
+
+def _scores(
+    edit: list[float] | None = None, sc: list[float] | None = None, pq: list[float] | None = None
+) -> dict[str, float]:
+    """ImgEdit: the mean of the three. GEdit: the smaller of each two, and their geometric mean."""
+    if edit is not None:
+        return {"judged": sum(edit) / len(edit)}
+    semantic, quality = min(sc), min(pq)
+    return {"judged_sc": semantic, "judged_pq": quality, "judged": (semantic * quality) ** 0.5}
+
+
+def mean_over_tasks(records: Sequence[Record]) -> dict[str, Estimate]:
+    """The mean of the tasks' means by metric, with its interval, of the records of one line.
+
+    Pictures are drawn within their task: the values are deviations from the mean of the task,
+    weighted so that each task counts the same.
+    """
+    pictures = [record.case["group"] for record in records]
+    _, pictures = np.unique(pictures, return_inverse=True)
+    tasks, place = np.unique([record.case["task"] for record in records], return_inverse=True)
+    counts = np.bincount(place)
+    found = {}
+    for name in records[0].scores:
+        values = np.array([record.scores[name] for record in records])
+        means = np.bincount(place, values) / counts
+        weights = len(values) / (len(tasks) * counts)
+        even = means.mean() + weights[place] * (values - means[place])
+        [found[name]] = estimates(even[None], pictures)
+    return found
+
+
+def judged_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """A table for `csv_text`: by model and settings each task, then all of them as published."""
+    lines: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        lines[record.model, json.dumps(record.settings, sort_keys=True)].append(record)
+    table = []
+    for (model, settings), mine in lines.items():
+        tasks = dict.fromkeys(record.case["task"] for record in mine)
+        parts = {task: [r for r in mine if r.case["task"] == task] for task in tasks} | {"": mine}
+        for task, part in parts.items():
+            row = {"model": model, "settings": settings, "task": task, "edits": len(part)}
+            for name, score in mean_over_tasks(part).items():
+                row |= {name: score.mean, f"{name}_low": score.low, f"{name}_high": score.high}
+            table.append(row)
+    return table
+
+
+def read_imgedit(folder: Path, extracted: Path) -> list[Case]:
+    """ImgEdit basic: basic_edit.json (or singleturn.json) with the pictures it names beside it, or
+    in original_images, or in singleturn.
+    """
+    names = ("basic_edit.json", "singleturn.json")
+    path = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+    cases = []
+    roots = [folder, folder / "original_images", folder / "singleturn"]
+    for key, item in read_json(path).items():
+        where = f"{path}: {key!r}"
+        if not isinstance(item, dict):
+            raise InputError(f"{where} is {item!a:.80}, expected an object")
+        file, instruction, task = (
+            sentence(item.get(name), f"{where} {name!r}") for name in ("id", "prompt", "edit_type")
+        )
+        picture = next((root / file for root in roots if (root / file).is_file()), None)
+        if picture is None:
+            raise InputError(
+                f"{folder / file} is missing (also in original_images), {where} lists it"
+            )
+        results = (f"{key}.png", f"{key}.jpg")
+        cases.append(Case(key, picture, instruction, task, results=results))
+    if not cases:
+        raise InputError(f"{path} lists nothing, expected 737 edits")
+    return cases
+
+
+class GEdit(Parquet):
+    """data/train-00000-of-*.parquet with the columns task_type, key, instruction,
+    instruction_language, input_image (stepfun-ai/GEdit-Bench).
+    """
+
+    name = "gedit"
+
+
+def read_gedit(folder: Path, extracted: Path, *, language: str) -> list[Case]:
+    """GEdit-Bench in one language, "en" or "cn"."""
+    kinds = dict.fromkeys(("task_type", "key", "instruction", "instruction_language"), "sentence")
+    cases = []
+    for where, _, row in GEdit(folder, {}).rows("train", kinds | {"input_image": "picture"}):
+        if row["instruction_language"] != language:
+            continue
+        path = extract(row["input_image"], extracted, where)
+        result = f"{row['task_type']}/{language}/{row['key']}.png"
+        results = (f"fullset/{result}", result)
+        cases.append(Case(row["key"], path, row["instruction"], row["task_type"], results=results))
+    if not cases:
+        raise InputError(f"{folder} has no rows with instruction_language {language!r}")
+    return cases
+
+
+_NOTES = (
+    "The judge is part of the number: rows by another model, or another version of it, are another "
+    "benchmark. Our prompts say in other words what the official ones ask.",
+)
+
+JUDGED = (
+    Protocol(
+        "imgedit",
+        "ImgEdit basic, judged 1 to 5: the mean of three scores, then of the edit types",
+        read_imgedit,
+        ("judged",),
+        notes=(
+            *_NOTES,
+            "The file's types alter and compose are called adjust and hybrid in tables. With "
+            "--prompts the official prompts of each type are asked.",
+        ),
+        judge="gpt-4o",
+        over_tasks=True,
+    ),
+    *(
+        Protocol(
+            name,
+            f"GEdit-Bench, {about} instructions, judged 0 to 10: SC, PQ and sqrt(SC PQ) of each "
+            "edit, then the mean of the groups' means",
+            partial(read_gedit, language=language),
+            ("judged_sc", "judged_pq", "judged"),
+            notes=_NOTES,
+            judge="gpt-4.1",
+            over_tasks=True,
+        )
+        for name, about, language in (
+            ("gedit", "English", "en"),
+            ("gedit-cn", "Chinese", "cn"),
+        )
+    ),
+)

@@ -1,0 +1,112 @@
+"""Rows that need no edit model: what every edit must beat, and what none can (layer 4)."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ipx2p.errors import InputError
+from ipx2p.eval.cases import Case, Sizes
+from ipx2p.eval.classical import CLASSICAL
+from ipx2p.eval.models import Model, Trial, weights_digest
+from ipx2p.eval.records import CLASSICAL_ROW, IDENTITY, ORACLE, VAE_ROW, key_of
+from ipx2p.files import digest_file
+from ipx2p.images import (
+    image_from_pixels01,
+    load_image,
+    pixels01_from_image,
+    pixels01_from_pixels,
+    pixels_from_pixels01,
+    resize,
+)
+from ipx2p.models.vae import VAE
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def built_in_trials(cases: Sequence[Case], models: Sequence[Model], sizes: Sizes) -> list[Trial]:
+    """Identity for every case; target, autoencoder and classical method where they can be."""
+    vaes = {name: weights_digest(folder, ["vae"]) for name, folder in autoencoders(models).items()}
+    trials = []
+    for case in cases:
+        size = sizes.of_scores(case)
+        rows = {IDENTITY: [case.digest, size]}
+        if case.target is not None:
+            rows[ORACLE] = [case.target_digest, size]
+            for name, digest in vaes.items():
+                rows[name] = [case.target_digest, sizes.of_edit(case), digest]
+        if case.task in CLASSICAL:
+            code = digest_file(inspect.getsourcefile(CLASSICAL[case.task]))
+            rows[CLASSICAL_ROW] = [case.digest, size, case.task, code]
+        for name, content in rows.items():
+            edit = key_of([name.partition(" ")[0], content])
+            trials.append(Trial(case, name, None, None, edit, {}))
+    return trials
+
+
+def autoencoders(models: Sequence[Model]) -> dict[str, Path]:
+    """The folder of each different autoencoder, by the name of its row."""
+    different: dict[str, Model] = {}
+    for model in models:
+        if model.has_weights:
+            different.setdefault(weights_digest(model.folder, ["vae"]), model)
+    several = len(different) > 1
+    return {
+        f"{VAE_ROW} ({model.name})" if several else VAE_ROW: model.folder
+        for model in different.values()
+    }
+
+
+def make_built_in(
+    models: Sequence[Model], sizes: Sizes, device: torch.device
+) -> Callable[[Trial], Image.Image]:
+    """What makes the pictures of built-in rows."""
+    folders = autoencoders(models)
+
+    @cache
+    def vae(name: str) -> VAE:
+        return VAE.load(folders[name] / "vae").to(device)
+
+    @torch.no_grad()
+    def make(trial: Trial) -> Image.Image:
+        case, size = trial.case, sizes.of_scores(trial.case)
+        if trial.model == IDENTITY:
+            return resize(load_image(case.source), size)
+        if trial.model == ORACLE:
+            return resize(load_image(case.target), size)
+        if trial.model == CLASSICAL_ROW:
+            return CLASSICAL[case.task](resize(load_image(case.source), size))
+        target = pixels01_from_image(resize(load_image(case.target), sizes.of_edit(case)))
+        network = vae(trial.model)
+        pixels = pixels_from_pixels01(target[None]).to(device)
+        latents = network.config.scale(network.encode(pixels).mode())
+        return image_from_pixels01(pixels01_from_pixels(network.decode(latents)[0].float().cpu()))
+
+    return make
+
+
+def found_trials(cases: Sequence[Case], model: Model) -> list[Trial]:
+    """The pictures of a folder that was made elsewhere, one for each case.
+
+    Raises: InputError for a case without a picture.
+    """
+    return [
+        Trial(case, model, None, None, key_of(["picture", digest_file(find(case, model))]), {})
+        for case in cases
+    ]
+
+
+def find(case: Case, model: Model) -> Path:
+    """The picture of a case in a folder of results, by the names that it may have."""
+    stems = [str(Path(name).with_suffix("")) for name in case.results] or [case.name]
+    paths = [model.folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise InputError(
+        f"{model.folder} has no result for {case.name!r}: expected {stems[0]}.png: complete the "
+        "folder, or leave the model out"
+    )

@@ -1,0 +1,327 @@
+"""Edit what is missing, score it, report: the act of `compare` and of `evaluate` (layer 4).
+
+OUTPUT/  edits/KEY.png  records_RANK.jsonl                  what was made: the report needs no more
+         index.html  table.*  edits.csv  grids/  curves/    the report
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from tqdm import tqdm
+
+from ipx2p.devices import dtype_name, pick_device, pick_dtype
+from ipx2p.diffusion.samplers import make_plan
+from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
+from ipx2p.distributed import World, open_world
+from ipx2p.editing.files import load_editor
+from ipx2p.editing.settings import pick_resolution
+from ipx2p.errors import InputError
+from ipx2p.eval.benchmarks.protocol import Protocol, decode_mask
+from ipx2p.eval.benchmarks.registry import PROTOCOLS
+from ipx2p.eval.built_in import built_in_trials, find, found_trials, make_built_in
+from ipx2p.eval.cases import Case, Sizes
+from ipx2p.eval.edits import Batching, Maker
+from ipx2p.eval.models import (
+    Grid,
+    Model,
+    Trial,
+    code_digest,
+    make_trials,
+    parse_models,
+    weights_digest,
+)
+from ipx2p.eval.networks import Networks
+from ipx2p.eval.records import Record, Records, key_of, read_records
+from ipx2p.eval.report import write_report
+from ipx2p.eval.scores import measure, pick_metrics, scored_by
+from ipx2p.files import check_writable, hold_lock, remove_stale_temporaries
+from ipx2p.images import load_image, resize
+from ipx2p.models.unet import UNet, UNetConfig
+from ipx2p.weights.readers import find_folder
+
+TIMEOUT = timedelta(days=7)  # finished processes wait for the others
+NETWORKS = ("clip", "dino", "lpips", "dists")  # options that name what measures
+# What all edits of a folder have in common; the code last, since it says the least.
+SHAPES_ALL = ("negative_instruction", "resolution", "dtype", "code")
+CODE_CHANGED = (
+    "by other code (networks, samplers, guidance or editing have changed since), so that they "
+    "would not compare with new ones"
+)
+EXTRACTED = "extracted"  # pictures that a benchmark keeps in tables
+
+
+@dataclass
+class EvalConfig(Grid):
+    """What is compared, where it is computed, and what is reported.
+
+    models: see `parse_models`. networks: what measures, by name: clip, dino, lpips, dists.
+    metrics: None is those of the benchmark, else all that can be measured. baseline: the model that
+    differences are taken to. select_on: what the best scales are chosen on, for the report.
+    grids: how many pictures get sheets.
+    """
+
+    models: list[str] = field(default_factory=list)
+    output: Path = Path("evaluation")
+    resolution: int | None = None  # that of the models' training
+    weak_weights: str | None = None
+    networks: dict[str, str] = field(default_factory=dict)
+    paper_compat: bool = False
+    metrics: list[str] | None = None
+    baseline: str | None = None
+    select_on: Path | None = None
+    grids: int = 4
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int = 4
+    batch_branches: bool = True
+    compile: bool = False
+
+
+def config_of(options: dict[str, Any]) -> EvalConfig:
+    """The settings among the options of a command line."""
+    known = {item.name for item in fields(EvalConfig)}
+    given = {name: value for name, value in options.items() if name in known}
+    networks = {name: options[name] for name in NETWORKS if options[name] is not None}
+    return EvalConfig(**given, networks=networks)
+
+
+def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case] = ()) -> None:
+    """Edit the cases with every model, score and report; only what is missing is computed.
+
+    Several processes of `torchrun` share the work.
+
+    Args:
+        choosing: other cases to choose the best scales on; none: the cases themselves.
+    Raises: InputError for bad arguments or files, before any weights are loaded where possible.
+    """
+    models = parse_models(config.models, config, has_weak=config.weak_weights is not None)
+    protocol = PROTOCOLS.get(cases[0].benchmark)
+    sizes, warned = pick_sizes(models, config.resolution, protocol)
+    if choosing:
+        choosing = _check_choosing(cases, choosing, config.select_on)
+    _check(config, models, [*cases, *choosing])
+    cuda = pick_device(config.device).type == "cuda"
+    with open_world(cuda=cuda, timeout=TIMEOUT) as world:
+        # Each process has its own GPU, even if the device is named without a number.
+        device = pick_device("auto" if config.device == "cuda" else config.device, world.local_rank)
+        networks = Networks.load(device, paper_compat=config.paper_compat, **config.networks)
+        asked = config.metrics or (protocol and [*protocol.metrics])
+        metrics = pick_metrics(asked, cases, networks)
+        edits = [_trials(model, cases, choosing, sizes, config, device) for model in models]
+        built_in = built_in_trials(cases, models, sizes)
+        trials = [*built_in, *chain.from_iterable(edits)]
+        world.check_same("what is compared", key_of([trial.key for trial in trials]))
+        lock = _take(config.output, trials, world)
+        records = Records(config.output, world.rank)
+        maker = Maker(trials, records, world, sizes)
+        count = len(maker.by_edit)
+        world.print(
+            f"{count} edits, {count - len(maker.missing(trials))} of them are there already"
+        )
+        for warning in warned if world.is_main else ():
+            warnings.warn(warning, stacklevel=2)
+        world.barrier()  # all have counted before anyone adds one
+        batching = Batching(
+            config.batch_size, config.batch_branches, config.compile, config.negative_instruction
+        )
+        maker.copy(built_in, make_built_in(models, sizes, device))
+        for model, mine in zip(models, edits, strict=True):
+            if model.has_weights:
+                where = (model.folder, config.weak_weights, device, config.dtype, config.compile)
+                maker.edit(mine, partial(load_editor, *where), batching)
+            else:
+                maker.copy(mine, lambda trial, model=model: load_image(find(trial.case, model)))
+        maker.finish()
+        score(trials, records, metrics, networks, sizes, world)
+        if world.is_main:
+            shown = [records.by_key[key] for key in dict.fromkeys(trial.key for trial in trials)]
+            print(*write_report(config.output, shown, config.baseline, config.grids), sep="\n")
+            lock.close()
+
+
+def pick_sizes(
+    models: Sequence[Model], resolution: int | None, protocol: Protocol | None
+) -> tuple[Sizes, list[str]]:
+    """The sizes of edits and scores, and warnings about them.
+
+    Raises: InputError for models whose edits would have different sizes.
+    """
+    picked = {}
+    for model in models:
+        if model.has_weights:
+            picked[model.name] = pick_resolution(model.folder, resolution)
+    own = protocol is not None and protocol.score_at_target
+    if not picked:  # pictures that were made elsewhere
+        return Sizes(resolution, 1, own), []
+    first, *others = picked
+    (size, multiple, _), native = picked[first], protocol is not None and protocol.native
+    for other in others:
+        if picked[other][1] != multiple:
+            raise InputError(
+                f"the autoencoder of {first} rounds sides to {multiple} pixels, that of {other} to "
+                f"{picked[other][1]}: their edits would differ in size: evaluate them apart, and "
+                "report both folders together"
+            )
+        if picked[other][0] != size and not (native and resolution is None):
+            raise InputError(
+                f"{first} was trained at {size} pixels, {other} at {picked[other][0]}: choose one "
+                "--resolution for both"
+            )
+    notes = dict.fromkeys(note for _, _, more in picked.values() for note in more)
+    return Sizes(None if native and resolution is None else size, multiple, own), [*notes]
+
+
+def _trials(
+    model: Model,
+    cases: Sequence[Case],
+    choosing: Sequence[Case],
+    sizes: Sizes,
+    config: EvalConfig,
+    device: torch.device,
+) -> list[Trial]:
+    """All edits of a model: of the cases, and of those that choose its scales."""
+    if not model.has_weights:
+        return found_trials(cases, model)
+    made_with = {
+        "weights": model.source,
+        "weights_digest": weights_digest(model.folder),
+        "code": code_digest(),
+        "negative_instruction": config.negative_instruction,
+        "resolution": sizes.resolution,
+        "dtype": dtype_name(pick_dtype(config.dtype, device)),
+    }
+    weak = config.weak_weights and weights_digest(find_folder(config.weak_weights))
+    make = partial(make_trials, model=model, seeds=config.seeds, made_with=made_with, weak=weak)
+    return [*make(cases), *make(choosing, selects=True)]
+
+
+def score(
+    trials: Sequence[Trial],
+    records: Records,
+    metrics: Sequence[str],
+    networks: Networks,
+    sizes: Sizes,
+    world: World,
+) -> None:
+    """Measure what has no scores yet; cases are shared among the processes."""
+    how = scored_by(metrics, networks, at_target=sizes.own)
+    todo: dict[Case, list[Record]] = {}
+    for trial in {trial.key: trial for trial in trials}.values():
+        record = records.by_key[trial.key]
+        if record.picture is not None and not how.items() <= record.scored_by.items():
+            todo.setdefault(trial.case, []).append(record)
+    world.barrier()  # all have looked before anyone adds one
+    shared = world.share([*todo.items()])
+    for case, mine in tqdm(shared, unit="case", desc="scores", disable=not world.is_main):
+        size = sizes.of_scores(case)
+        source = resize(load_image(case.source), size)
+        target = None if case.target is None else resize(load_image(case.target), size)
+        mask = None if case.mask is None else decode_mask(case.mask)
+        for record in mine:
+            numbers = measure(
+                *([load_image(record.path)], source, target, case.captions, mask),
+                *(networks, metrics),
+                at_target=sizes.own,
+            )
+            scores = {name: values.item() for name, values in numbers.items()}
+            records.add(replace(record, scores=scores, scored_by=how))
+    world.barrier()
+    records.read()
+
+
+def _check_choosing(
+    cases: Sequence[Case], choosing: Sequence[Case], path: Path | None
+) -> list[Case]:
+    """Those of the reported tasks; InputError for a task without any, or a reported pair."""
+    tasks = {case.task for case in cases}
+    if lacking := tasks - {case.task for case in choosing}:
+        raise InputError(f"--select-on {path} has no pairs of the task {min(lacking)!r}: add some")
+    sources = {(case.digest, case.task) for case in cases}
+    if shared := [case for case in choosing if (case.digest, case.task) in sources]:
+        raise InputError(
+            f"--select-on {path}: {len(shared)} of its pictures are also reported on, "
+            f"{shared[0].source} is one: choose the scales on other pictures"
+        )
+    return [case for case in choosing if case.task in tasks]
+
+
+def _check(config: EvalConfig, models: Sequence[Model], cases: Sequence[Case]) -> None:
+    """Raise InputError for what would stop the run later, before any weights are loaded."""
+    if config.batch_size < 1:
+        raise InputError(f"batch_size is {config.batch_size}, expected 1 or more")
+    if config.grids < 0:
+        raise InputError(f"grids is {config.grids}, expected 0 or more pictures")
+    if config.weak_weights is not None:
+        find_folder(config.weak_weights)
+    for model in models:
+        if model.has_weights:
+            _check_settings(model)
+    output = config.output.resolve()
+    for case in cases:
+        if output in case.source.resolve().parents:
+            raise InputError(
+                f"{case.source} lies in the output folder {config.output}: choose another --output"
+            )
+        case.check()
+
+
+def _check_settings(model: Model) -> None:
+    schedule = Schedule(ScheduleConfig.load(model.folder))
+    with torch.device("meta"):  # the network without its weights
+        layers = UNet(UNetConfig.read(model.folder / "unet" / "config.json")).attention_layers
+    for one in model.settings:
+        one.spec.check_plan(make_plan(schedule, one.sampler, one.spacing, one.num_steps))
+        one.spec.check_layers(layers)
+
+
+def _take(output: Path, trials: Sequence[Trial], world: World) -> BinaryIO | None:
+    """Lock the output folder until the main process closes the returned lock.
+
+    Raises: InputError for a folder with other files, edits that would not compare with these, or
+        another run at work.
+    """
+    check_writable(output)
+    world.check_shared(output, "--output")
+    _check_earlier(output, trials)
+    world.barrier()  # all have checked before anything is written
+    lock = hold_lock(output / ".lock") if world.is_main else None
+    if world.any(world.is_main and lock is None):
+        raise InputError(
+            f"another process is computing in {output}: wait for it, or choose another --output"
+        )
+    if world.is_main:
+        _check_earlier(output, trials)  # another run may have just finished in it
+        remove_stale_temporaries(output / "edits")
+    world.barrier()
+    return lock
+
+
+def _check_earlier(output: Path, trials: Sequence[Trial]) -> None:
+    """Raise InputError unless what a folder holds compares with the edits to be made."""
+    earlier = read_records(output)
+    others = (child.name for child in output.iterdir() if not child.name.startswith("."))
+    if not earlier and any(name != EXTRACTED for name in others):
+        raise InputError(f"{output} holds other files, and no records: choose another --output")
+    made = {trial.model.name: trial.made_with for trial in trials if trial.settings}
+    for record in earlier if made else ():
+        now = made.get(record.model)
+        shaping = ("weights_digest", *SHAPES_ALL) if now else SHAPES_ALL
+        now = now or next(iter(made.values()))
+        for name in shaping if record.settings else ():
+            found = record.made_with.get(name)
+            if found != now[name]:
+                said = {
+                    "code": CODE_CHANGED,
+                    "weights_digest": f"by other weights that were called {record.model!r}",
+                }
+                why = said.get(name, f"with {name} {found!r}, now {now[name]!r}")
+                raise InputError(
+                    f"{output} holds edits that were made {why}: choose another --output"
+                )
