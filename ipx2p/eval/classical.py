@@ -2,11 +2,13 @@
 
 Each method looks at the picture alone; its few constants are fixed. A task is missing where no
 simple filter was better than the picture as it is, in PSNR and in SSIM. So it is with rain: medians
-and openings across the streaks remove more detail than rain.
+and openings across the streaks remove more detail than rain, and the best of them (the smaller of a
+pixel and the median of three) gains 0.2 dB and no SSIM.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,7 @@ LIKENESS = 3.0  # the same in colour, in standard deviations of the noise
 WHITE = 0.999  # of the pixels are darker than white
 DARKEST = 1e-4  # a white point below this is a black picture
 SOFTNESS = 0.01  # standard deviation of the unsharp mask, as a part of the short side
-SHARPENING = 0.5  # its strength
+SHARPENING = 0.3  # its strength
 
 
 def denoise(pixels01: Tensor) -> Tensor:
@@ -71,32 +73,9 @@ def enhance(pixels01: Tensor) -> Tensor:
 
 
 def deblur(pixels01: Tensor) -> Tensor:
-    """An unsharp mask: what a Gaussian removes is added, at half its strength."""
+    """An unsharp mask: a part of what a Gaussian removes is added."""
     soft = convolve(pixels01, gaussian_kernel(SOFTNESS * min(pixels01.shape[-2:])))
     return (pixels01 + SHARPENING * (pixels01 - soft)).clamp(0, 1)
-
-
-# In the order in which they are applied: the last degradation is undone first.
-CLASSICAL: dict[str, Callable[[Tensor], Tensor]] = {
-    "denoise": denoise,
-    "enhance": enhance,
-    "deblur": deblur,
-}
-
-
-def restore(image: Image.Image, task: str) -> Image.Image | None:
-    """The picture by the methods of its task, or of several joined by "+"; None if a part has none.
-
-    A picture that is repaired in part would be called a baseline of all.
-    """
-    parts = task.split("+")
-    if not all(part in CLASSICAL for part in parts):
-        return None
-    pixels01 = pixels01_from_image(image)
-    for name, method in CLASSICAL.items():
-        if name in parts:
-            pixels01 = method(pixels01)
-    return image_from_pixels01(pixels01)
 
 
 def _neighbours(pixels01: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -108,3 +87,22 @@ def _neighbours(pixels01: Tensor) -> Iterator[tuple[int, Tensor]]:
         for x in range(2 * border[1] + 1):
             moved = padded[:, y : y + height, x : x + width]
             yield (y - border[0]) ** 2 + (x - border[1]) ** 2, moved
+
+
+def _of(tasks: Sequence[str]) -> Callable[[Image.Image], Image.Image]:
+    def restore(image: Image.Image) -> Image.Image:
+        pixels01 = pixels01_from_image(image)
+        for task in reversed(tasks):  # what happened to the picture last is undone first
+            pixels01 = METHODS[task](pixels01)
+        return image_from_pixels01(pixels01)
+
+    return restore
+
+
+METHODS = {"deblur": deblur, "enhance": enhance, "denoise": denoise}  # in the order of nature
+# By task, and by tasks that are undone together if each has a method.
+CLASSICAL: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "+".join(tasks): _of(tasks)
+    for count in range(1, len(METHODS) + 1)
+    for tasks in combinations(METHODS, count)
+}

@@ -8,7 +8,7 @@ decide, which is the same where no file is missing.
 
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from ipx2p.data.published.registry import open_source
 from ipx2p.data.published.source import Chunk, Example, Source
 from ipx2p.errors import InputError
 from ipx2p.eval.benchmarks.edit_sets import usable
-from ipx2p.eval.benchmarks.protocol import Protocol, PublishedRow, rows
+from ipx2p.eval.benchmarks.protocol import Protocol
 from ipx2p.eval.cases import Case
 from ipx2p.files import digest_bytes
 from ipx2p.images import save_image
@@ -156,8 +156,6 @@ def _extract(block: np.ndarray, folder: Path) -> Path:
     return path
 
 
-_MMAGIC = "the published weights, as OpenMMLab's MMagic measured them (configs/restormer)"
-_MEMORY = "the paper, from memory: unverified"
 _SIZE = (
     "Edits are made at multiples of the autoencoder's and resized to the target (481 x 321 is "
     "edited at 480 x 320): that costs detail, which the vae row shows.",
@@ -165,112 +163,77 @@ _SIZE = (
     "The vae row is about the best that an edit through the autoencoder can be; restorers without "
     "one have no such limit.",
 )
-_Y_NOTE = (
+_LUMA = (
     "PSNR and SSIM of the luma (BT.601, 16 to 235, rounded to 8 bits), as the rain sets' script "
     "has them: values in RGB are lower.",
 )
-_3D_NOTE = (
+_WINDOW = (
     "MATLAB's ssim of an RGB picture has a window over the three channels too (ssim_3d); the mean "
     "over channels (ssim) is lower: Restormer has 0.961 and 0.950 on GoPro.",
 )
 
 
-def _rain(name: str, count: int, score: tuple[float, float], published: tuple, *notes: str):
-    part = name.capitalize() if name.startswith("test") else f"Rain100{name[-1].upper()}"
-    kinds = ("rain13k", "rain100") if part.startswith("Rain100") else ("rain13k",)
-    return _protocol(
-        name,
-        f"{part}, {count} pictures in synthetic rain, on the luma",
-        partial(read_pairs, kinds=kinds, parts=(f"test/{part}", part), published=count),
-        "psnr_y ssim_y",
-        rows(_MMAGIC, "psnr_y ssim_y", Restormer=score) + published,
-        (*_Y_NOTE, *notes),
-    )
-
-
-def _protocol(
-    name: str,
-    about: str,
-    read: Callable[[Path, Path], list[Case]],
-    metrics: str,
-    published: tuple[PublishedRow, ...],
-    notes: tuple[str, ...],
-) -> Protocol:
+def _rain(part: str, pictures: int, *notes: str) -> Protocol:
+    kinds = ("rain13k", "rain100") if part.startswith("Rain") else ("rain13k",)
     return Protocol(
-        name,
-        about,
-        read,
-        tuple(metrics.split()),
+        part.lower(),
+        f"{part}, {pictures} pictures in synthetic rain, on the luma",
+        partial(read_pairs, kinds=kinds, parts=(f"test/{part}", part), published=pictures),
+        ("psnr_y", "ssim_y"),
         native=True,
-        published=published,
-        notes=notes + _SIZE,
+        notes=(*_LUMA, *notes, *_SIZE),
     )
-
-
-def _paper(metrics: str, *score: float) -> tuple[PublishedRow, ...]:
-    return rows(_MEMORY, metrics, Restormer=score)
 
 
 RESTORATION: tuple[Protocol, ...] = (
-    _rain("rain100h", 100, (31.4804, 0.9056), _paper("psnr_y ssim_y", 31.46, 0.904)),
+    _rain("Rain100H", 100),
     _rain(
-        *("rain100l", 100, (39.1023, 0.9787), _paper("psnr_y ssim_y", 38.99, 0.978)),
+        *("Rain100L", 100),
         "InstructIR's 36.84 / 0.973 on Rain100L (arXiv:2401.16468) is measured in RGB.",
     ),
-    _rain("test100", 100, (32.0287, 0.9239), ()),
-    _rain("test1200", 1200, (33.2251, 0.9272), ()),
+    _rain("Test100", 100),
+    _rain("Test1200", 1200),
     _rain(
-        *("test2800", 2800, (34.2170, 0.9451), ()),
+        *("Test2800", 2800),
         "Each of the 200 clean pictures has 14 in rain, which are one sample of the statistics.",
     ),
-    _protocol(
+    Protocol(
         "gopro",
         "GoPro test, 1111 frames of 1280 x 720, in RGB",
         partial(read_pairs, kinds=("gopro",), parts=("test",), published=1111),
-        "psnr ssim_3d ssim",
-        (
-            *rows(
-                "InstructDiffusion paper (arXiv:2309.03895), table 5",
-                "psnr",
-                InstructPix2Pix=(22.71,),
-                MagicBrush=(22.64,),
-                InstructDiffusion=(23.58,),
-                **{"InstructDiffusion's autoencoder": (29.54,)},
-                NAFNet=(33.71,),
-            ),
-            *rows("InstructIR paper (arXiv:2401.16468)", "psnr ssim", InstructIR=(29.40, 0.886)),
-            *rows(_MMAGIC, "psnr ssim", Restormer=(32.9295, 0.9496)),
-            *_paper("psnr ssim_3d", 32.92, 0.961),
-        ),
-        (
-            *_3D_NOTE,
-            "The blurry input itself has about 25.6 dB (from memory): the diffusion editors in these rows are "
-            "worse than the picture as it was; read every row against the identity row.",
+        ("psnr", "ssim_3d", "ssim"),
+        native=True,
+        notes=(
+            "The blurry input itself has about 25.6 dB (from memory): the diffusion editors in "
+            "these rows are worse than the picture as it was; read every row against the identity "
+            "row.",
+            *(*_WINDOW, *_SIZE),
         ),
     ),
-    _protocol(
+    Protocol(
         "sidd",
         "SIDD validation, 1280 blocks of 256 x 256 from 40 pictures, in RGB",
         partial(read_sidd, published=1280),
-        "psnr ssim_3d ssim",
-        rows(_MMAGIC, "psnr ssim", Restormer=(40.0156, 0.9225)) + _paper("psnr", 40.02),
-        (
-            *_3D_NOTE,
+        ("psnr", "ssim_3d", "ssim"),
+        native=True,
+        notes=(
             "InstructDiffusion's table 5 (InstructPix2Pix 15.14, MagicBrush 16.10, "
             "InstructDiffusion 34.26, its autoencoder 36.56, NAFNet 40.30 dB) is measured on "
             "centre crops of 256 x 256, not on these blocks: not to be compared.",
+            *(*_WINDOW, *_SIZE),
         ),
     ),
-    _protocol(
+    Protocol(
         "lol",
         "LOL eval15, 15 pictures of 600 x 400 in low light, in RGB",
         partial(read_pairs, kinds=("lol",), parts=("eval15",), published=15),
-        "psnr ssim",
-        rows("InstructIR paper (arXiv:2401.16468)", "psnr ssim", InstructIR=(23.00, 0.836)),
-        (
+        ("psnr", "ssim"),
+        native=True,
+        notes=(
             "Rows made with the target's mean brightness (KinD, LLFlow, many diffusion models; "
             "Retinexformer then has 27.18 / 0.850) are another protocol: nothing is matched here.",
             "There are only 15 pictures: read the intervals before the means.",
+            *_SIZE,
         ),
     ),
 )
