@@ -39,7 +39,7 @@ from ipx2p.eval.models import (
 )
 from ipx2p.eval.networks import Networks
 from ipx2p.eval.records import Record, Records, file_stem, key_of, read_records
-from ipx2p.eval.report import write_report
+from ipx2p.eval.reporting import write_report
 from ipx2p.eval.scores import lacking, measure, pick_metrics, scored_by
 from ipx2p.files import atomic_write, check_writable, hold_lock, remove_stale_temporaries
 from ipx2p.images import load_image, resize
