@@ -94,10 +94,16 @@ FAULTS = {
         "tests/eval/test_scores.py",
     ),
     "a trade-off plot with swapped axes": (
-        "ipx2p/eval/tables.py",
+        "ipx2p/eval/lines.py",
         'TRADE_OFF = ("clip_direction", "clip_image")',
         'TRADE_OFF = ("clip_image", "clip_direction")',
         "tests/eval/test_report.py",
+    ),
+    "an interval that takes seeds for samples": (
+        "ipx2p/eval/lines.py",
+        "self.pictures = _numbered(place[0] for place in columns)",
+        "self.pictures = _numbered(columns)",
+        "tests/eval/test_tables.py",
     ),
     "an attention override of the whole batch": (
         "ipx2p/models/blocks.py",

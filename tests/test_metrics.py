@@ -147,7 +147,9 @@ def dense_haarpsi(reference, distorted):
 def test_haarpsi_equals_the_formula_of_its_paper():
     for crop in (slice(None), slice(0, 22)):  # odd and even sides
         a, b = (x[..., crop, crop] for x in pattern_pair())
-        expected = [dense_haarpsi(255 * x.numpy(), 255 * y.numpy()) for x, y in zip(a, b, strict=True)]
+        expected = [
+            dense_haarpsi(255 * x.numpy(), 255 * y.numpy()) for x, y in zip(a, b, strict=True)
+        ]
         assert haarpsi(a, b).tolist() == pytest.approx(expected, abs=1e-9)
 
 

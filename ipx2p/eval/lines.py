@@ -24,6 +24,8 @@ ALL = ""  # the task of lines about all pictures
 MUST_BEAT = (IDENTITY, CLASSICAL_ROW)
 SCALES = ("guidance_scale", "image_guidance_scale")
 EFFECTIVE = tuple(f"effective_{name}" for name in SCALES)
+HOW = ("guidance", *SCALES, "sampler", "spacing", "num_steps")
+UNITS = ("dB", "%")  # that labels of metrics end with
 TRADE_OFF = ("clip_direction", "clip_image")
 
 
@@ -264,19 +266,14 @@ def _order(line: Line) -> tuple:
     kind = line.model.partition(" (")[0]
     place = BUILT_IN.index(kind) if line.is_built_in else len(BUILT_IN)
     settings = line.settings or {}
-    names = ("guidance", "sampler", "spacing", "num_steps", *SCALES)
-    how = [sortable(settings.get(name)) for name in names]
+    how = [sortable(settings.get(name)) for name in HOW]
     return place, line.evaluations, line.model, line.weights, how
 
 
 def _labels(rows: dict[tuple, Record]) -> dict[tuple, str]:
     """What tells each row apart: its model, and the settings in which the rows differ."""
     edited = {row: record.settings for row, record in rows.items() if record.settings}
-    differ = {
-        name
-        for name in ("guidance", "sampler", "spacing", "num_steps", *SCALES)
-        if len({settings.get(name) for settings in edited.values()}) > 1
-    }
+    differ = {name for name in HOW if len({settings.get(name) for settings in edited.values()}) > 1}
     one_model = len({row[0] for row in edited}) == 1
     weights: dict[str, set[str]] = {}
     for row in rows:
@@ -309,10 +306,9 @@ def _told(settings: dict[str, Any], differ: set[str]) -> list[str]:
     }
     if {"guidance", *SCALES} <= differ:  # as in `apg, 7, 1.5`
         short |= dict.fromkeys(SCALES, "{:g}")
-    order = ("guidance", *SCALES, "sampler", "spacing", "num_steps")
     return [
         short[name].format(settings[name])
-        for name in order
+        for name in HOW
         if name in differ and settings.get(name) is not None
     ]
 
@@ -350,22 +346,26 @@ def _remarks(against: dict[str, dict[str, Difference]]) -> list[str]:
     for reference in MUST_BEAT:
         for name, one in against.get(reference, {}).items():
             metric = METRICS[name]
-            if not metric.chooses:
+            if not metric.chooses or not (verdict := _verdict(one, metric.better)):
                 continue
-            has_interval = one.low is not None
-            ends = (
-                sorted(metric.better * end for end in (one.low, one.high)) if has_interval else ()
+            label, _, unit = metric.label.rpartition(", ")
+            if unit not in UNITS:
+                label, unit = metric.label, ""
+            mean, low, high = (
+                "" if value is None else f"{value:+.{metric.digits}f}"
+                for value in (one.mean, one.low, one.high)
             )
-            if has_interval and ends[0] > 0:
-                continue
-            is_not = ends[1] <= 0 if has_interval else metric.better * one.mean <= 0
-            verb = "does not beat" if is_not else "not shown to beat"
-            label, _, unit = metric.label.partition(", ")
-            unit, digits = f" {unit}" if unit else "", metric.digits
-            spread = f"{one.low:+.{digits}f} to {one.high:+.{digits}f}" if has_interval else ""
-            shown = f"{label} ({one.mean:+.{digits}f}{unit}, {spread or 'no interval'})"
-            said.setdefault(f"{verb} {reference} by", []).append(shown)
+            mean, spread = f"{mean} {unit}".strip(), f"{low} to {high}" if low else "no interval"
+            said.setdefault(f"{verdict} {reference} by", []).append(f"{label} ({mean}, {spread})")
     return [f"{start} {', '.join(shown)}" for start, shown in said.items()]
+
+
+def _verdict(one: Difference, better: int) -> str:
+    """In words; empty if it is better."""
+    if one.low is None:
+        return "does not beat" if better * one.mean <= 0 else "not shown to beat"
+    low, high = sorted((better * one.low, better * one.high))
+    return "" if low > 0 else "does not beat" if high <= 0 else "not shown to beat"
 
 
 def _choose(lines: Sequence[Line], choosing: Sequence[Line]) -> list[Line]:

@@ -53,11 +53,8 @@ def common_settings(lines: Sequence[Line]) -> dict[str, Any]:
     """Settings that all edits have in common: for the head of a report, not for its table."""
     edited = [line.settings for line in lines if line.settings]
     values = {name: {settings.get(name) for settings in edited} for name in SETTINGS}
-    return {
-        name: min(found)
-        for name, found in values.items()
-        if edited and len(found) == 1 and found != {None}
-    }
+    same = {name: next(iter(found)) for name, found in values.items() if len(found) == 1}
+    return {name: value for name, value in same.items() if value is not None}
 
 
 def columns_of(lines: Sequence[Line]) -> list[str]:

@@ -45,9 +45,9 @@ def test_95_percent_intervals_hold_the_mean_in_93_to_97_percent(kind, pictures):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pictures", [10, 15, 20, 30, 50])
+@pytest.mark.parametrize("pictures", [10, 20, 50])
 @pytest.mark.parametrize("kind", [*DRAW])
-@pytest.mark.parametrize(("seeds", "incomplete"), [(1, False), (4, False), (4, True)])
+@pytest.mark.parametrize(("seeds", "incomplete"), [(1, False), (4, True)])
 def test_coverage_in_many_draws(kind, pictures, seeds, incomplete):
     covered = [coverage(kind, pictures, seeds, 4000 + n, incomplete=incomplete) for n in range(4)]
     assert 0.93 <= np.mean(covered) <= 0.97

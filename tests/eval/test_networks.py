@@ -87,7 +87,7 @@ def test_cropped_clip_features_are_those_of_clips_own_preparation(networks, pict
     )
     shown = torch.stack([prepare(image(picture)) for picture in pictures])
     torch.testing.assert_close(clip.images(pictures), clip_of(clip, shown))
-    assert str(clip) == f"tiny ({networks.clip.digest[:12]}), centre 32"
+    assert str(clip) == f"tiny ({networks.clip.digest[:12]}), shorter side bicubic to 32, centre 32"
 
 
 def test_paper_compat_shows_clip_pixels_in_minus_one_to_one(networks, pictures, folder):
