@@ -106,7 +106,7 @@ def make_rows(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, lis
     if not few:
         for name, metric in METRICS.items():
             best = [line for line in edits if name in line.best]
-            rows[f"At the best scales by {metric.label.partition(',')[0]}"] = best
+            rows[f"At the best scales by {metric.label}"] = best
     found = {title: tiles(chosen) for title, chosen in rows.items()}
     return {title: some for title, some in found.items() if some}
 

@@ -155,7 +155,7 @@ def about_of(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, str]
             for on in (record.computed_on for record in edits)
             if {"ipx2p", "torch", "python"} <= {*on}
         ),
-        "records": _listed(str(record.folder) for record in records),
+        "records": _listed(sorted({str(record.folder) for record in records})),
     }
     return {name: value for name, value in facts.items() if value}
 
