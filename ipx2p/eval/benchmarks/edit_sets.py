@@ -313,10 +313,8 @@ EDIT_SETS = (
         preset={
             "guidance_scale": (7.5,),
             "image_guidance_scale": (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2),
-            "steps": 100,
-            "sampler": "euler_ancestral",
+            "num_steps": (100,),
             "resolution": 512,
-            "seed": (0,),
             "limit": 5000,
         },
     ),

@@ -55,7 +55,7 @@ class Protocol:
     notes: what may be compared with the published rows, and what not.
     judge: who gives the scores, "" for those that are measured here. over_tasks: the number for all
         together is the mean of the tasks' means.
-    preset: settings of the edits that the published numbers were made with.
+    preset: options of `evaluate` that the published numbers were made with, its defaults here.
     """
 
     name: str

@@ -8,9 +8,12 @@ from ipx2p.errors import InputError, suggestion
 from ipx2p.eval.benchmarks.edit_sets import EDIT_SETS
 from ipx2p.eval.benchmarks.judged import JUDGED
 from ipx2p.eval.benchmarks.protocol import Protocol
+from ipx2p.eval.benchmarks.restoration import RESTORATION
 from ipx2p.eval.cases import Case
 
-PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (*EDIT_SETS, *JUDGED)}
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol for protocol in (*EDIT_SETS, *RESTORATION, *JUDGED)
+}
 
 
 def read_benchmark(name: str, folder: Path, extracted: Path) -> list[Case]:
