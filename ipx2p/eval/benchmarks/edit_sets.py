@@ -293,8 +293,9 @@ EDIT_SETS = (
             "Both pictures are multiplied by the mask and then compared whole: what is masked "
             "counts as equal, which flatters, the more so the larger the mask. Where the mask is "
             "the whole picture there is no background, and no number.",
-            "LPIPS is that of SqueezeNet. The border of one pixel always counts as edited. The published structure distance "
-            "feeds 0..255 pictures to a normalisation made for 0..1.",
+            "The border of one pixel always counts as edited. LPIPS is that of SqueezeNet. The "
+            "published structure distance feeds 0..255 to a normalisation made for 0..1: see "
+            "--paper-compat.",
         ),
     ),
     Protocol(
