@@ -87,6 +87,7 @@ def read_magicbrush(
                     captions=said if measured else None,
                     group=session,
                     after=f"{session}-{number - 1}" if iterative and number > 1 else None,
+                    is_step=not measured,
                     results=_magicbrush_results(session, number, iterative),
                 )
             )
