@@ -401,6 +401,16 @@ def test_latex_is_escaped_and_complete():
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {2}
 
 
+def test_no_row_of_latex_is_read_as_the_end_of_the_one_above():
+    text = latex(make_lines(rows_of("[5cm]", SOURCE, settings_of()) + rows_of("*b", SOURCE)))
+    assert "{[}5cm] & 60" in text and "{*}b & 0" in text
+
+
+def test_there_are_no_lines_of_nothing():
+    lines = make_lines([])
+    assert lines == [] and markdown(lines) == markdown_of_differences(lines) == ""
+
+
 def test_what_people_type_is_escaped_in_markdown():
     records = rows_of("a|<b>", SOURCE, settings_of(), task="z|<i>")
     records += rows_of("c", SOURCE, settings_of(), task="=1+1")
