@@ -89,8 +89,8 @@ FAULTS = {
     ),
     "scores of another target": (
         "ipx2p/eval/scores.py",
-        "key_of([edit, case.target_digest, clip",
-        "key_of([edit, clip",
+        "None if target is None else sized(target)",
+        "None if target is None else sized(source)",
         "tests/eval/test_scores.py",
     ),
     "a trade-off plot with swapped axes": (
