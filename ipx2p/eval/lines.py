@@ -197,7 +197,7 @@ class _Task:
             against = self._against(row, baseline)
             remarks = [] if line.is_built_in else _remarks(against)
             lacking = len(everywhere - {place[:2] for place in mine})
-            if lacking and not line.is_built_in:
+            if lacking:
                 remarks.append(
                     f"lacks {lacking} of {len(everywhere)} cases: its means are over the others, "
                     "differences over those that both have"

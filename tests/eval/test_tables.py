@@ -193,7 +193,9 @@ def test_each_task_has_its_lines_after_those_of_all():
         *[("snow", "identity"), ("snow", "a")],
     ]
     everything = by_label(lines)["a"]
-    # A task without a classical method has none to beat; it is no gap.
+    # A task without a classical method has none to beat; its row says that it lacks the task.
+    assert by_label(lines)["classical"].remarks[0].startswith("lacks 6 of 12 cases")
+    assert by_label(lines, "night")["classical"].remarks == ()
     assert everything.edits == 12 and everything.against["classical"]["psnr"].wins == 6
     assert len(everything.remarks) == 1
 
