@@ -1,4 +1,4 @@
-"""`ipx2p edit|train|convert|prepare|compare|evaluate|bench`: every command under one name (layer 6)."""
+"""`ipx2p COMMAND`: every command under one name (layer 6)."""
 
 import sys
 

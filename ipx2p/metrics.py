@@ -6,6 +6,7 @@ range gives numbers that look right. Higher is better, but for L1, L2 and `inven
 `METRICS` lists those of validation: a new one is one more entry.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -152,29 +153,30 @@ def _ssim(a: Tensor, b: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
     return (luminance * structure).mean(dim=(1, 2, 3))
 
 
-def _gaussian(x: Tensor) -> Tensor:
-    """SSIM's window along one dimension, (11,), with the dtype and device of `x`."""
-    offsets = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
-    weights = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
-    return weights / weights.sum()
+def _gaussian() -> list[float]:
+    """SSIM's window along one dimension."""
+    offsets = (place - SSIM_WINDOW // 2 for place in range(SSIM_WINDOW))
+    weights = [math.exp(-0.5 * (offset / SSIM_SIGMA) ** 2) for offset in offsets]
+    return [weight / sum(weights) for weight in weights]
 
 
 def _window_mean(x: Tensor) -> Tensor:
     """Gaussian mean of every full window: (N, C, H, W) -> (N, C, H - 10, W - 10)."""
-    weights = _gaussian(x).view(1, 1, -1, 1)
-    planes = x.flatten(0, 1).unsqueeze(1)  # (N, C, H, W) -> (C N, 1, H, W)
-    blurred = F.conv2d(F.conv2d(planes, weights), weights.transpose(2, 3))
-    return blurred.squeeze(1).unflatten(0, x.shape[:2])
+    for dim in (-2, -1):
+        size = x.shape[dim] - SSIM_WINDOW + 1
+        mean = torch.zeros_like(x.narrow(dim, 0, size))
+        for place, weight in enumerate(_gaussian()):  # on a CPU much faster than a convolution
+            mean.add_(x.narrow(dim, place, size), alpha=weight)
+        x = mean
+    return x
 
 
 def _volume_mean(x: Tensor) -> Tensor:
     """Gaussian mean over channel, height and width, continued by the nearest value; same shape."""
-    weights, half = _gaussian(x), SSIM_WINDOW // 2
-    taps = (
-        torch.arange(-half, half + 1, device=x.device) + torch.arange(3, device=x.device)[:, None]
-    )
+    weights, half = torch.tensor(_gaussian(), dtype=x.dtype), SSIM_WINDOW // 2
+    taps = torch.arange(-half, half + 1) + torch.arange(3)[:, None]  # (3, 11), of each channel
     mix = (F.one_hot(taps.clamp(0, 2), 3) * weights[:, None]).sum(dim=1)  # (3, 3)
-    mixed = torch.einsum("oc,nchw->nohw", mix, x)
+    mixed = torch.einsum("oc,nchw->nohw", mix.to(x.device), x)
     return _window_mean(F.pad(mixed, (half, half, half, half), mode="replicate"))
 
 

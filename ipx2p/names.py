@@ -23,7 +23,12 @@ PUBLISHED = (
     *("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain100"),
     *("rain13k", "rain1400", "reds", "sidd"),
 )
-BENCHMARKS = ()
+BENCHMARKS = (
+    *("magicbrush", "magicbrush-multi-turn", "magicbrush-global", "magicbrush-multi-turn-global"),
+    *("emu-edit", "emu-edit-validation", "emu-edit-icedit", "pie-bench", "instructpix2pix"),
+    *("rain100h", "rain100l", "test100", "test1200", "test2800", "gopro", "sidd", "lol"),
+    *("imgedit", "gedit", "gedit-cn"),
+)
 
 
 def check_names(samplers: Iterable[str], spacing: str, stacks: Iterable[str]) -> None:

@@ -89,15 +89,21 @@ FAULTS = {
     ),
     "scores of another target": (
         "ipx2p/eval/scores.py",
-        "key_of([edit, case.target_digest, clip",
-        "key_of([edit, clip",
+        "None if target is None else sized(target)",
+        "None if target is None else sized(source)",
         "tests/eval/test_scores.py",
     ),
     "a trade-off plot with swapped axes": (
-        "ipx2p/eval/tables.py",
+        "ipx2p/eval/lines.py",
         'TRADE_OFF = ("clip_direction", "clip_image")',
         'TRADE_OFF = ("clip_image", "clip_direction")',
         "tests/eval/test_report.py",
+    ),
+    "an interval that takes seeds for samples": (
+        "ipx2p/eval/lines.py",
+        "self.pictures = _numbered(place[0] for place in columns)",
+        "self.pictures = _numbered(columns)",
+        "tests/eval/test_tables.py",
     ),
     "an attention override of the whole batch": (
         "ipx2p/models/blocks.py",

@@ -73,7 +73,8 @@ LAYERS = {
         *("ipx2p.training.run", "ipx2p.training.samples", "ipx2p.training.loop"),
         "ipx2p.training.benchmark",
         *("ipx2p.eval.cases", "ipx2p.eval.rows", "ipx2p.eval.sweep", "ipx2p.eval.networks"),
-        *("ipx2p.eval.scores", "ipx2p.eval.tables", "ipx2p.eval.grids", "ipx2p.eval.curves"),
+        *("ipx2p.eval.scores", "ipx2p.eval.intervals", "ipx2p.eval.lines", "ipx2p.eval.fronts"),
+        *("ipx2p.eval.tables", "ipx2p.eval.grids", "ipx2p.eval.curves"),
         *("ipx2p.eval.page", "ipx2p.eval.report", "ipx2p.eval.comparison"),
     ],
     5: [

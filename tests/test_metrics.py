@@ -1,14 +1,15 @@
-"""PSNR, SSIM, L1, L2: against numbers of scikit-image, identities, and refused inputs."""
+"""Metrics: against other implementations written here, identities, and refused inputs."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from ipx2p.errors import InputError
-from ipx2p.metrics import l1, l2, psnr, ssim
+from ipx2p.metrics import haarpsi, invented, l1, l2, psnr, psnr_y, ssim, ssim_3d, ssim_y
 
-METRICS = [l1, l2, psnr, ssim]
+METRICS = [l1, l2, psnr, ssim, psnr_y, ssim_y, ssim_3d, haarpsi]
 
 # From scikit-image 0.26.0 on `pattern_pair()` as float64, one picture at a time:
 #   structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
@@ -39,6 +40,160 @@ def test_ssim_in_float32_equals_ssim_in_float64():
     torch.testing.assert_close(ssim(a.float(), b.float()), ssim(a, b), atol=1e-6, rtol=0)
 
 
+def dense_ssim(a, b, window, data_range=255):
+    """Eq. 13 of Wang et al. 2004 in numpy, from every position where the dense window fits."""
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+
+    def mean(x):
+        views = np.lib.stride_tricks.sliding_window_view(x, window.shape)
+        return np.tensordot(views, window, axes=window.ndim)
+
+    mean_a, mean_b = mean(a), mean(b)
+    var_a, var_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
+    covariance = mean(a * b) - mean_a * mean_b
+    above = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return (above / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean()
+
+
+def gaussian(ndim):
+    """As MATLAB builds it: exp(-r^2 / (2 sigma^2)) on a grid of 11 values, then its sum made 1."""
+    squares = sum(x**2 for x in np.mgrid[(slice(-5, 6),) * ndim].astype(float))
+    window = np.exp(-squares / (2 * 1.5**2))
+    return window / window.sum()
+
+
+def test_luma_is_that_of_matlabs_rgb2ycbcr():
+    # rgb2ycbcr(uint8([255 0 0])), ... , by its documented matrix and rounding
+    known = {
+        (255, 0, 0): 81, (0, 255, 0): 145, (0, 0, 255): 41, (255, 255, 255): 235, (0, 0, 0): 16,
+        (1, 1, 1): 17, (128, 128, 128): 126, (200, 30, 77): 90,
+    }  # fmt: skip
+    black = torch.zeros(1, 3, 16, 16)
+    for colour, level in known.items():
+        pixels01 = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 16, 16) / 255
+        expected = 20 * math.log10(255 / (level - 16)) if level > 16 else math.inf
+        assert psnr_y(pixels01, black).item() == pytest.approx(expected), colour
+
+
+def test_metrics_of_luma_equal_those_of_its_levels():
+    a, b = ((x * 255).round() for x in pattern_pair())
+    matrix = np.array([65.481, 128.553, 24.966]) / 255
+    lumas = [np.floor(np.einsum("c,nchw->nhw", matrix, x.numpy()) + 16.5) for x in (a, b)]
+    for place, (x, y) in enumerate(zip(*lumas, strict=True)):
+        expected = 20 * math.log10(255 / math.sqrt(((x - y) ** 2).mean()))
+        assert psnr_y(a / 255, b / 255)[place].item() == pytest.approx(expected, abs=1e-9)
+        expected = dense_ssim(x, y, gaussian(2))
+        assert ssim_y(a / 255, b / 255)[place].item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_luma_is_of_whole_levels():
+    a, b = ((x * 255).round() / 255 for x in pattern_pair())
+    nudged = (a + 0.3 / 255).clamp(max=1)
+    assert torch.equal(psnr_y(nudged, b), psnr_y(a, b))
+
+
+def test_ssim_3d_equals_a_dense_window_over_a_volume():
+    a, b = pattern_pair()
+    for place in range(2):
+        volumes = [np.pad(255 * x[place].movedim(0, -1).numpy(), 5, mode="edge") for x in (a, b)]
+        expected = dense_ssim(*volumes, gaussian(3))
+        assert ssim_3d(a, b)[place].item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_ssim_3d_measures_pictures_of_any_size():
+    a, b = pattern_pair()
+    assert ssim_3d(a[..., :2, :3], b[..., :2, :3]).isfinite().all()
+
+
+def dense_haarpsi(reference, distorted):
+    """Reisenhofer et al. 2018 in numpy, one picture (3, H, W) in 0..255, position by position."""
+
+    def correlate(x, kernel):
+        """With the window of k values from k / 2 - 1 before a position to k / 2 after it."""
+        before, after = len(kernel) // 2 - 1, len(kernel) // 2
+        views = np.lib.stride_tricks.sliding_window_view(
+            np.pad(x, ((before, after), (before, after))), kernel.shape
+        )
+        return np.abs((views * kernel).sum(axis=(2, 3)))
+
+    def channels(x):
+        yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+        x = np.tensordot(yiq, x, axes=1)
+        x = np.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2)))
+        return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+
+    def wavelet(scale):
+        return np.kron([[-1], [1]], np.ones((2 ** (scale - 1), 2**scale))) / 2**scale
+
+    def similarity(x, y):
+        return (2 * x * y + 30) / (x**2 + y**2 + 30)
+
+    a, b = channels(reference), channels(distorted)
+    above, below = 0, 0
+    weights = []
+    for turn in (lambda x: x, np.transpose):
+        x, y = ([correlate(c[0], turn(wavelet(j))) for j in (1, 2, 3)] for c in (a, b))
+        local = (similarity(x[0], y[0]) + similarity(x[1], y[1])) / 2
+        weights.append(np.maximum(x[2], y[2]))
+        above, below = above + weights[-1] / (1 + np.exp(-4.2 * local)), below + weights[-1]
+    box = np.ones((2, 2)) / 4
+    chroma = sum(similarity(correlate(a[c], box), correlate(b[c], box)) for c in (1, 2)) / 2
+    weight = sum(weights) / 2
+    above, below = above + weight / (1 + np.exp(-4.2 * chroma)), below + weight
+    share = above.sum() / below.sum()
+    return (math.log(share / (1 - share)) / 4.2) ** 2
+
+
+def test_haarpsi_equals_the_formula_of_its_paper():
+    for crop in (slice(None), slice(0, 22)):  # odd and even sides
+        a, b = (x[..., crop, crop] for x in pattern_pair())
+        expected = [
+            dense_haarpsi(255 * x.numpy(), 255 * y.numpy()) for x, y in zip(a, b, strict=True)
+        ]
+        assert haarpsi(a, b).tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_haarpsi_falls_with_noise_and_is_1_for_black_pictures(generator):
+    a, _ = pattern_pair()
+    flat = torch.full((1, 3, 64, 64), 0.5)
+    picture = torch.linspace(0, 1, 64).expand(1, 3, 64, 64).contiguous()
+    draw = torch.randn(flat.shape, generator=generator)
+    noisy = [haarpsi((picture + s * draw).clamp(0, 1), picture).item() for s in (0, 0.02, 0.1)]
+    assert noisy[0] == pytest.approx(1) and noisy[0] > noisy[1] > noisy[2] > 0
+    assert haarpsi(0 * a, 0 * a).tolist() == [1, 1]
+
+
+def test_invented_detail_is_that_of_neither_source_nor_target(generator):
+    flat = torch.full((1, 3, 96, 96), 0.5)
+    edge = flat.clone()
+    edge[..., 48:] = 0.9
+
+    def noisy(levels, picture=flat):
+        return picture + levels / 255 * torch.randn(flat.shape, generator=generator)
+
+    assert invented(noisy(10), flat, flat).item() == pytest.approx(10, rel=0.1)
+    assert invented(noisy(20), flat, flat).item() == pytest.approx(20, rel=0.1)
+    assert invented(edge, flat, flat).item() > 3
+    # of the source alone, or of the target alone, it is not invented; nor is noise drawn again
+    for source, target in ((edge, flat), (flat, edge)):
+        assert invented(edge, source, target).item() == 0
+        assert invented(edge.roll(3, dims=-1)[..., 10:], source[..., 10:], target[..., 10:]) == 0
+    assert invented(noisy(10), noisy(10), flat).item() < 1
+    # a slope is no fine detail, and less detail than before is none
+    slope = torch.linspace(0, 1, 96).expand(1, 3, 96, 96).contiguous()
+    assert invented(slope, flat, flat).item() == pytest.approx(0, abs=1e-4)
+    assert invented(flat, noisy(10), noisy(10)).item() == 0
+
+
+def test_invented_detail_needs_two_windows():
+    a, b = pattern_pair()
+    assert invented(a[..., :21, :21], b[..., :21, :21], b[..., :21, :21]).shape == (2,)
+    with pytest.raises(InputError, match="at least 21 x 21, got 20 x 23"):
+        invented(a[..., :20], b[..., :20], b[..., :20])
+    with pytest.raises(InputError, match="differ in shape"):
+        invented(a, b, b[..., :21])
+
+
 def test_constant_offset_has_known_distances():
     a = torch.full((1, 3, 16, 20), 0.25)
     b = torch.full((1, 3, 16, 20), 0.75)
@@ -53,8 +208,12 @@ def test_identical_pictures_are_perfect():
     a, _ = pattern_pair()
     assert torch.equal(l1(a, a), torch.zeros(2).double())
     assert torch.equal(l2(a, a), torch.zeros(2).double())
-    assert torch.equal(psnr(a, a), torch.full((2,), math.inf).double())
-    torch.testing.assert_close(ssim(a, a), torch.ones(2).double())
+    for metric in (psnr, psnr_y):
+        assert torch.equal(metric(a, a), torch.full((2,), math.inf).double())
+    for metric in (ssim, ssim_y, ssim_3d, haarpsi):
+        torch.testing.assert_close(metric(a, a), torch.ones(2).double())
+    assert torch.equal(invented(a, a, 1 - a), torch.zeros(2).double())
+    assert torch.equal(invented(a, 1 - a, a), torch.zeros(2).double())
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -72,12 +231,13 @@ def test_sample_value_does_not_depend_on_its_batch(metric):
     torch.testing.assert_close(together, alone)
 
 
-def test_ssim_counts_only_full_windows():
+@pytest.mark.parametrize("metric", [ssim, ssim_y])
+def test_ssim_counts_only_full_windows(metric):
     a, b = pattern_pair()
-    smallest = ssim(a[..., 5:16, 7:18], b[..., 5:16, 7:18])  # 11 x 11: one window, its own mean
+    smallest = metric(a[..., 5:16, 7:18], b[..., 5:16, 7:18])  # 11 x 11: one window, its own mean
     assert smallest.shape == (2,)
     with pytest.raises(InputError, match=r"at least 11 x 11, got 31 x 10"):
-        ssim(a[..., :10, :], b[..., :10, :])
+        metric(a[..., :10, :], b[..., :10, :])
 
 
 @pytest.mark.parametrize("metric", METRICS)

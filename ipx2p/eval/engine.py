@@ -6,7 +6,7 @@ OUTPUT/  edits/KEY.png  records_RANK.jsonl                  what was made: the r
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from functools import partial
 from itertools import chain
@@ -38,10 +38,10 @@ from ipx2p.eval.models import (
     weights_digest,
 )
 from ipx2p.eval.networks import Networks
-from ipx2p.eval.records import Record, Records, key_of, read_records
-from ipx2p.eval.report import write_report
-from ipx2p.eval.scores import measure, pick_metrics, scored_by
-from ipx2p.files import check_writable, hold_lock, remove_stale_temporaries
+from ipx2p.eval.records import Record, Records, file_stem, key_of, read_records
+from ipx2p.eval.reporting import write_report
+from ipx2p.eval.scores import lacking, measure, pick_metrics, scored_by
+from ipx2p.files import atomic_write, check_writable, hold_lock, remove_stale_temporaries
 from ipx2p.images import load_image, resize
 from ipx2p.models.unet import UNet, UNetConfig
 from ipx2p.weights.readers import find_folder
@@ -111,7 +111,7 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
     with open_world(cuda=cuda, timeout=TIMEOUT) as world:
         # Each process has its own GPU, even if the device is named without a number.
         device = pick_device("auto" if config.device == "cuda" else config.device, world.local_rank)
-        networks = Networks.load(device, paper_compat=config.paper_compat, **config.networks)
+        networks = _load_networks(config, protocol, device)
         asked = config.metrics or (protocol and [*protocol.metrics])
         metrics = pick_metrics(asked, cases, networks)
         edits = [_trials(model, cases, choosing, sizes, config, device) for model in models]
@@ -142,8 +142,35 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
         score(trials, records, metrics, networks, sizes, world)
         if world.is_main:
             shown = [records.by_key[key] for key in dict.fromkeys(trial.key for trial in trials)]
-            print(*write_report(config.output, shown, config.baseline, config.grids), sep="\n")
+            notes = (
+                []
+                if asked
+                else [f"Some metrics need {how}." for how in lacking(cases, networks).values()]
+            )
+            paths = write_report(config.output, shown, config.baseline, config.grids, notes=notes)
+            if protocol is not None:
+                export_results(trials, records)
+            print(*paths, sep="\n")
             lock.close()
+
+
+def _load_networks(config: EvalConfig, protocol: Protocol | None, device: torch.device) -> Networks:
+    """What measures, with pictures prepared as the benchmark does it."""
+    how = {"paper_compat": config.paper_compat}
+    if protocol is not None:
+        how["preprocessing"] = protocol.preprocessing
+    return Networks.load(device, **config.networks, **how)
+
+
+def export_results(trials: Sequence[Trial], records: Records) -> None:
+    """Copy edits to results/MODEL/, named as the benchmark's own script wants them."""
+    for trial in trials:
+        record = records.by_key[trial.key]
+        if trial.settings is not None and trial.case.results and record.picture is not None:
+            folder = file_stem(record.model, key_of([asdict(trial.settings), record.seed]))
+            path = records.folder / "results" / folder / trial.case.results[0]
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(record.path.read_bytes())
 
 
 def pick_sizes(

@@ -41,8 +41,8 @@ examples:
 """
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the arguments, with the standard library alone."""
+def parse(argv: list[str] | None, **defaults: object) -> argparse.Namespace:
+    """Parse the arguments, with the standard library alone. defaults: other ones, by name."""
     examples = EXAMPLES.replace("{benchmarks}", ", ".join(BENCHMARKS))
     parser = Parser(prog="python -m ipx2p.eval.evaluate", description=DESCRIPTION, epilog=examples)
     add = parser.add_argument
@@ -62,6 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", metavar="N", nargs="+", type=int, default=[0], dest="seeds", help="(default: 0)")
     add_report(parser.add_argument_group("what to report").add_argument)
     add_where(parser.add_argument_group("where to compute").add_argument)
+    parser.set_defaults(**defaults)
     args = parser.parse_args(argv)
     if args.benchmark and args.instruction:
         parser.error("a benchmark brings its own instructions")
@@ -84,11 +85,12 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.cases} is a folder: give --instruction TEXT for its photographs, or "
             "--benchmark NAME for a published set"
         )
-    from ipx2p.eval.benchmarks.registry import read_benchmark
+    from ipx2p.eval.benchmarks.registry import PROTOCOLS, read_benchmark
     from ipx2p.eval.cases import cases_of_folder, cases_of_manifest, draw
     from ipx2p.eval.engine import EXTRACTED, config_of, evaluate
 
     if args.benchmark:
+        args = parse(argv, **PROTOCOLS[args.benchmark].preset)
         cases = read_benchmark(args.benchmark, args.cases, args.output / EXTRACTED)
     elif args.instruction:
         cases = cases_of_folder(args.cases, [args.instruction], args.output)

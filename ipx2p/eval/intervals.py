@@ -109,7 +109,8 @@ def differences(
     Args:
         digits: printed behind the point, for each metric. better: 1 if high, -1 if low, 0 if none.
     """
-    by_case = _means(paired, cases) * np.array(better)[:, None]
+    with np.errstate(invalid="ignore"):  # an infinite difference that is not judged
+        by_case = _means(paired, cases) * np.array(better)[:, None]
     tie = 0.5 * 10.0 ** -np.array(digits)[:, None]
     wins, losses = (by_case >= tie).sum(axis=1), (by_case <= -tie).sum(axis=1)
     judged = (~np.isnan(by_case)).sum(axis=1) * (np.array(better) != 0)

@@ -11,19 +11,21 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ipx2p.errors import InputError, suggestion
 from ipx2p.eval.intervals import Difference, Estimate, differences, estimates, paired
-from ipx2p.eval.records import BUILT_IN, IDENTITY, ORACLE, Record, names_of
+from ipx2p.eval.records import BUILT_IN, CLASSICAL_ROW, IDENTITY, ORACLE, Record, names_of
 from ipx2p.eval.scores import METRICS
 
 ALL = ""  # the task of lines about all pictures
-MUST_BEAT = (IDENTITY, BUILT_IN[-1])
+MUST_BEAT = (IDENTITY, CLASSICAL_ROW)
 SCALES = ("guidance_scale", "image_guidance_scale")
 EFFECTIVE = tuple(f"effective_{name}" for name in SCALES)
+HOW = ("guidance", *SCALES, "sampler", "spacing", "num_steps")
+UNITS = ("dB", "%")  # that labels of metrics end with
 TRADE_OFF = ("clip_direction", "clip_image")
 
 
@@ -133,41 +135,46 @@ def _row_of(record: Record) -> tuple[str, str, str]:
 def _lines(records: Sequence[Record], baseline: str | None = None) -> list[Line]:
     if not records:
         return []
-    rows: dict[tuple, Record] = {}  # the first of each
-    for record in records:
-        rows.setdefault(_row_of(record), record)
-    labels = _labels(rows)
+    placed = [Placed(_row_of(record), _place_of(record), record) for record in records]
+    first = {one.row: one.record for one in reversed(placed)}
+    labels = _labels(first)
     reference = None if baseline is None else _find(baseline, labels)
     tasks = sorted({record.case["task"] for record in records})
-    lines = _Task(ALL, records, labels).lines(reference)
+    lines = _Task(ALL, placed, labels).lines(reference)
     for task in tasks if len(tasks) > 1 else ():
-        mine = [record for record in records if record.case["task"] == task]
+        mine = [one for one in placed if one.record.case["task"] == task]
         lines += _Task(task, mine, labels).lines(reference)
     return lines
+
+
+class Placed(NamedTuple):
+    """A record with its row of the table, and with its photograph, case and seed."""
+
+    row: tuple
+    place: tuple
+    record: Record
 
 
 class _Task:
     """The records of a task, as an array (metrics, edits) for each row of the table."""
 
-    def __init__(self, task: str, records: Sequence[Record], labels: dict[tuple, str]) -> None:
+    def __init__(self, task: str, placed: Sequence[Placed], labels: dict[tuple, str]) -> None:
         self.task, self.labels = task, labels
-        places = [(*_case(record), _sortable(record.seed)) for record in records]
         self.rows: dict[tuple, dict[tuple, Record]] = {}
-        for place, record in zip(places, records, strict=True):
-            self.rows.setdefault(_row_of(record), {})[place] = record
-        columns = {place: column for column, place in enumerate(sorted({*places}))}
+        for row, place, record in placed:
+            self.rows.setdefault(row, {})[place] = record
+        columns = {place: n for n, place in enumerate(sorted({one.place for one in placed}))}
         self.pictures = _numbered(place[0] for place in columns)
         self.cases = _numbered(place[:2] for place in columns)
-        there = {*names_of(records)}
+        there = {*names_of(one.record for one in placed)}
         self.metrics = [name for name in METRICS if name in there]
         self.values: dict[tuple, np.ndarray] = {}
         for row, mine in self.rows.items():
             values = np.full((len(self.metrics), len(columns)), np.nan)
             for place, record in mine.items():
                 if record.picture is not None:
-                    values[:, columns[place]] = [
-                        record.scores.get(name, math.nan) for name in self.metrics
-                    ]
+                    scores = [record.scores.get(name, math.nan) for name in self.metrics]
+                    values[:, columns[place]] = scores
             self.values[row] = values
 
     def lines(self, baseline: tuple | None) -> list[Line]:
@@ -235,11 +242,12 @@ class _Task:
         return against
 
 
-def _case(record: Record) -> tuple[str, str]:
-    """Its photograph and its case, wherever the files are."""
+def _place_of(record: Record) -> tuple[str, str, tuple]:
+    """Its photograph, its case, wherever the files are, and its seed."""
     about = {name: value for name, value in record.case.items() if name not in ("source", "target")}
     photograph = [record.case.get("benchmark"), record.case["group"]]
-    return json.dumps(photograph), json.dumps(about, sort_keys=True)
+    case = json.dumps(about, sort_keys=True)
+    return json.dumps(photograph), case, sortable(record.seed)
 
 
 def _numbered(sorted_items: Iterable[Any]) -> np.ndarray:
@@ -248,7 +256,8 @@ def _numbered(sorted_items: Iterable[Any]) -> np.ndarray:
     return np.array([numbers.setdefault(item, len(numbers)) for item in sorted_items])
 
 
-def _sortable(value: Any) -> tuple[bool, Any]:
+def sortable(value: Any) -> tuple[bool, Any]:
+    """A value to sort by, None first."""
     return value is not None, 0 if value is None else value
 
 
@@ -257,19 +266,14 @@ def _order(line: Line) -> tuple:
     kind = line.model.partition(" (")[0]
     place = BUILT_IN.index(kind) if line.is_built_in else len(BUILT_IN)
     settings = line.settings or {}
-    names = ("guidance", "sampler", "spacing", "num_steps", *SCALES)
-    how = [_sortable(settings.get(name)) for name in names]
+    how = [sortable(settings.get(name)) for name in HOW]
     return place, line.evaluations, line.model, line.weights, how
 
 
 def _labels(rows: dict[tuple, Record]) -> dict[tuple, str]:
     """What tells each row apart: its model, and the settings in which the rows differ."""
     edited = {row: record.settings for row, record in rows.items() if record.settings}
-    differ = {
-        name
-        for name in ("guidance", "sampler", "spacing", "num_steps", *SCALES)
-        if len({settings.get(name) for settings in edited.values()}) > 1
-    }
+    differ = {name for name in HOW if len({settings.get(name) for settings in edited.values()}) > 1}
     one_model = len({row[0] for row in edited}) == 1
     weights: dict[str, set[str]] = {}
     for row in rows:
@@ -302,10 +306,9 @@ def _told(settings: dict[str, Any], differ: set[str]) -> list[str]:
     }
     if {"guidance", *SCALES} <= differ:  # as in `apg, 7, 1.5`
         short |= dict.fromkeys(SCALES, "{:g}")
-    order = ("guidance", *SCALES, "sampler", "spacing", "num_steps")
     return [
         short[name].format(settings[name])
-        for name in order
+        for name in HOW
         if name in differ and settings.get(name) is not None
     ]
 
@@ -343,22 +346,26 @@ def _remarks(against: dict[str, dict[str, Difference]]) -> list[str]:
     for reference in MUST_BEAT:
         for name, one in against.get(reference, {}).items():
             metric = METRICS[name]
-            if not metric.chooses:
+            if not metric.chooses or not (verdict := _verdict(one, metric.better)):
                 continue
-            has_interval = one.low is not None
-            ends = (
-                sorted(metric.better * end for end in (one.low, one.high)) if has_interval else ()
+            label, _, unit = metric.label.rpartition(", ")
+            if unit not in UNITS:
+                label, unit = metric.label, ""
+            mean, low, high = (
+                "" if value is None else f"{value:+.{metric.digits}f}"
+                for value in (one.mean, one.low, one.high)
             )
-            if has_interval and ends[0] > 0:
-                continue
-            is_not = ends[1] <= 0 if has_interval else metric.better * one.mean <= 0
-            verb = "does not beat" if is_not else "not shown to beat"
-            label, _, unit = metric.label.partition(", ")
-            unit, digits = f" {unit}" if unit else "", metric.digits
-            spread = f"{one.low:+.{digits}f} to {one.high:+.{digits}f}" if has_interval else ""
-            shown = f"{label} ({one.mean:+.{digits}f}{unit}, {spread or 'no interval'})"
-            said.setdefault(f"{verb} {reference} by", []).append(shown)
+            mean, spread = f"{mean} {unit}".strip(), f"{low} to {high}" if low else "no interval"
+            said.setdefault(f"{verdict} {reference} by", []).append(f"{label} ({mean}, {spread})")
     return [f"{start} {', '.join(shown)}" for start, shown in said.items()]
+
+
+def _verdict(one: Difference, better: int) -> str:
+    """In words; empty if it is better."""
+    if one.low is None:
+        return "does not beat" if better * one.mean <= 0 else "not shown to beat"
+    low, high = sorted((better * one.low, better * one.high))
+    return "" if low > 0 else "does not beat" if high <= 0 else "not shown to beat"
 
 
 def _choose(lines: Sequence[Line], choosing: Sequence[Line]) -> list[Line]:
@@ -385,84 +392,3 @@ def _choose(lines: Sequence[Line], choosing: Sequence[Line]) -> list[Line]:
                 top = max(measured, key=lambda index: values.get(index, -math.inf))
                 best.setdefault(top, []).append(name)
     return [replace(line, best=tuple(best.get(i, ()))) for i, line in enumerate(lines)]
-
-
-@dataclass(frozen=True)
-class Matched:
-    """One scheme: its line at the common change, and at the common scales (None: it has none)."""
-
-    at_change: Line
-    at_scales: Line | None
-
-
-def match_change(lines: Sequence[Line]) -> tuple[float, list[Matched]]:
-    """Schemes where they change the picture equally, beside them at equal scales.
-
-    The common change is the median over those lines whose change all schemes can reach, between
-    their least and their most. Common scales are those that all schemes were run at; of several,
-    those whose changes are nearest to the common one.
-
-    Returns: the change, and the schemes; none if there are fewer than two, or no common change.
-    """
-    schemes: dict[tuple, list[Line]] = {}
-    for line in lines:
-        if line.settings is not None and line.task == ALL and "change" in line.scores:
-            schemes.setdefault(line.scheme[:-1], []).append(line)
-    changes = [[line.means["change"] for line in group] for group in schemes.values()]
-    if len(schemes) < 2:
-        return math.nan, []
-    least, most = max(map(min, changes)), min(map(max, changes))
-    if least > most:
-        return math.nan, []
-    reachable = [one for some in changes for one in some if least <= one <= most]
-    common = median(reachable)
-
-    def distance(line: Line) -> float:
-        return abs(line.means["change"] - common)
-
-    def at(group: Sequence[Line], scales: tuple) -> list[Line]:
-        """Lines at these scales, or at those of them that the scheme uses."""
-        return [
-            line
-            for line in group
-            if all(
-                mine in (None, one) for mine, one in zip(line.scales.values(), scales, strict=True)
-            )
-        ]
-
-    every = {(*line.scales.values(),) for group in schemes.values() for line in group}
-    shared = [
-        scales
-        for scales in sorted(every, key=lambda scales: [*map(_sortable, scales)])
-        if None not in scales and all(at(group, scales) for group in schemes.values())
-    ]
-    scales = min(
-        shared,
-        key=lambda scales: sum(min(map(distance, at(group, scales))) for group in schemes.values()),
-        default=None,
-    )
-    return common, [
-        Matched(
-            min(group, key=distance),
-            None if scales is None else min(at(group, scales), key=distance),
-        )
-        for group in schemes.values()
-    ]
-
-
-def pareto(points: Sequence[Sequence[float]], higher: Sequence[bool]) -> list[bool]:
-    """Which points no other one is better than in one coordinate, and as good in all.
-
-    Args:
-        higher: whether high is better, for each coordinate.
-    """
-    signs = [1 if is_better else -1 for is_better in higher]
-    values = [[sign * x for sign, x in zip(signs, point, strict=True)] for point in points]
-
-    def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-        return one != other and all(a >= b for a, b in zip(one, other, strict=True))
-
-    return [
-        not any(map(math.isnan, one)) and not any(dominates(other, one) for other in values)
-        for one in values
-    ]

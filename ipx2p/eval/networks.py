@@ -39,6 +39,7 @@ from ipx2p.weights.readers import HUB_ID
 
 SQUARE, CROP = PREPROCESSINGS = ("square", "crop")
 NO_CHANGE = 1e-5  # of features of length 1; one level of one pixel is above it
+_CENTRE = "shorter side bicubic to {}, centre {}"
 LPIPS_NETS = {"alexnet": "alex", "squeezenet1_1": "squeeze", "vgg16": "vgg"}
 
 
@@ -86,7 +87,8 @@ class Clip(Network):
         self.size = model.config.vision_config.image_size
         self.tokenizer, self.is_square = tokenizer, preprocessing == SQUARE
         self.shifts = self.is_square and paper_compat
-        how = f"resized to {self.size} x {self.size}" if self.is_square else f"centre {self.size}"
+        square = f"resized to {self.size} x {self.size}"
+        how = square if self.is_square else _CENTRE.format(self.size, self.size)
         how += ", pixels in [-1, 1] as the published script" if self.shifts else ""
         super().__init__(model, name, how)
 
@@ -122,8 +124,7 @@ class Dino(Network):
     def __init__(self, model: ViTModel, name: str) -> None:
         self.size = model.config.image_size
         self.short = self.size * 256 // 224
-        how = f"shorter side bicubic to {self.short}, centre {self.size}"
-        super().__init__(model, name, how)
+        super().__init__(model, name, _CENTRE.format(self.short, self.size))
 
     @torch.no_grad()
     def features(self, pixels01: Tensor) -> Tensor:
@@ -203,6 +204,11 @@ class Networks:
     lpips: Lpips | None = None
     dists: Distance | None = None
 
+    @property
+    def given(self) -> set[str]:
+        """The names of those that are there."""
+        return {name for name, network in vars(self).items() if network is not None}
+
     @classmethod
     def load(
         cls,
@@ -224,7 +230,7 @@ class Networks:
         found: dict[str, Any] = {}
         if clip:
             model = _load(CLIPModel, clip, "CLIP", "openai/clip-vit-large-patch14").to(device)
-            tokenizer = _load_tokenizer(clip)
+            tokenizer = _load_tokenizer(clip, model.config.text_config.vocab_size)
             found["clip"] = Clip(model, tokenizer, clip, preprocessing, paper_compat)
         if dino:
             example = "facebook/dino-vits16"
@@ -312,12 +318,18 @@ def _load(kind: type, source: str, label: str, example: str, **options: Any) -> 
     return model
 
 
-def _load_tokenizer(source: str) -> CLIPTokenizerFast:
+def _load_tokenizer(source: str, num_tokens: int) -> CLIPTokenizerFast:
     try:
         with _quiet():
-            return CLIPTokenizerFast.from_pretrained(os.path.expanduser(source))
+            tokenizer = CLIPTokenizerFast.from_pretrained(os.path.expanduser(source))
     except Exception as error:  # likewise
         raise InputError(f"{source} holds no tokenizer of CLIP: {_reason(error)}") from error
+    if len(tokenizer) != num_tokens:  # without files, some versions make an empty one
+        raise InputError(
+            f"{source} holds no tokenizer of its CLIP model: expected {num_tokens} tokens, found "
+            f"{len(tokenizer)}: add the files of its tokenizer"
+        )
+    return tokenizer
 
 
 def _reason(error: Exception) -> str:

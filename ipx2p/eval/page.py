@@ -1,143 +1,170 @@
-"""The report of a sweep as one self-contained page, pictures included (layer 4)."""
+"""The report as one page that opens from disk and needs nothing else (layer 4)."""
 
 import base64
-import math
+import io
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+from typing import NamedTuple
 
 from ipx2p.eval.curves import Curve
-from ipx2p.eval.scores import METRICS
-from ipx2p.eval.tables import COLUMNS, Line, columns_of, shown_value
+from ipx2p.eval.grids import Tile
+from ipx2p.eval.page_parts import SCRIPT, STYLE, VIEWER
+from ipx2p.images import SAVE_OPTIONS, load_image
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto;
-       max-width: 1900px; padding: 1rem 2rem 4rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
-dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; max-height: 80vh; }
-table { border-collapse: collapse; font-size: 13px; }
-th { position: sticky; top: 0; background: #f3f3f3; cursor: pointer; text-align: left;
-     vertical-align: bottom; min-width: 4.5em; user-select: none; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-tr.identity { background: #fff8dc; }
-th.up::after { content: " \\25b2"; } th.down::after { content: " \\25bc"; }
-figure { margin: 1rem 0 2rem; overflow-x: auto; } figcaption { color: #444; max-width: 70em; }
-img { max-width: 100%; height: auto; cursor: zoom-in; }
-img.full { max-width: none; cursor: zoom-out; }
-summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
-code { font-size: 13px; }
-"""
-# A click on a heading sorts by its column, numbers as numbers, empty cells last; a click on a
-# picture shows it at full size.
-SCRIPT = """
-for (const image of document.querySelectorAll("img"))
-  image.addEventListener("click", () => image.classList.toggle("full"));
-for (const [index, head] of [...document.querySelectorAll("th")].entries()) {
-  head.addEventListener("click", () => {
-    const up = !head.classList.contains("up");
-    for (const other of head.parentNode.children) other.className = "";
-    head.className = up ? "up" : "down";
-    const body = document.querySelector("tbody");
-    const value = (row) => row.cells[index].dataset.value;
-    const rows = [...body.rows].sort((a, b) => {
-      const [x, y] = [value(a), value(b)];
-      if (x === "" || y === "") return (x === "") - (y === "");
-      const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
-      return up ? order : -order;
-    });
-    body.append(...rows);
-  });
-}
-"""
+LOSSLESS = 256 * 256  # pixels of a picture; larger ones become JPEG of high quality
 
 
-EXPLAINED = {
-    "effective_guidance_scale": "Effective scales: those at which ip2p is exactly the same; empty "
-    "if there are none. Curves are drawn at them; panels have the scales that were set.",
-    "failed": "Edits that are not finite are excluded from means.",
-    "shared": "Shared with: these edits are the same computation as those of that line, and were "
-    "made once.",
-    "best": "Best scales by: the metrics by which these are the best scales of the scheme at this "
-    "cost.",
-}
+class Cell(NamedTuple):
+    """One cell of a table: its text, a number or word to sort by, and what it says in colour.
+
+    beside: smaller, behind the text. verdict: "better", "worse" or "".
+    """
+
+    text: str
+    value: float | str | None = None
+    beside: str = ""
+    verdict: str = ""
+
+
+class Table(NamedTuple):
+    """A table: title, what it says in words, headings, rows, and the rows that are set off."""
+
+    title: str
+    about: Sequence[str]
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    marked: Sequence[int] = ()
+    is_open: bool = True
+
+
+class Shown(NamedTuple):
+    """Everything to see of one case: rows of tiles by title, and sheets by name."""
+
+    name: str
+    about: str
+    rows: dict[str, list[Tile]]
+    sheets: dict[str, Path]
 
 
 def make_page(
-    lines: Sequence[Line],
-    grids: Sequence[tuple[str, str, bytes]],
-    curves: Sequence[Curve],
+    title: str,
+    *,
     about: dict[str, str],
     notes: Sequence[str],
+    remarks: Sequence[str],
+    lesser: Sequence[str],
+    tables: Sequence[Table],
+    curves: Sequence[Curve],
+    shown: Sequence[Shown],
 ) -> str:
     """The whole report as HTML.
 
     Args:
-        grids: name of the picture, name of the sheet, and the JPEG.
         about: what was compared, by name. notes: what is missing, and how to get it.
+        remarks: what the numbers say, in words. lesser: likewise, of lines that matter less.
     """
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in about.items())
     parts = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Guidance compared</title><style>{STYLE}</style></head><body>",
-        f"<h1>Guidance compared</h1><dl>{facts}</dl>",
-        *(f"<p><em>{escape(note)}</em></p>" for note in notes),
-        "<h2>Table</h2>",
-        "<p>Means over pictures and seeds, of seconds the median. Click a heading to sort. "
-        f"<b>identity</b> is the source, unchanged.{_explained(lines)}</p>",
-        _table(lines),
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{escape(title)}</h1>",
+        f"<details open><summary>What was compared, and how</summary><dl>{facts}</dl></details>",
+        _words("Notes", notes),
+        _words("In words", remarks, lesser),
+        *map(_table, tables),
     ]
+    if shown:
+        parts.append(
+            "<h2>Pictures</h2><p class='controls'>Click a picture to compare it with any other: "
+            "a slider, at full size. <label>Size here <input type='range' id='size' min='120' "
+            "max='640' value='300'></label></p>"
+        )
+    numbers: dict[Path, str] = {}
+    parts += [_case(case, numbers) for case in shown]
     if curves:
         parts.append("<h2>Curves</h2>")
         parts += [_figure(curve.png, "png", curve.caption) for curve in curves]
-    if grids:
-        parts.append("<h2>Pictures</h2><p>Click one to see it at full size.</p>")
-    for place, picture in enumerate(dict.fromkeys(picture for picture, _, _ in grids)):
-        shown = [_figure(jpeg, "jpeg", name, False) for of, name, jpeg in grids if of == picture]
-        is_open = " open" if place == 0 else ""
-        parts.append(
-            f"<details{is_open}><summary>{escape(picture)}</summary>{''.join(shown)}</details>"
+    if any(case.sheets for case in shown):
+        parts.append("<h2>All scales</h2><p>Click a sheet to see it at full size.</p>")
+    for case in shown:
+        sheets = "".join(
+            _figure(path.read_bytes(), "jpeg", name) for name, path in case.sheets.items()
         )
-    parts.append(f"<script>{SCRIPT}</script></body></html>\n")
-    return "\n".join(parts)
+        if sheets:
+            parts.append(f"<details><summary>{escape(case.name)}</summary>{sheets}</details>")
+    parts.append(f"{VIEWER}<script>{SCRIPT}</script></body></html>\n")
+    return "\n".join(part for part in parts if part)
 
 
-def _explained(lines: Sequence[Line]) -> str:
-    columns = columns_of(lines)
-    parts = [
-        f"{METRICS[name].label}: {METRICS[name].about}." for name in columns if name in METRICS
-    ]
-    parts.append("A scale that a scheme does not use is empty.")
-    parts += [text for name, text in EXPLAINED.items() if name in columns]
-    return escape("".join(f" {part}" for part in parts))
+def _words(title: str, texts: Sequence[str], lesser: Sequence[str] = ()) -> str:
+    items, more = ("".join(f"<li>{escape(one)}</li>" for one in some) for some in (texts, lesser))
+    rest = f"<details><summary>{len(lesser)} more</summary><ul>{more}</ul></details>" * bool(more)
+    return f"<h2>{title}</h2><ul>{items}</ul>{rest}" if items or more else ""
 
 
-def _table(lines: Sequence[Line]) -> str:
-    columns = columns_of(lines)
-    heads = "".join(f"<th>{escape(COLUMNS[name][0])}</th>" for name in columns)
-    rows = []
-    for line in lines:
-        cells = line.cells()
-        kind = ' class="identity"' if line.settings is None else ""
-        rows.append(f"<tr{kind}>" + "".join(_cell(name, cells[name]) for name in columns) + "</tr>")
+def _table(table: Table) -> str:
+    heads = "".join(f"<th scope='col'><button>{escape(head)}</button></th>" for head in table.heads)
+    rows = "".join(
+        f"<tr{' class=marked' if index in table.marked else ''}>{''.join(map(_cell, row))}</tr>"
+        for index, row in enumerate(table.rows)
+    )
+    said = "".join(f"<p>{escape(text)}</p>" for text in table.about)
     return (
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<details class='table'{' open' * table.is_open}><summary><h2>{escape(table.title)}</h2>"
+        f"</summary>{said}<div class='scroll'><table><thead><tr>{heads}</tr></thead>"
+        f"<tbody>{rows}</tbody></table></div></details>"
     )
 
 
-def _cell(name: str, value: object) -> str:
-    kind = ' class="number"' if isinstance(value, (int, float)) else ""
-    raw = "" if value is None else "Infinity" if value == math.inf else str(value)
-    return f'<td{kind} data-value="{escape(raw)}">{escape(shown_value(name, value))}</td>'
+def _cell(cell: Cell) -> str:
+    value = cell.text if cell.value is None else cell.value
+    kinds = ["number"] * isinstance(value, (int, float)) + [cell.verdict] * bool(cell.verdict)
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
+    raw = str(value).replace("inf", "Infinity") if isinstance(value, float) else str(value)
+    beside = f" <small>{escape(cell.beside)}</small>" if cell.beside else ""
+    return f'<td{kind} data-value="{escape(raw)}">{escape(cell.text)}{beside}</td>'
 
 
-def _figure(content: bytes, kind: str, caption: str, show: bool = True) -> str:
+def _case(case: Shown, numbers: dict[Path, str]) -> str:
+    rows = []
+    for title, tiles in case.rows.items():
+        head = f"<h4>{escape(title)}</h4>" if title else ""
+        shown = "".join(_tile(tile, numbers) for tile in tiles)
+        rows.append(f"{head}<div class='tiles'>{shown}</div>")
+    return (
+        f'<section class="case" data-name="{escape(case.name)}"><h3>{escape(case.name)}</h3>'
+        f"<p>{escape(case.about)}</p>{''.join(rows)}</section>"
+    )
+
+
+def _tile(tile: Tile, numbers: dict[Path, str]) -> str:
+    """A button with its picture, which is embedded once: later tiles name the first."""
+    below = f"<span><b>{escape(tile.label)}</b> {escape(tile.note)}</span>"
+    if tile.path is None:
+        return f"<div class='tile'><div class='none'>not finite</div>{below}</div>"
+    if tile.path in numbers:
+        source = f'data-same="{numbers[tile.path]}"'
+    else:
+        numbers[tile.path] = f"p{len(numbers)}"
+        source = f'id="{numbers[tile.path]}" src="{_embedded(tile.path)}"'
+    label = escape(tile.label)
+    return f'<button class="tile" data-label="{label}"><img {source} alt="{label}">{below}</button>'
+
+
+def _embedded(path: Path) -> str:
+    image = load_image(path)
+    kind = ".png" if image.width * image.height <= LOSSLESS else ".jpg"
+    file = io.BytesIO()
+    image.save(file, **SAVE_OPTIONS[kind])
+    name = {".png": "png", ".jpg": "jpeg"}[kind]
+    return f"data:image/{name};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _figure(content: bytes, kind: str, caption: str) -> str:
     data = base64.b64encode(content).decode()
-    below = f"<figcaption>{escape(caption)}</figcaption>" if show else ""
     return (
         f'<figure><img src="data:image/{kind};base64,{data}" alt="{escape(caption)}">'
-        f"{below}</figure>"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )

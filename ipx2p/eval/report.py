@@ -1,96 +1,117 @@
-"""The report of a sweep: table, grids, curves, and the page of them all (layer 4)."""
+"""The report of records: tables, pictures, curves, and the page of them all (layer 4).
 
-from collections.abc import Iterable, Sequence
+OUTPUT/  index.html  table.md  table.csv  table.tex  differences.csv  edits.csv  grids/  curves/
+
+It is made from records and their pictures alone: no weights, no manifest, no photographs.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
-
+from ipx2p.errors import InputError
+from ipx2p.eval.benchmarks.protocol import Protocol
 from ipx2p.eval.curves import HOW_TO_GET, has_matplotlib, make_curves
-from ipx2p.eval.page import make_page
-from ipx2p.eval.scores import METRICS, Results, lacking
-from ipx2p.eval.tables import Line, escaped, has_choice, markdown
+from ipx2p.eval.grids import by_case, draw_cases, make_grids, make_rows
+from ipx2p.eval.intervals import Difference, Estimate
+from ipx2p.eval.lines import ALL, Line, make_lines
+from ipx2p.eval.page import Cell, Shown, Table, make_page
+from ipx2p.eval.records import Record
+from ipx2p.eval.scores import METRICS
 from ipx2p.files import atomic_write
 from ipx2p.images import save_image
 
-# Why a picture has no number, by what a metric needs.
-LACKING = {"target": "have no target, or are too small", "captions": "have no captions"}
+TITLE = "Edits compared"
+GRIDS = 4  # pictures that are shown
+MAX_INSTRUCTIONS = 3  # in the head
 
 
 def write_report(
     output: Path,
-    lines: Sequence[Line],
-    tables: dict[str, str],
-    sheets: Iterable[tuple[str, str, Image.Image]],
-    about: dict[str, str],
-    notes: Sequence[str],
+    records: Sequence[Record],
+    *,
+    baseline: str | None = None,
+    grids: int = GRIDS,
+    about: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+    protocols: Mapping[str, Protocol] | None = None,
 ) -> list[Path]:
     """Write the report, and remove the grids and curves of an earlier one.
 
     Args:
-        tables: CSV by file name. sheets: name of the picture, name of the file, sheet.
-        about, notes: for the head of the report.
+        baseline: label or model of a line that the others are compared with, besides identity.
+        grids: how many pictures are shown. about: more for the head, by name. notes: what is
+            missing, and how to get it. protocols: of published benchmarks, by name.
     Returns: the table and the page.
+    Raises: InputError for records that do not compare, or a picture that is gone.
     """
-    head = "\n".join(f"- {name}: {escaped(value)}" for name, value in about.items())
-    said = "".join(f"{note}\n\n" for note in notes)
-    for name, table in tables.items():
-        _write(output / name, table)
-    _write(output / "table.md", f"# Guidance compared\n\n{head}\n\n{said}{markdown(lines)}")
-    curves = make_curves(lines) if has_matplotlib() else []
+    records = comparable(records)
+    lines = make_lines(records, baseline)
+    reported = [record for record in records if not record.selects]
+    about = {**(about or {}), **about_of(reported)}
+    notes = [*notes, *notes_of(records, lines)]
+    published = _published(reported, lines, protocols or {})
+    for name, text in texts_of(records, lines, about, notes).items():
+        _write(output / name, text)
     for folder in ("grids", "curves"):
         for path in filter(Path.is_file, (output / folder).glob("*")):
             path.unlink()
+    curves = make_curves(lines) if has_matplotlib() else []
     for curve in curves:
         _write(output / "curves" / f"{curve.name}.png", curve.png)
-    grids = []
-    for picture, name, sheet in sheets:
-        path = output / "grids" / name
-        save_image(sheet, path)
-        grids.append((picture, path.stem, path.read_bytes()))
-    _write(output / "index.html", make_page(lines, grids, curves, about, notes))
+    shown = []
+    for mine in draw_cases(reported, grids):
+        sheets = {}
+        for name, sheet in make_grids(mine):
+            path = output / "grids" / name
+            save_image(sheet, path)
+            sheets[path.stem] = path
+        case = mine[0].case
+        text = ": ".join(filter(None, [case.get("task"), case["instruction"]]))
+        shown.append(Shown(case["name"], text, make_rows(mine, lines), sheets))
+    page = make_page(
+        TITLE,
+        about=about,
+        notes=notes,
+        remarks=remarks_of(lines),
+        tables=[_table_of(lines), *_differences(lines), *published],
+        curves=curves,
+        shown=shown,
+    )
+    _write(output / "index.html", page)
     return [output / "table.md", output / "index.html"]
 
 
-def make_notes(asked: Sequence[str] | None, metrics: Sequence[str], results: Results) -> list[str]:
-    """What the report lacks, and how to get it, but for what was left out on purpose.
+def comparable(records: Sequence[Record]) -> list[Record]:
+    """The records; models of one name that were made differently get the name of their folder.
 
-    Args:
-        asked: metrics that were asked for. metrics: those of the report.
+    Raises: InputError for a case that has two sizes or contents, so that its scores do not compare.
     """
-    notes = []
-    missing = lacking([trial.case for trial in results.trials], results.clip is not None)
-    for need, reason in missing.items() if asked is None else ():
-        labels = [m.label.partition(",")[0] for m in METRICS.values() if m.needs == need]
-        notes.append(f"No {' and '.join(labels)}: needs {reason}.")
-    if not has_matplotlib():
-        notes.append(f"No curves: {HOW_TO_GET}.")
-    scored = {trial.case: score for trial in results.trials if (score := results.score(trial))}
-    for name in metrics:
-        count = sum(name in score for score in scored.values())
-        if count < len(scored):
-            notes.append(
-                f"{METRICS[name].label} of {count} of {len(scored)} pictures: the others "
-                f"{LACKING[METRICS[name].needs]}."
-            )
-    return notes
-
-
-def note_of_choice(lines: Sequence[Line], chosen_on: Path | None) -> list[str]:
-    """What the best scales were chosen on, if there was a choice."""
-    if not has_choice(lines):
-        return []
-    if chosen_on is not None:
-        return [f"Best scales were chosen on {chosen_on}, and are reported on other pictures."]
+    made: dict[str, dict[tuple, None]] = {}
+    seen: dict[tuple, Record] = {}
+    for record in records:
+        how = (*(f"{name} {value}" for name, value in record.made_with.items()),)
+        made.setdefault(record.model, {})[how] = None
+        if record.settings is None and record.is_built_in:
+            case = record.case
+            key = record.model, case["name"], case["task"], case["instruction"]
+            first = seen.setdefault(key, record)
+            if first.picture != record.picture:
+                sizes = (f"{one.folder} ({_size(one)})" for one in (first, record))
+                raise InputError(
+                    f"the {record.model} picture of {case['name']} differs in {' and '.join(sizes)}"
+                    ": expected edits of the same pictures at one size, report them apart"
+                )
     return [
-        "Best scales, in the table and in the curves against network evaluations, were chosen on "
-        "the reported pictures themselves, which flatters them: choose them on others with "
-        "--select-on."
+        replace(record, model=f"{record.model} ({record.folder.name})")
+        if len(made[record.model]) > 1 and not record.is_built_in
+        else record
+        for record in records
     ]
 
 
-def _write(path: Path, content: str | bytes) -> None:
-    """Write a file; bytes of file names that are not text become escapes."""
-    if isinstance(content, str):
-        content = content.encode(errors="backslashreplace")
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)
+def _size(record: Record) -> str:
+    picture = record.picture or {}
+    return f"{picture.get('width')} x {picture.get('height')}"

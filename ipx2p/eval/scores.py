@@ -159,27 +159,33 @@ METRICS = {
     "l1": Metric(
         *("L1", f"mean absolute difference from the target, in [0, 1]; {LOW}"),
         *(("target",), 4, lambda v: l1(v.edited, v.target), -1),
+        chooses=True,
     ),
     "l2": Metric(
         *("L2", f"mean squared difference from the target, in [0, 1], no root; {LOW}"),
         *(("target",), 4, lambda v: l2(v.edited, v.target), -1),
+        chooses=True,
     ),
     "psnr_y": Metric(
         *("PSNR of Y, dB", f"of luma in 16..235 against the target, as for rain; {HIGH}"),
         *(("target",), 2, lambda v: psnr_y(v.edited, v.target)),
+        chooses=True,
     ),
     "ssim_y": Metric(
         *("SSIM of Y", f"of luma in 16..235 against the target, as for rain; {HIGH}"),
         *(("target",), 4, lambda v: ssim_y(v.edited, v.target)),
+        chooses=True,
         least=SSIM_WINDOW,
     ),
     "ssim_3d": Metric(
         *("SSIM, MATLAB", f"MATLAB's ssim of all channels at once, as for GoPro and SIDD; {HIGH}"),
         *(("target",), 4, lambda v: ssim_3d(v.edited, v.target)),
+        chooses=True,
     ),
     "haarpsi": Metric(
         *("HaarPSI", f"perceptual similarity to the target, 0 to 1; {HIGH}"),
         *(("target",), 4, lambda v: haarpsi(v.edited, v.target)),
+        chooses=True,
     ),
     "invented": Metric(
         "invented detail",
@@ -189,39 +195,43 @@ METRICS = {
         default=True,
     ),
     "clip_image": Metric(
-        *("CLIP image similarity", "to the source, at most 1; how much of it is kept"),
+        *("CLIP image similarity", "to the source, at most 1: how much of it is kept"),
         *(("clip",), 4, lambda v: v.cosine("clip", "source")),
+        better=0,
         default=True,
     ),
     "clip_image_target": Metric(
         *("CLIP image similarity to target", f"at most 1; {HIGH}"),
         *(("clip", "target"), 4, lambda v: v.cosine("clip", "target")),
+        chooses=True,
         default=True,
     ),
     "clip_text": Metric(
-        *("CLIP text similarity", f"of the edit and the caption of the target; {HIGH}"),
+        *("CLIP similarity to target caption", f"of the edit; {HIGH}"),
         *(("clip", "captions"), 4, lambda v: v.cosine("clip", "target_caption")),
         default=True,
     ),
     "clip_direction": Metric(
         "CLIP direction similarity",
-        "cosine between the change of the picture and that of the captions; 0 for no change",
+        f"cosine between the change of the picture and that of the captions, 0 for none; {HIGH}",
         *(("clip", "captions"), 4, _direction),
         default=True,
     ),
     "dino": Metric(
         *("DINO similarity to target", f"cosine of class tokens, at most 1; {HIGH}"),
         *(("dino", "target"), 4, lambda v: v.cosine("dino", "target")),
+        chooses=True,
         default=True,
     ),
     "dino_source": Metric(
-        *("DINO similarity to source", "cosine of class tokens, at most 1; how much is kept"),
+        *("DINO similarity to source", "cosine of class tokens, at most 1: how much is kept"),
         *(("dino",), 4, lambda v: v.cosine("dino", "source")),
+        better=0,
     ),
     "dino_structure": Metric(
         "DINO structure distance",
-        f"from the source: which parts are alike, whatever they look like; {LOW}",
-        *(("structure",), 5, _structure, -1),
+        "from the source, 0 for none: which parts are alike, whatever they look like",
+        *(("structure",), 5, _structure, 0),
     ),
     "lpips": Metric(
         *("LPIPS", f"perceptual distance from the target; {LOW}"),
@@ -256,8 +266,8 @@ METRICS = {
         least=32,
     ),
     "clip_text_edited": Metric(
-        "CLIP text similarity within the mask",
-        f"of the caption of the target and the edit, black where it may not change; {HIGH}",
+        "CLIP similarity to target caption, within the mask",
+        f"of the edit, black where it may not change; {HIGH}",
         *(("clip", "captions", "mask"), 4, lambda v: v.cosine("clip", "target_caption", "inside")),
     ),
 }
@@ -265,7 +275,7 @@ METRICS = {
 
 def lacking(cases: Iterable[Case], networks: Networks) -> dict[str, str]:
     """What none of these cases has, and the networks that are not there; with how to give it."""
-    given = {need for need in NEEDS if getattr(networks, need, None) is not None}
+    given = networks.given
     for case in cases:
         given |= {need for need in ("target", "captions") if getattr(case, need) is not None}
         given |= {"mask", "background"} if case.mask is not None else set()
@@ -290,7 +300,7 @@ def pick_metrics(
 
 
 def measure(
-    pictures: Sequence[Image.Image],
+    pictures: Iterable[Image.Image],
     source: Image.Image,
     target: Image.Image | None = None,
     captions: tuple[str, str] | None = None,
@@ -303,18 +313,16 @@ def measure(
     """Numbers of the edits of one case, (N,) each, float64; none for what a metric lacks.
 
     Pixels are compared at the size of the source. at_target: at that of the target, edits bicubic
-    in 8 bits, as MagicBrush measures. Networks are shown pictures as they are given here.
-    mask: 1 where the picture may change, (H, W); of another size than the pictures, its nearest
-    values count.
+    in 8 bits, as MagicBrush measures. CLIP and DINO are shown the pictures that are given here.
+    mask: 1 where the picture may change, (H, W); if it has another size, its nearest values count.
     """
     size = target.size if at_target and target is not None else source.size
-    given = {"target"} if target is not None else set()
+    given = networks.given | ({"target"} if target is not None else set())
     given |= {"captions"} if captions is not None else set()
     if mask is not None:
         mask = F.interpolate(mask[None, None].float(), size[::-1])[0, 0]
         given |= {"mask"} if mask.any() else set()
         given |= {"background"} if not mask.all() else set()
-    given |= {need for need in NEEDS if getattr(networks, need, None) is not None}
     names = [
         name
         for name in names
@@ -343,13 +351,12 @@ def measure(
 def scored_by(
     names: Iterable[str], networks: Networks, *, at_target: bool = False
 ) -> dict[str, str]:
-    """How metrics are measured that depend on more than pictures: network, weights, preparation."""
+    """How metrics are measured: with what network, of which weights, on pictures made ready how."""
     told = {}
     for name in names:
-        used = [getattr(networks, need, None) for need in METRICS[name].needs]
-        how = [str(network) for network in used if network is not None]
-        if at_target and SHOWN_WHOLE.isdisjoint(METRICS[name].needs):
-            how.append("at the size of the target, bicubic")
-        if how:
-            told[name] = "; ".join(how)
+        needs = METRICS[name].needs
+        used = [str(getattr(networks, need)) for need in needs if need in networks.given]
+        if SHOWN_WHOLE.isdisjoint(needs):
+            used.append("at the size of the target, bicubic" if at_target else "at the edit's size")
+        told[name] = ", ".join(used)
     return told

@@ -1,8 +1,5 @@
 """The engine: what it computes, what it finds again, and how processes share it."""
 
-import csv
-import io
-import itertools
 import json
 import os
 import signal
@@ -21,7 +18,7 @@ from ipx2p.errors import InputError, NotFiniteError
 from ipx2p.eval import models
 from ipx2p.eval.cases import Case, Sizes, cases_of_images, cases_of_manifest, draw
 from ipx2p.eval.edits import Batching, Maker
-from ipx2p.eval.models import Grid, Model, code_files, make_trials, parse_models, weights_digest
+from ipx2p.eval.models import Grid, Model, code_files, make_trials, weights_digest
 from ipx2p.eval.records import Records, read_records
 from tests.conftest import GOLDEN, ROOT
 from tests.eval.conftest import INSTRUCTIONS, SPECS, WEIGHTS, run

@@ -1,140 +1,237 @@
-"""What is measured: against numbers worked out by hand, and CLIP against its own pieces."""
+"""What is measured: against numbers worked out by hand, and the formulas of published scripts."""
 
-import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from PIL import Image
+from torchvision import transforms
 
 from ipx2p.errors import InputError
-from ipx2p.eval.cases import cases_of_manifest
-from ipx2p.eval.features import ClipFeatures, direction_similarity
-from ipx2p.eval.rows import Rows, key_of
-from ipx2p.eval.scores import METRICS, identity_key, measure, pick_metrics, score_key
-from tests.eval.conftest import run
+from ipx2p.eval.cases import Case
+from ipx2p.eval.networks import Networks
+from ipx2p.eval.scores import METRICS, NEEDS, measure, pick_metrics, scored_by
+from ipx2p.images import pixels01_from_image
+from ipx2p.metrics import invented, psnr, ssim
+from tests.eval.tiny_networks import save_backbone, save_clip, save_dino
 
-pytestmark = pytest.mark.usefixtures("no_curves")
 CPU = torch.device("cpu")
+CAPTIONS = ("a cup", "a cup in the snow")
 
 
 @pytest.fixture(scope="module")
-def clip(clip_folder):
-    return ClipFeatures.load(str(clip_folder), CPU)
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks")
+    save_clip(folder / "clip")
+    save_dino(folder / "dino")
+    save_backbone(folder / "squeeze.pth", "squeezenet1_1")
+    return folder
 
 
-def flat(value):
-    return torch.full((1, 3, 16, 16), value)
+@pytest.fixture(scope="module")
+def networks(folder):
+    return Networks.load(CPU, clip=str(folder / "clip"), dino=str(folder / "dino"))
+
+
+def flat(level, size=(24, 32)):
+    return Image.new("RGB", (size[1], size[0]), (level,) * 3)
+
+
+def noise(seed, size=(48, 64)):
+    values = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def case(**given):
+    return Case("cup", Path("cup.png"), "make it snow", **given)
 
 
 def test_metrics_of_flat_pictures_are_what_the_formulas_say():
-    edited = flat(0.5)
-    edited[0, :, :4] = 1.0  # a quarter at the end of the range
-    got = measure(edited, source=flat(0.4), target=flat(0.5))
-    assert got["change"].item() == pytest.approx(100 * (0.75 * 0.1 + 0.25 * 0.6), abs=1e-4)
-    assert got["clipped"].item() == 25
-    # mean squared difference 0.25 * 0.5^2 = 1/16: 10 log10(16) dB
-    assert got["psnr"].item() == pytest.approx(12.0412, abs=1e-4)
-    assert 0 < got["ssim"].item() < 1
-    assert not got.keys() & {"clip_image", "clip_direction"}
+    edited = flat(102)
+    edited.paste((255, 255, 255), (0, 0, 32, 6))  # a quarter at the end of the range
+    (got,) = [{name: x.item() for name, x in measure([edited], flat(51), flat(102)).items()}]
+    assert got["change"] == pytest.approx(100 * (0.75 * 51 + 0.25 * 204) / 255)
+    assert got["clipped"] == 25
+    squares = 0.25 * (153 / 255) ** 2
+    assert got["l1"] == pytest.approx(0.25 * 153 / 255)
+    assert got["l2"] == pytest.approx(squares)
+    assert got["psnr"] == pytest.approx(-10 * np.log10(squares))
+    # luma of grey is 16 + 219 / 255 of its level
+    assert got["psnr_y"] == pytest.approx(-10 * np.log10(0.25 * ((235 - 104) / 255) ** 2))
+    assert not got.keys() & {name for name, metric in METRICS.items() if "clip" in metric.needs}
 
 
-def test_direction_similarity_is_the_cosine_of_both_changes():
-    source, edited = torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.8])
-    change = (edited - source).tolist()  # (-0.4, 0.8)
-    texts = torch.tensor([0.0, 1.0]), torch.tensor([0.8, 0.6])  # (0.8, -0.4)
-    dot = change[0] * 0.8 + change[1] * -0.4
-    expected = dot / ((0.16 + 0.64) ** 0.5) ** 2
-    assert direction_similarity(source, edited, *texts).item() == pytest.approx(expected)
-    for same in (source, source + 1e-7):  # rounding is no change
-        assert direction_similarity(source, same, *texts).item() == 0
+def test_a_target_of_its_own_is_compared_with_each_edit():
+    edits, source, target = [noise(0), noise(1)], noise(2), noise(3)
+    pixels = [pixels01_from_image(image)[None] for image in (*edits, source, target)]
+    got = measure(edits, source, target)
+    for place in (0, 1):
+        for name, function in (("psnr", psnr), ("ssim", ssim)):
+            assert got[name][place] == function(pixels[place], pixels[3])
+        assert got["invented"][place] == invented(pixels[place], pixels[2], pixels[3])
+    assert got["psnr"].dtype == torch.float64
 
 
-def test_clip_features_are_those_of_the_whole_model(clip, generator):
-    pixels01 = torch.rand(2, 3, 20, 28, generator=generator)
-    square = F.interpolate(pixels01, (32, 32), mode="bicubic", align_corners=False)
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
-    sentences = ["a cup", "a cup of coffee in the snow"]
-    tokens = clip.tokenizer(sentences, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        whole = clip.model(pixel_values=(square - mean) / std, **tokens)
-    torch.testing.assert_close(clip.images(pixels01), whole.image_embeds)
-    torch.testing.assert_close(clip.texts(sentences), whole.text_embeds)
-    assert clip.images(pixels01).norm(dim=-1).tolist() == pytest.approx([1, 1])
+def test_what_a_case_lacks_has_no_number(networks):
+    got = measure([noise(0)], noise(1), networks=networks)
+    assert got.keys() == {"change", "clipped", "clip_image", "dino_source", "dino_structure"}
+    small = measure([flat(1, (10, 12))], flat(2, (10, 12)), flat(3, (10, 12)))
+    assert "psnr" in small and not small.keys() & {"ssim", "ssim_y", "invented"}
+    assert [*measure([noise(0)], noise(1), noise(2), names=["ssim", "psnr"])] == ["ssim", "psnr"]
 
 
-@pytest.mark.parametrize("spoil", [lambda x: 2 * x - 1, lambda x: 255 * x, lambda x: x / 0])
-def test_clip_refuses_another_range(clip, spoil):
-    pixels01 = torch.linspace(0.1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
-    with pytest.raises(InputError, match=r"CLIP: expected finite values in \[0, 1\], got"):
-        clip.images(spoil(pixels01))
+def test_the_unchanged_source_and_the_target_have_perfect_scores(networks):
+    source, target = noise(0), noise(1)
+    got = measure([source, target], source, target, CAPTIONS, networks=networks)
+    assert got["change"][0] == got["clip_direction"][0] == got["dino_structure"][0] == 0
+    assert got["clip_image"][0] == pytest.approx(1) and got["dino_source"][0] == pytest.approx(1)
+    assert got["psnr"][1] == float("inf") and got["invented"][1] == 0
+    assert got["clip_image_target"][1] == pytest.approx(1) and got["dino"][1] == pytest.approx(1)
 
 
-def test_long_captions_are_cut_to_what_the_model_takes(clip):
-    assert clip.texts(["snow " * 300]).isfinite().all()
+def test_an_edit_has_the_same_scores_alone_and_among_others(networks):
+    given = (noise(0), noise(1), CAPTIONS, torch.eye(48, 64), networks)
+    together = measure([noise(2), noise(3), noise(2)], *given)
+    alone = measure([noise(2)], *given)
+    assert (
+        together.keys() == alone.keys() == METRICS.keys() - {"lpips", "dists", "background_lpips"}
+    )
+    for name, values in together.items():
+        assert values[0] == values[2] == alone[name][0], name
 
 
-def test_a_folder_without_all_of_clip_is_refused(tmp_path, clip_folder):
-    with pytest.raises(InputError, match="is no folder with a CLIP model"):
-        ClipFeatures.load(str(tmp_path / "nowhere"), CPU)
-    with pytest.raises(InputError, match="holds no CLIP model with a tokenizer"):
-        ClipFeatures.load(str(tmp_path), CPU)
-    for path in clip_folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["vision_config"]["num_hidden_layers"] = 2
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"no whole CLIP model: \d+ tensors are missing"):
-        ClipFeatures.load(str(tmp_path), CPU)
+def test_source_and_captions_are_looked_at_once_for_all_edits(networks, monkeypatch):
+    seen = []
+    features, texts = type(networks.clip).features, type(networks.clip).texts
+    monkeypatch.setattr(
+        type(networks.clip), "features", lambda self, x: [seen.append("x"), features(self, x)][1]
+    )
+    monkeypatch.setattr(
+        type(networks.clip), "texts", lambda self, x: [seen.append(x[0]), texts(self, x)][1]
+    )
+    measure([noise(0), noise(1), noise(2)], noise(3), noise(4), CAPTIONS, networks=networks)
+    assert sorted(seen) == sorted(["x"] * 5 + [*CAPTIONS])
 
 
-def test_clip_named_later_is_measured_without_editing_again(
-    copied, arguments, clip_folder, capsys, monkeypatch
-):
-    monkeypatch.setattr("ipx2p.editing.editor.Editor.load", None)
-    extra = ["--output", copied, "--clip", clip_folder, "--grids", 0]
-    code, _, err = run(capsys, *arguments, *extra)
-    assert code == 0, err
-    table = (copied / "table.md").read_text()
-    assert "CLIP direction similarity" in table and "No CLIP" not in table
-    assert f"CLIP: {clip_folder}, pictures resized to 32 x 32" in table
+@pytest.mark.parametrize("size", [(48, 64), (30, 40), (57, 44)])
+def test_magicbrush_numbers_are_those_of_its_script(folder, size):
+    """Formulas of evaluation/image_eval.py (OSU-NLP-Group/MagicBrush), on the edit as saved."""
+    options = {"clip": str(folder / "clip"), "dino": str(folder / "dino")}
+    networks = Networks.load(CPU, **options, preprocessing="crop")
+    edited, target = noise(0, size), noise(1)
+    names = ("l1", "l2", "clip_image_target", "dino", "clip_text")
+    got = measure([edited], noise(2), target, CAPTIONS, None, networks, names, at_target=True)
 
+    to_tensor = transforms.ToTensor()
+    at_target = to_tensor(edited.resize(target.size))
+    expected = {
+        "l1": torch.nn.L1Loss()(at_target, to_tensor(target)).item(),
+        "l2": torch.nn.MSELoss()(at_target, to_tensor(target)).item(),
+    }
 
-def test_the_identity_is_measured_as_the_source_unchanged(finished, manifest):
-    scores = Rows(finished, "scores")
-    for case in cases_of_manifest(manifest):
-        row = scores.by_key[score_key(identity_key(case, 16), case, None)]
-        assert row["change"] == 0
-        source, target = (
-            torch.tensor(np.asarray(image)).double() / 255
-            for image in (case.load(16, 1), case.load_target((16, 16)))
+    def prepare(short, side, mean, std):
+        bicubic = transforms.InterpolationMode.BICUBIC
+        return transforms.Compose(
+            [
+                transforms.Resize(short, interpolation=bicubic),
+                transforms.CenterCrop(side),
+                to_tensor,
+                transforms.Normalize(mean, std),
+            ]
         )
-        expected = -10 * (source - target).square().mean().log10().item()
-        assert row["psnr"] == pytest.approx(expected, abs=1e-6)
+
+    clip, dino = networks.clip.model, networks.dino.model
+    openai = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    shown = prepare(32, 32, *openai)
+    centre = prepare(32 * 256 // 224, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    tokens = networks.clip.tokenizer(CAPTIONS[1], return_tensors="pt")
+    with torch.no_grad():
+        text = clip.text_projection(clip.text_model(**tokens).pooler_output)
+        images = [
+            clip.visual_projection(clip.vision_model(shown(x)[None]).pooler_output)
+            for x in (edited, target)
+        ]
+        classes = [dino(centre(x)[None]).last_hidden_state[:, 0] for x in (edited, target)]
+
+    def cosine(u, v):
+        u, v = (x[0].double().numpy() for x in (u, v))
+        return u @ v / np.sqrt((u @ u) * (v @ v))
+
+    expected["clip_image_target"] = cosine(*images)
+    expected["clip_text"] = cosine(images[0], text)
+    expected["dino"] = cosine(*classes)
+    assert {name: x.item() for name, x in got.items()} == pytest.approx(expected, abs=1e-6)
 
 
-def test_scores_belong_to_a_target_a_clip_model_and_captions(manifest):
-    from dataclasses import replace
+def test_background_is_compared_with_both_pictures_black_where_they_may_change(folder):
+    networks = Networks.load(CPU, clip=str(folder / "clip"), lpips=folder / "squeeze.pth")
+    mask = torch.zeros(48, 64)
+    mask[:, 20:50] = 1
+    edited, source = noise(0), noise(1)
+    got = measure([edited], source, None, CAPTIONS, mask, networks)
+    outside = (1 - mask.numpy()[..., None]).astype(np.float32)
+    a, b = (
+        torch.from_numpy(np.asarray(x).astype(np.float32) / 255 * outside).permute(2, 0, 1)[None]
+        for x in (edited, source)
+    )
+    mse = (a - b).square().mean().item()
+    assert got["background_mse"].item() == pytest.approx(mse)
+    assert got["background_psnr"].item() == pytest.approx(10 * np.log10(1 / mse))
+    assert got["background_ssim"].item() == pytest.approx(ssim(a, b).item())
+    assert got["background_lpips"].item() == pytest.approx(networks.lpips(a, b).item())
+    inside = Image.fromarray(np.uint8(np.asarray(edited) * mask.numpy()[..., None]))
+    alone = measure([inside], source, None, CAPTIONS, None, networks)
+    assert got["clip_text_edited"].item() == alone["clip_text"].item()
 
-    case = cases_of_manifest(manifest)[0]
-    cases = [case, replace(case, target=case.source), replace(case, captions=None)]
-    assert len({score_key("edit", one, None) for one in cases}) == 3
-    assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
+
+def test_a_mask_of_everything_has_no_background(networks):
+    got = measure([noise(0)], noise(1), None, CAPTIONS, torch.ones(48, 64), networks)
+    assert not [name for name in got if name.startswith("background")]
+    assert got["clip_text_edited"] == got["clip_text"]
 
 
-def test_a_further_metric_is_measured_on_edits_that_have_scores(manifest, monkeypatch):
-    case = cases_of_manifest(manifest)[0]
-    before = score_key("edit", case, None)
-    monkeypatch.setitem(METRICS, "new", METRICS["change"])
-    assert score_key("edit", case, None) != before
+def test_scores_tell_what_made_them(networks, folder):
+    told = scored_by(["clip_text", "psnr", "dino_structure"], networks)
+    assert told["clip_text"] == str(networks.clip)
+    assert networks.clip.digest[:12] in told["clip_text"] and "32 x 32" in told["clip_text"]
+    assert told["psnr"] == "at the edit's size"
+    assert "keys of the last layer" in told["dino_structure"]
+    own = scored_by(["clip_text", "psnr"], networks, at_target=True)
+    assert own["clip_text"] == told["clip_text"]
+    assert own["psnr"] == "at the size of the target, bicubic"
+    published = Networks.load(CPU, clip=str(folder / "clip"), paper_compat=True)
+    (compat,) = scored_by(["clip_image"], published).values()
+    assert "pixels in [-1, 1] as the published script" in compat
 
 
-def test_metrics_asked_for_need_what_they_need(manifest):
-    with_all = cases_of_manifest(manifest)
-    assert pick_metrics(None, with_all, True)[-1] == "clip_direction"
-    assert pick_metrics(["ssim", "psnr"], with_all, False) == ["psnr", "ssim"]
-    with pytest.raises(InputError, match=r"metric clip_image needs a CLIP model \(--clip\)"):
-        pick_metrics(["clip_image"], with_all, False)
-    with pytest.raises(InputError, match=r"unknown metric 'pnsr'; did you mean psnr\?"):
-        pick_metrics(["pnsr"], with_all, False)
+def test_metrics_asked_for_need_what_they_need(networks):
+    whole = case(target=Path("snow.png"), captions=CAPTIONS)
+    none = Networks()
+    assert pick_metrics(None, [whole], none) == ["change", "clipped", "psnr", "ssim", "invented"]
+    assert pick_metrics(["ssim", "l1", "psnr"], [whole], none) == ["psnr", "ssim", "l1"]
+    usual = pick_metrics(None, [case(), whole], networks)
+    assert usual[-2:] == ["clip_direction", "dino"]
+    for asked, cases, message in (
+        ("psnr", [case()], r"metric psnr needs targets \(target in the manifest, or --target\)$"),
+        ("clip_image", [whole], r"metric clip_image needs a CLIP model \(--clip\)$"),
+        ("clip_text", [case()], r"needs a CLIP model \(--clip\) and captions \(source_caption"),
+        ("background_psnr", [whole], "metric background_psnr needs masks"),
+        ("pnsr", [whole], r"unknown metric 'pnsr'; did you mean psnr\?"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pick_metrics([asked], cases, none)
+
+
+def test_every_metric_says_what_it_needs_and_how_it_reads():
+    words = {1: "higher is better", 0: None, -1: "lower is better"}
+    for name, metric in METRICS.items():
+        assert set(metric.needs) <= NEEDS.keys(), name
+        said = [word for word in words.values() if word and word in metric.about]
+        assert said == ([words[metric.better]] if metric.better else []), name
+
+
+def test_scales_are_chosen_by_what_compares_with_the_target():
+    chosen = {name for name, metric in METRICS.items() if metric.chooses}
+    of_target = {name for name, metric in METRICS.items() if "target" in metric.needs}
+    assert chosen == of_target - {"invented"}

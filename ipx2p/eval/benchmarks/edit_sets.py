@@ -98,8 +98,7 @@ def _magicbrush_results(session: str, number: int, iterative: bool) -> tuple[str
     given as its own result.
     """
     turn = f"{'iter' if iterative else 'inde'}_{number}" if number > 1 else "1"
-    stems = (f"{session}_{turn}", f"{session}-output{number}")
-    return tuple(f"{session}/{stem}.{suffix}" for stem in stems for suffix in ("png", "jpg"))
+    return f"{session}/{session}_{turn}.png", f"{session}/{session}-output{number}.png"
 
 
 class EmuEdit(Parquet):
@@ -134,7 +133,7 @@ def read_emu_edit(
         if not names:
             raise InputError(f"{where} has neither idx nor hash, by which results are named")
         path = extract(row["image"], extracted, where)
-        results = tuple(f"{name}.{suffix}" for name in names for suffix in ("png", "jpg"))
+        results = tuple(f"{name}.png" for name in names)
         cases.append(
             Case(names[0], path, row["instruction"], row["task"], captions=said, results=results)
         )
@@ -204,7 +203,7 @@ def read_instructpix2pix(folder: Path, extracted: Path) -> list[Case]:
             target=pair.target,
             captions=(pair.source_caption or "", pair.target_caption or ""),
             group=pair.group,
-            results=(f"{pair.name}_1.jpg", f"{pair.name}_1.png"),
+            results=(f"{pair.name}_1.jpg",),
         )
         for pair in usable(source.read(Chunk(tuple(drawn), "test")))
     ]
@@ -294,7 +293,7 @@ EDIT_SETS = (
             "Both pictures are multiplied by the mask and then compared whole: what is masked "
             "counts as equal, which flatters, the more so the larger the mask. Where the mask is "
             "the whole picture there is no background, and no number.",
-            "The border of one pixel always counts as edited. The published structure distance "
+            "LPIPS is that of SqueezeNet. The border of one pixel always counts as edited. The published structure distance "
             "feeds 0..255 pictures to a normalisation made for 0..1.",
         ),
     ),
@@ -304,6 +303,7 @@ EDIT_SETS = (
         read_instructpix2pix,
         ("clip_image", "clip_direction"),
         VIT_L14,
+        preprocessing="square",
         notes=(
             "Published as curves only (arXiv:2211.09800, fig. 8), of 5000 drawn pairs. The "
             "script behind them feeds [-1, 1] where CLIP's wrapper expects [0, 1]: curves "
@@ -312,10 +312,8 @@ EDIT_SETS = (
         preset={
             "guidance_scale": (7.5,),
             "image_guidance_scale": (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2),
-            "steps": 100,
-            "sampler": "euler_ancestral",
+            "num_steps": (100,),
             "resolution": 512,
-            "seed": (0,),
             "limit": 5000,
         },
     ),

@@ -266,8 +266,7 @@ def read_imgedit(folder: Path, extracted: Path) -> list[Case]:
             raise InputError(
                 f"{folder / file} is missing (also in original_images), {where} lists it"
             )
-        results = (f"{key}.png", f"{key}.jpg")
-        cases.append(Case(key, picture, instruction, task, results=results))
+        cases.append(Case(key, picture, instruction, task, results=(f"{key}.png",)))
     if not cases:
         raise InputError(f"{path} lists nothing, expected 737 edits")
     return cases

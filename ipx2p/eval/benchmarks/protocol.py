@@ -47,6 +47,7 @@ class Protocol:
 
     read: (root of the set, folder for pictures that lie in a table) -> cases.
     metrics: those that are published. clip, dino: ids of the networks that measured; "" if none.
+    preprocessing: of pictures for CLIP, see `ipx2p.eval.networks.Clip`.
     score_at_target: edits are resized to the target's own size (the source's where there is no
         target) by Pillow's bicubic filter before pixels are compared; networks see them as they
         are. False: they must have that size.
@@ -54,7 +55,7 @@ class Protocol:
     notes: what may be compared with the published rows, and what not.
     judge: who gives the scores, "" for those that are measured here. over_tasks: the number for all
         together is the mean of the tasks' means.
-    preset: settings of the edits that the published numbers were made with.
+    preset: options of `evaluate` that the published numbers were made with, its defaults here.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Protocol:
     metrics: tuple[str, ...]
     clip: str = ""
     dino: str = ""
+    preprocessing: str = "crop"
     score_at_target: bool = True
     native: bool = False
     notes: tuple[str, ...] = ()

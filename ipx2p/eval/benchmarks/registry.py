@@ -1,5 +1,6 @@
 """All published benchmarks (layer 4)."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,4 +27,6 @@ def read_benchmark(name: str, folder: Path, extracted: Path) -> list[Case]:
     if name not in PROTOCOLS:
         raise InputError(f"no benchmark {name!r}; {suggestion(name, [*PROTOCOLS])}")
     cases = PROTOCOLS[name].read(folder, extracted)
+    if twice := [case for case, count in Counter(c.name for c in cases).items() if count > 1]:
+        raise InputError(f"{folder} lists {twice[0]} more than once: unpack {name} again, alone")
     return [replace(case, benchmark=name) for case in cases]
