@@ -54,6 +54,7 @@ CODE_CHANGED = (
     "by other code (networks, samplers, guidance or editing have changed since), so that they "
     "would not compare with new ones"
 )
+MEASURED = 16  # edits of a case between writes: its features are computed once for them
 EXTRACTED = "extracted"  # pictures that a benchmark keeps in tables
 
 
@@ -121,10 +122,9 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
         lock = _take(config.output, trials, world)
         records = Records(config.output, world.rank)
         maker = Maker(trials, records, world, sizes)
-        count = len(maker.by_edit)
-        world.print(
-            f"{count} edits, {count - len(maker.missing(trials))} of them are there already"
-        )
+        asked_for = [*chain.from_iterable(edits)]
+        count, todo = len({trial.edit for trial in asked_for}), len(maker.missing(asked_for))
+        world.print(f"{count} edits, {count - todo} of them are there already")
         for warning in warned if world.is_main else ():
             warnings.warn(warning, stacklevel=2)
         world.barrier()  # all have counted before anyone adds one
@@ -251,14 +251,13 @@ def score(
         source = resize(load_image(case.source), size)
         target = None if case.target is None else resize(load_image(case.target), size)
         mask = None if case.mask is None else decode_mask(case.mask)
-        for record in mine:
-            numbers = measure(
-                *([load_image(record.path)], source, target, case.captions, mask),
-                *(networks, metrics),
-                at_target=sizes.own,
-            )
-            scores = {name: values.item() for name, values in numbers.items()}
-            records.add(replace(record, scores=scores, scored_by=how))
+        for some in (mine[i : i + MEASURED] for i in range(0, len(mine), MEASURED)):
+            pictures = (load_image(record.path) for record in some)
+            compared = (source, target, case.captions, mask, networks, metrics)
+            numbers = measure(pictures, *compared, at_target=sizes.own)
+            for place, record in enumerate(some):
+                scores = {name: values[place].item() for name, values in numbers.items()}
+                records.add(replace(record, scores=scores, scored_by=how))
     world.barrier()
     records.read()
 
