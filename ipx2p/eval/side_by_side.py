@@ -19,7 +19,7 @@ import torch
 from ipx2p.errors import InputError, suggestion
 from ipx2p.eval.lines import ALL, make_lines
 from ipx2p.eval.records import BUILT_IN, IDENTITY, ORACLE, Record, key_of
-from ipx2p.files import atomic_write, digest_bytes, write_json
+from ipx2p.files import atomic_write, digest_bytes, read_json, write_json
 from ipx2p.images import load_image
 from ipx2p.seeds import generator
 
@@ -120,7 +120,8 @@ def write_page(
     Args:
         seed: of the order, of the sides, and of which pairs are taken. limit: at most so many.
     Returns: counts by what was done: "pairs", "identical", "failed", "more" beyond the limit.
-    Raises: InputError for a picture that is gone, or no pair to judge.
+    Raises: InputError for a picture that is gone, no pair to judge, or a folder with the key of
+        another page, whose choices nothing else can read.
     """
     order = torch.randperm(len(pairs), generator=generator(seed, "order of pairs")).tolist()
     sides = torch.randint(2, (len(pairs),), generator=generator(seed, "sides of pairs")).tolist()
@@ -151,10 +152,11 @@ def write_page(
             f"{counts['failed']} have an edit that is not finite"
         )
     page = key_of([seed, question, [digest_bytes(png) for png in album.pngs], shown])
-    _write(page, shown, album.pngs, question, output / PAGE)
+    _check_free(output / KEY, page)
     lines = [*dict.fromkeys(label for pair in pairs for label in (pair.first, pair.second))]
     key = {"page": page, "question": question, "seed": seed, "lines": lines, "pairs": hidden}
     write_json(key, output / KEY)
+    _write(page, shown, album.pngs, question, output / PAGE)
     return counts
 
 
@@ -184,6 +186,11 @@ class Album:
             self.numbers[png] = len(self.pngs)
             self.pngs.append(png)
         return self.numbers[png]
+
+
+def _check_free(path: Path, page: str) -> None:
+    if path.exists() and read_json(path).get("page") != page:
+        raise InputError(f"{path} is the key of another page: choose another --output")
 
 
 def _write(

@@ -105,6 +105,7 @@ def test_order_and_sides_are_drawn_by_the_seed_alone(tmp_path):
     write_run(tmp_path / "run", cases=20)
     drawn = []
     for seed in (0, 0, 1):
+        (tmp_path / "key.json").unlink(missing_ok=True)
         _, data, key = make(tmp_path, "--seed", seed)
         drawn.append((data["page"], [(p["case"]["name"], p["left"]) for p in key["pairs"]]))
         left = sum(pair["left"] == MODELS[0] for pair in key["pairs"])
@@ -248,6 +249,13 @@ def test_bad_arguments_get_one_line(made, tmp_path, capsys, monkeypatch, argv, m
     save_choices(tmp_path / "c.json", made[1], {0: "left"})
     code, _, err = run(capsys, *argv)
     assert code == 2 and len(err.strip().splitlines()) == 1 and re.search(message, err), err
+
+
+def test_the_key_of_another_page_is_kept(made, tmp_path):
+    before = (tmp_path / "key.json").read_bytes()
+    with pytest.raises(InputError, match=r"key\.json is the key of another page"):
+        make(tmp_path, "--seed", 1)
+    assert make(tmp_path) == made and (tmp_path / "key.json").read_bytes() == before
 
 
 def test_a_lost_picture_gets_one_line_and_no_page(tmp_path):
