@@ -183,7 +183,9 @@ def notes_of(choices: Sequence[Choice]) -> list[str]:
         by_pair.setdefault(choice.pair, []).append(choice.chosen)
     both = [a == b for chosen in by_pair.values() for a, b in combinations(chosen, 2)]
     if both:
-        notes.append(f"Two people chose alike in {sum(both)} of {len(both)} judgements of a pair.")
+        notes.append(
+            f"Two people chose alike in {sum(both)} of {len(both)} times that both judged a pair."
+        )
     return notes
 
 
