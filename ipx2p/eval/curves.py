@@ -22,6 +22,11 @@ from ipx2p.eval.scores import METRICS
 
 LARGE_PANEL = (7.5, 6.0)
 MAX_ROWS, MAX_COLUMNS = 24, 4  # of a figure that has a row for each line of the table
+EVALUATIONS = "network evaluations per edit"
+DIRECTIONS = (
+    "to the right more of the instruction is done, upwards more of the picture is kept. Grey: the "
+    "Pareto front."
+)
 NAMES = [name.replace("_", " ") for name in SCALES]
 HOW_TO_GET = 'matplotlib is not installed: pip install -e ".[plots]", and run it again for curves'
 
@@ -145,8 +150,7 @@ def _over_scales(lines: Sequence[Line], metric: str | None, identity: dict[str, 
     if metric is None:
         x, y = (METRICS[one].label for one in TRADE_OFF)
         caption = (
-            f"Trade-off at {how}: to the right more of the instruction is done, upwards more of "
-            f"the picture is kept. Points are labelled by {name}, where there is room."
+            f"Trade-off at {how}: {DIRECTIONS} Points are labelled by {name}, where there is room."
         )
         png = draw_panels(panels, x, y, size=LARGE_PANEL, front=(1, 1))
         return Curve(f"trade_off_{file}", caption, png)
@@ -157,41 +161,45 @@ def _over_scales(lines: Sequence[Line], metric: str | None, identity: dict[str, 
 
 
 def _traded(line: Line) -> tuple[float, Estimate]:
+    """Its place in the trade-off, with the interval of y if that is over the same edits."""
     x, y = (line.trade_off[name] for name in TRADE_OFF)
-    return x, Estimate(y)
+    score = line.scores[TRADE_OFF[1]]
+    return x, score if math.isclose(score.mean, y) else Estimate(y)
 
 
-def _against_evaluations(lines: Sequence[Line], metric: str, identity: float) -> Curve:
+def _grouped(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines of each model and scheme, by cost."""
     names = _series_names(lines)
     groups: dict[str, list[Line]] = {}
     for line in sorted(lines, key=lambda line: line.evaluations):
         groups.setdefault(names[variant_of(line)], []).append(line)
+    return groups
+
+
+def _against_evaluations(lines: Sequence[Line], metric: str, identity: float) -> Curve:
     panel = [
         Series(label, [(line.evaluations, line.scores[metric]) for line in group])
-        for label, group in groups.items()
+        for label, group in _grouped(lines).items()
     ]
-    label = METRICS[metric].label
+    label, better = METRICS[metric].label, (-1, METRICS[metric].better)
     caption = (
         f"{label} against network evaluations, each model or scheme at the best of its scales. "
-        f"Grey: the Pareto front. {METRICS[metric].about}."
+        f"Grey: the Pareto front. {label}: {METRICS[metric].about}."
     )
-    better = (-1, METRICS[metric].better)
-    x = "network evaluations per edit"
-    png = draw_panels({"": panel}, x, label, identity, integer=True, front=better)
+    png = draw_panels({"": panel}, EVALUATIONS, label, identity, integer=True, front=better)
     return Curve(f"{metric}_evaluations", caption, png)
 
 
 def _trade_off_of_lines(lines: Sequence[Line]) -> Curve:
     """One point for each line."""
-    panel = [Series(line.label, [_traded(line)]) for line in lines]
+    panel = []
+    for label, group in _grouped(lines).items():
+        texts = [f"{line.settings['num_steps']} steps" for line in group if len(group) > 1]
+        panel.append(Series(label, [*map(_traded, group)], texts))
     x, y = (METRICS[one].label for one in TRADE_OFF)
-    caption = (
-        "Keeping the source against following the instruction: to the right more of the "
-        "instruction is done, upwards more of the picture is kept. Grey: the Pareto front."
-    )
-    return Curve(
-        "trade_off", caption, draw_panels({"": panel}, x, y, size=LARGE_PANEL, front=(1, 1))
-    )
+    caption = f"Keeping the source against following the instruction: {DIRECTIONS}"
+    png = draw_panels({"": panel}, x, y, size=LARGE_PANEL, front=(1, 1))
+    return Curve("trade_off", caption, png)
 
 
 def _intervals(lines: Sequence[Line], metrics: Sequence[str]) -> Curve:

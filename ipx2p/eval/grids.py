@@ -52,18 +52,21 @@ def by_case(records: Iterable[Record]) -> dict[tuple, list[Record]]:
 
 
 def draw_cases(records: Sequence[Record], count: int) -> list[list[Record]]:
-    """The records of some cases, drawn at random but always the same, from each task in turn."""
-    cases = by_case(records)
-    drawn = torch.randperm(len(cases), generator=generator(0, "report pictures")).tolist()
-    turns: dict[str, int] = {}
-    ranked = []
-    for place in drawn:
-        mine = [*cases.values()][place]
-        task = mine[0].case["task"]
-        turns[task] = turns.get(task, 0) + 1
-        ranked.append((turns[task], place, mine))
-    chosen = sorted(ranked, key=lambda one: one[:1])[:count]
-    return [mine for _, _, mine in sorted(chosen, key=lambda one: one[1])]
+    """The records of some cases, drawn at random but always the same, of all tasks in turn."""
+    cases = [*by_case(records).values()]
+    left = torch.randperm(len(cases), generator=generator(0, "report pictures")).tolist()
+    chosen: list[int] = []
+    while left and len(chosen) < count:
+        drawn = [cases[place][0].case for place in chosen]
+
+        def seen(place: int, drawn: Sequence[dict] = drawn) -> tuple[int, ...]:
+            """How often its task and its photograph are drawn already."""
+            own = cases[place][0].case
+            return tuple(sum(one[n] == own[n] for one in drawn) for n in ("task", "group"))
+
+        chosen.append(min(left, key=seen))
+        left.remove(chosen[-1])
+    return [cases[place] for place in sorted(chosen)]
 
 
 def make_rows(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, list[Tile]]:
@@ -103,7 +106,7 @@ def make_rows(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, lis
     if not few:
         for name, metric in METRICS.items():
             best = [line for line in edits if name in line.best]
-            rows[f"At the best scales by {metric.label.partition(',')[0]}"] = best
+            rows[f"At the best scales by {metric.label}"] = best
     found = {title: tiles(chosen) for title, chosen in rows.items()}
     return {title: some for title, some in found.items() if some}
 

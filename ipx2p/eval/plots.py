@@ -88,8 +88,8 @@ def draw_panels(
     """A PNG of panels by title, with one legend beside them.
 
     Args:
-        integer: ticks at whole numbers. front: draw the Pareto front of all points of a panel; for x and y,
-            whether more (1) or less (-1) is better.
+        integer: ticks at whole numbers. front: draw the Pareto front of all points of a panel; 1
+            where more is better, -1 where less is, for x and y.
     """
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
@@ -111,7 +111,7 @@ def draw_panels(
             place = every.index(series.label)
             _draw(axes, series, colors[place % len(colors)], MARKERS[place % len(MARKERS)])
         if front and all(front):
-            points = sorted((a, b.mean) for series in panel for a, b in series.points)
+            points = sorted({(a, b.mean) for series in panel for a, b in series.points})
             points = [point for point in points if math.isfinite(point[1])]
             is_best = pareto(points, [better > 0 for better in front])
             best = [*itertools.compress(points, is_best)]

@@ -1,6 +1,6 @@
 """The report of records: tables, pictures, curves, and the page of them all (layer 4).
 
-OUTPUT/  index.html  table.md  table.csv  table.tex  differences.csv  edits.csv  grids/  curves/
+OUTPUT/  index.html  table.md  table.csv  table.tex  edits.csv  grids/  curves/
 
 It is made from records and their pictures alone: no weights, no manifest, no photographs.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 from ipx2p.eval.benchmarks.registry import PROTOCOLS
 from ipx2p.eval.curves import HOW_TO_GET, has_matplotlib, make_curves
+from ipx2p.eval.fronts import match_change
 from ipx2p.eval.grids import by_case, draw_cases, make_grids, make_rows
 from ipx2p.eval.intervals import Difference, Estimate
 from ipx2p.eval.lines import EFFECTIVE, Line, has_choice, make_lines
@@ -22,6 +23,15 @@ from ipx2p.eval.tables import (
     cells_of,
     columns_of,
     common_settings,
+    computed_on,
+    csv_of_edits,
+    csv_of_lines,
+    escaped,
+    latex,
+    markdown,
+    markdown_of_differences,
+    markdown_of_match,
+    notes_of,
     shown_interval,
     shown_value,
 )
@@ -65,7 +75,9 @@ def write_report(
     lines = make_lines(records, baseline)
     reported = [record for record in records if not record.selects]
     about = {**(about or {}), **about_of(reported, lines)}
-    notes = [*notes, *notes_of(records, lines)]
+    notes = [*notes, *notes_of(records, lines), *_notes(reported)]
+    for name, text in _texts(reported, lines, about, notes).items():
+        _write(output / name, text)
     for folder in ("grids", "curves"):
         for path in filter(Path.is_file, (output / folder).glob("*")):
             path.unlink()
@@ -87,6 +99,26 @@ def write_report(
     )
     _write(output / "index.html", page)
     return [output / "table.md", output / "index.html"]
+
+
+def _texts(
+    records: Sequence[Record], lines: Sequence[Line], about: Mapping[str, str], notes: Sequence[str]
+) -> dict[str, str]:
+    """The tables, by name of the file."""
+    parts = [
+        f"# {TITLE}",
+        "\n".join(f"- {name}: {escaped(value)}" for name, value in about.items()),
+        *map(escaped, notes),
+        markdown(lines),
+        markdown_of_differences(lines),
+        markdown_of_match(*match_change(lines)),
+    ]
+    return {
+        "table.md": "\n\n".join(filter(None, parts)),
+        "table.csv": csv_of_lines(lines),
+        "table.tex": latex(lines),
+        "edits.csv": csv_of_edits(records),
+    }
 
 
 def about_of(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, str]:
@@ -116,14 +148,14 @@ def about_of(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, str]
             if name not in EFFECTIVE
         },
         "seeds": _listed(record.seed for record in edits),
-        "computed on": _computed_on(edits),
+        "computed on": computed_on(records),
         "measured by": _measured_by(records),
         "versions": _listed(
             f"ipx2p {on['ipx2p']}, torch {on['torch']}, Python {on['python']}"
             for on in (record.computed_on for record in edits)
             if {"ipx2p", "torch", "python"} <= {*on}
         ),
-        "records": _listed(str(record.folder) for record in records),
+        "records": _listed(sorted({str(record.folder) for record in records})),
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -133,20 +165,6 @@ def _listed(values: Iterable[Any], most: int | None = None, between: str = ", ")
     unlike = [str(value) for value in dict.fromkeys(values) if value not in (None, "")]
     told = between.join(unlike[:most])
     return told if len(unlike) == len(unlike[:most]) else f"{told} and {len(unlike) - most} more"
-
-
-def _computed_on(edits: Iterable[Record]) -> str:
-    """How and on what device, since seconds depend on it."""
-    ways: dict[str, None] = {}
-    for on in (record.computed_on for record in edits if record.computed_on):
-        place = str(on.get("device", "")).partition(":")[0]
-        name = on.get("device_name", "")
-        threads = f", {on.get('threads')} threads" if place == "cpu" else ""
-        more = ", compiled" * bool(on.get("compiled"))
-        more += "" if on.get("batch_branches", True) else ", one branch at a time"
-        batch = f", in batches of {on.get('batch_size')}"
-        ways[f"{place} ({name}{threads}){more}{batch}"] = None
-    return "; ".join(ways) + " (seconds of different ones do not compare)" * (len(ways) > 1)
 
 
 def _measured_by(records: Iterable[Record]) -> str:
@@ -159,17 +177,16 @@ def _measured_by(records: Iterable[Record]) -> str:
     return "; ".join(f"{', '.join(names)} by {how}" for how, names in by_how.items())
 
 
-def notes_of(records: Sequence[Record], lines: Sequence[Line]) -> list[str]:
-    """What a reader must know of the numbers, and what is missing."""
+def _notes(reported: Sequence[Record]) -> list[str]:
+    """What is missing, or hardly compares."""
     notes = []
-    reported = [record for record in records if not record.selects]
     for name in ("resolution", "dtype"):
         values = {r.made_with.get(name) for r in reported if r.settings is not None}
         if len(values) > 1:
             told = ", ".join(sorted(map(str, values)))
             notes.append(f"Edits were made at different {name} ({told}): they hardly compare.")
     if failed := sum(record.picture is None for record in reported):
-        notes.append(f"{failed} edits are not finite, and are in no mean.")
+        notes.append(f"{failed} of {len(reported)} edits are not finite, and are in no mean.")
     there = [record for record in reported if record.picture is not None]
     for name, metric in METRICS.items():
         count = sum(name in record.scores for record in there)
@@ -177,18 +194,6 @@ def notes_of(records: Sequence[Record], lines: Sequence[Line]) -> list[str]:
             notes.append(
                 f"{metric.label} of {count} of {len(there)} pictures: the others lack what it "
                 "needs, or are too small."
-            )
-    if has_choice(lines):
-        choosing = {record.case["name"] for record in records if record.selects}
-        if choosing:
-            notes.append(
-                f"Best scales were chosen on {len(choosing)} other pictures, and are reported on "
-                "these."
-            )
-        else:
-            notes.append(
-                "Best scales were chosen on the reported pictures themselves, which flatters them: "
-                "choose them on others with --select-on."
             )
     if not has_matplotlib():
         notes.append(f"No curves: {HOW_TO_GET}.")
@@ -230,6 +235,8 @@ def _table_of(lines: Sequence[Line]) -> Table:
 def _cell(name: str, value: Any) -> Cell:
     """A number, a text, or an estimate with its interval."""
     raw = value.mean if isinstance(value, Estimate) else value
+    if name not in COLUMNS:  # a score that a judge gives
+        return Cell("" if raw is None else f"{raw:g}", "" if raw is None else raw)
     return Cell(shown_value(name, value), "" if raw is None else raw, shown_interval(name, value))
 
 
@@ -270,21 +277,22 @@ def _published(records: Sequence[Record], lines: Sequence[Line]) -> Iterator[Tab
     """For each published benchmark: our lines, and the rows that they may be compared with."""
     names = [*dict.fromkeys(record.case["benchmark"] for record in records)]
     for protocol in (PROTOCOLS[name] for name in names if name in PROTOCOLS):
-        if len(names) > 1:
-            mine = [record for record in records if record.case["benchmark"] == protocol.name]
-            lines = make_lines(mine)
-        metrics = protocol.metrics
-        rows = []
-        ours = [line for line in lines if set(metrics) & {*line.scores}]
-        for line in ours:
-            scores = (_cell(name, line.scores.get(name)) for name in metrics)
-            rows.append([Cell(line.task or "all"), Cell(line.label), *scores, Cell("this report")])
-        for row in protocol.published:
-            scores = (_cell(name, row.scores.get(name)) for name in metrics)
-            rows.append([Cell(row.task or "all"), Cell(row.model), *scores, Cell(row.source)])
-        heads = ["task", "model", *(METRICS[name].label for name in metrics), "from"]
+        mine = [record for record in records if record.case["benchmark"] == protocol.name]
+        ours = make_lines(mine) if len(names) > 1 else lines
+        shown = [(line.task, line.label, line.scores, "this report") for line in ours]
+        shown += [(row.task, row.model, row.scores, row.source) for row in protocol.published]
+        rows = [
+            [
+                *(Cell(task or "all"), Cell(label)),
+                *(_cell(name, scores.get(name)) for name in protocol.metrics),
+                Cell(source),
+            ]
+            for task, label, scores, source in shown
+        ]
+        labels = (METRICS[n].label if n in METRICS else n for n in protocol.metrics)
+        title = f"{protocol.name}, beside published rows"
         about = [protocol.about, *protocol.notes]
-        yield Table(f"{protocol.name}, beside published rows", about, heads, rows, range(len(ours)))
+        yield Table(title, about, ["task", "model", *labels, "from"], rows, range(len(ours)))
 
 
 def _shown(
