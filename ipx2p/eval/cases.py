@@ -26,6 +26,7 @@ class Case:
     name: unique among the cases. captions: of the source and of the target. group: equal for cases
     of one photograph, which are one sample of the statistics; "" is the content of the source.
     after: name of the case whose result is edited instead of the source, each model its own.
+    is_step: it is only made for the case after it, and not reported.
     benchmark: the published protocol that it is measured by; "" for own pairs.
     results: names that its result may have in a folder of pictures made elsewhere.
     mask: of what may change, as (start, length, start, ...) over a flat square of 512 x 512.
@@ -39,6 +40,7 @@ class Case:
     captions: tuple[str, str] | None = None
     group: str = ""
     after: str | None = None
+    is_step: bool = False
     benchmark: str = ""
     results: tuple[str, ...] = ()
     mask: tuple[int, ...] | None = None
@@ -53,10 +55,10 @@ class Case:
         """A hash of the target file."""
         return self.target and digest_file(self.target)
 
-    def check(self) -> None:
+    def check(self, *, of_one_size: bool = True) -> None:
         """Raise InputError for a file that is not a picture, or a target of another size."""
         size = image_size(self.source)
-        if self.target is not None and image_size(self.target) != size:
+        if self.target is not None and image_size(self.target) != size and of_one_size:
             width, height = image_size(self.target)
             raise InputError(
                 f"{self.source} is {size[0]} x {size[1]}, its target {self.target} is "

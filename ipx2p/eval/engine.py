@@ -23,6 +23,7 @@ from ipx2p.distributed import World, open_world
 from ipx2p.editing.files import load_editor
 from ipx2p.editing.settings import pick_resolution
 from ipx2p.errors import InputError
+from ipx2p.eval.benchmarks.judged import export_requests
 from ipx2p.eval.benchmarks.protocol import Protocol, decode_mask
 from ipx2p.eval.benchmarks.registry import PROTOCOLS
 from ipx2p.eval.built_in import built_in_trials, find, found_trials, make_built_in
@@ -54,6 +55,8 @@ CODE_CHANGED = (
     "by other code (networks, samplers, guidance or editing have changed since), so that they "
     "would not compare with new ones"
 )
+REQUESTS = "requests.jsonl"  # to a judge
+MEASURED = 16  # edits of a case between writes: its features are computed once for them
 EXTRACTED = "extracted"  # pictures that a benchmark keeps in tables
 
 
@@ -102,29 +105,31 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
     Raises: InputError for bad arguments or files, before any weights are loaded where possible.
     """
     models = parse_models(config.models, config, has_weak=config.weak_weights is not None)
+    reported = [case for case in cases if not case.is_step]
     protocol = PROTOCOLS.get(cases[0].benchmark)
     sizes, warned = pick_sizes(models, config.resolution, protocol)
     if choosing:
         choosing = _check_choosing(cases, choosing, config.select_on)
-    _check(config, models, [*cases, *choosing])
+    _check(config, models, [*cases, *choosing], sizes)
     cuda = pick_device(config.device).type == "cuda"
     with open_world(cuda=cuda, timeout=TIMEOUT) as world:
         # Each process has its own GPU, even if the device is named without a number.
         device = pick_device("auto" if config.device == "cuda" else config.device, world.local_rank)
         networks = _load_networks(config, protocol, device)
-        asked = config.metrics or (protocol and [*protocol.metrics])
-        metrics = pick_metrics(asked, cases, networks)
+        asked = config.metrics
+        if protocol is not None and not protocol.judge:
+            asked = asked or [*protocol.metrics]
+        metrics = pick_metrics(asked, reported, networks)
         edits = [_trials(model, cases, choosing, sizes, config, device) for model in models]
-        built_in = built_in_trials(cases, models, sizes)
+        built_in = built_in_trials(reported, models, sizes)
         trials = [*built_in, *chain.from_iterable(edits)]
         world.check_same("what is compared", key_of([trial.key for trial in trials]))
         lock = _take(config.output, trials, world)
         records = Records(config.output, world.rank)
         maker = Maker(trials, records, world, sizes)
-        count = len(maker.by_edit)
-        world.print(
-            f"{count} edits, {count - len(maker.missing(trials))} of them are there already"
-        )
+        asked_for = [*chain.from_iterable(edits)]
+        count, todo = len({trial.edit for trial in asked_for}), len(maker.missing(asked_for))
+        world.print(f"{count} edits, {count - todo} of them are there already")
         for warning in warned if world.is_main else ():
             warnings.warn(warning, stacklevel=2)
         world.barrier()  # all have counted before anyone adds one
@@ -139,6 +144,7 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
             else:
                 maker.copy(mine, lambda trial, model=model: load_image(find(trial.case, model)))
         maker.finish()
+        trials = [trial for trial in trials if not trial.case.is_step]
         score(trials, records, metrics, networks, sizes, world)
         if world.is_main:
             shown = [records.by_key[key] for key in dict.fromkeys(trial.key for trial in trials)]
@@ -150,6 +156,9 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
             paths = write_report(config.output, shown, config.baseline, config.grids, notes=notes)
             if protocol is not None:
                 export_results(trials, records)
+            if protocol is not None and protocol.judge:
+                paths.append(config.output / REQUESTS)
+                export_requests(shown, paths[-1], protocol.judge)
             print(*paths, sep="\n")
             lock.close()
 
@@ -215,7 +224,7 @@ def _trials(
 ) -> list[Trial]:
     """All edits of a model: of the cases, and of those that choose its scales."""
     if not model.has_weights:
-        return found_trials(cases, model)
+        return found_trials([case for case in cases if not case.is_step], model)
     made_with = {
         "weights": model.source,
         "weights_digest": weights_digest(model.folder),
@@ -251,14 +260,13 @@ def score(
         source = resize(load_image(case.source), size)
         target = None if case.target is None else resize(load_image(case.target), size)
         mask = None if case.mask is None else decode_mask(case.mask)
-        for record in mine:
-            numbers = measure(
-                *([load_image(record.path)], source, target, case.captions, mask),
-                *(networks, metrics),
-                at_target=sizes.own,
-            )
-            scores = {name: values.item() for name, values in numbers.items()}
-            records.add(replace(record, scores=scores, scored_by=how))
+        for some in (mine[i : i + MEASURED] for i in range(0, len(mine), MEASURED)):
+            pictures = (load_image(record.path) for record in some)
+            compared = (source, target, case.captions, mask, networks, metrics)
+            numbers = measure(pictures, *compared, at_target=sizes.own)
+            for place, record in enumerate(some):
+                scores = {name: values[place].item() for name, values in numbers.items()}
+                records.add(replace(record, scores=scores, scored_by=how))
     world.barrier()
     records.read()
 
@@ -279,7 +287,9 @@ def _check_choosing(
     return [case for case in choosing if case.task in tasks]
 
 
-def _check(config: EvalConfig, models: Sequence[Model], cases: Sequence[Case]) -> None:
+def _check(
+    config: EvalConfig, models: Sequence[Model], cases: Sequence[Case], sizes: Sizes
+) -> None:
     """Raise InputError for what would stop the run later, before any weights are loaded."""
     if config.batch_size < 1:
         raise InputError(f"batch_size is {config.batch_size}, expected 1 or more")
@@ -292,11 +302,12 @@ def _check(config: EvalConfig, models: Sequence[Model], cases: Sequence[Case]) -
             _check_settings(model)
     output = config.output.resolve()
     for case in cases:
-        if output in case.source.resolve().parents:
+        folders = case.source.resolve().parents
+        if output in folders and output / EXTRACTED not in folders:
             raise InputError(
                 f"{case.source} lies in the output folder {config.output}: choose another --output"
             )
-        case.check()
+        case.check(of_one_size=not sizes.own)
 
 
 def _check_settings(model: Model) -> None:

@@ -197,7 +197,7 @@ class _Task:
             against = self._against(row, baseline)
             remarks = [] if line.is_built_in else _remarks(against)
             lacking = len(everywhere - {place[:2] for place in mine})
-            if lacking and not line.is_built_in:
+            if lacking:
                 remarks.append(
                     f"lacks {lacking} of {len(everywhere)} cases: its means are over the others, "
                     "differences over those that both have"
@@ -279,12 +279,13 @@ def _labels(rows: dict[tuple, Record]) -> dict[tuple, str]:
     for row in rows:
         weights.setdefault(row[0], set()).add(row[2])
     labels: dict[tuple, str] = {}
-    for row, record in rows.items():
+    for row in sorted(rows):
         model, _, digest = row
-        told = _told(record.settings or {}, differ)
+        settings = rows[row].settings or {}
+        told = _told(settings, differ)
         several = [f"weights {digest[:6]}"] if len(weights[model]) > 1 else []
         parts = [model, *several, *told]
-        if one_model and told and record.settings:
+        if one_model and told and settings:
             parts = [*several, *told]
         label, count = ", ".join(parts), 1
         while label in labels.values():

@@ -219,6 +219,7 @@ class Trial:
             "source_caption": captions[0],
             "target_caption": captions[1],
             "benchmark": case.benchmark,
+            "is_step": case.is_step,
         }
         name = model if isinstance(model, str) else model.name
         settings = self.settings and recorded(self.settings)

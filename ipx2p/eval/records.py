@@ -41,7 +41,7 @@ class Record:
     records may share: guidance that is the same at some scales, cases that differ in their target.
     case: its `name`, `group` (pictures of one photograph are one sample of the statistics), `task`,
     `instruction`, `source` and `target` with their digests, `source_caption`, `target_caption`,
-    `benchmark`.
+    `benchmark`, `is_step` (made only for the case after it).
     model: its name in tables, or one of `BUILT_IN`: the source, the target, the target through the
     autoencoder, a method without learning.
     settings: those of `EditSettings`, None for scales without effect, with `guidance_in_full` and
@@ -183,7 +183,7 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def read_folders(folders: Sequence[Path]) -> list[Record]:
-    """The records of runs; of those that were made again, by other code, the last.
+    """The records of runs that are reported; of those that were made again, the last.
 
     Raises: InputError for a folder without any.
     """
@@ -197,7 +197,8 @@ def read_folders(folders: Sequence[Path]) -> list[Record]:
             )
         for record in records:
             by_key[record.key] = joined(by_key.get(record.key), record)
-    return [*{r.place: r for r in sorted(by_key.values(), key=lambda r: r.made_at)}.values()]
+    shown = [record for record in by_key.values() if not record.case.get("is_step")]
+    return [*{r.place: r for r in sorted(shown, key=lambda r: r.made_at)}.values()]
 
 
 def names_of(records: Iterable[Record]) -> list[str]:

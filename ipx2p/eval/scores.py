@@ -36,6 +36,7 @@ SHOWN_WHOLE = {"clip", "dino"}  # these resize pictures themselves, of any size
 
 NEEDS = {
     "target": "targets (target in the manifest, or --target)",
+    "caption": "captions of targets (target_caption in the manifest, or on the command line)",
     "captions": "captions (source_caption and target_caption in the manifest, or on the command "
     "line)",
     "mask": "masks of what may change, which only some benchmarks have",
@@ -45,6 +46,7 @@ NEEDS = {
     "structure": "a DINO model (--dino)",
     "lpips": "the backbone of LPIPS (--lpips)",
     "dists": "the backbone of DISTS (--dists)",
+    "judge": "answers of a judge, which are read by the report (--answers)",
 }
 
 
@@ -116,6 +118,10 @@ class Metric:
 
 def _clipped(edited: Tensor) -> Tensor:
     return 100 * ((edited <= 0) | (edited >= 1)).double().mean(dim=(1, 2, 3))
+
+
+def _unmeasured(views: Views) -> Tensor:
+    raise NotImplementedError("a judge gives these scores")
 
 
 def _structure(views: Views) -> Tensor:
@@ -208,7 +214,7 @@ METRICS = {
     ),
     "clip_text": Metric(
         *("CLIP similarity to target caption", f"of the edit; {HIGH}"),
-        *(("clip", "captions"), 4, lambda v: v.cosine("clip", "target_caption")),
+        *(("clip", "caption"), 4, lambda v: v.cosine("clip", "target_caption")),
         default=True,
     ),
     "clip_direction": Metric(
@@ -268,8 +274,16 @@ METRICS = {
     "clip_text_edited": Metric(
         "CLIP similarity to target caption, within the mask",
         f"of the edit, black where it may not change; {HIGH}",
-        *(("clip", "captions", "mask"), 4, lambda v: v.cosine("clip", "target_caption", "inside")),
+        *(("clip", "caption", "mask"), 4, lambda v: v.cosine("clip", "target_caption", "inside")),
     ),
+    **{
+        name: Metric(label, f"of a judge; {HIGH}", ("judge",), 2, _unmeasured)
+        for name, label in (
+            ("judged", "judged score"),
+            ("judged_sc", "judged semantic consistency"),
+            ("judged_pq", "judged quality"),
+        )
+    },
 }
 
 
@@ -277,9 +291,16 @@ def lacking(cases: Iterable[Case], networks: Networks) -> dict[str, str]:
     """What none of these cases has, and the networks that are not there; with how to give it."""
     given = networks.given
     for case in cases:
-        given |= {need for need in ("target", "captions") if getattr(case, need) is not None}
+        given |= _given(case.target, case.captions)
         given |= {"mask", "background"} if case.mask is not None else set()
     return {need: how for need, how in NEEDS.items() if need not in given}
+
+
+def _given(target: object, captions: tuple[str, str] | None) -> set[str]:
+    """What of a case can be measured against; that of the source may be "", which says nothing."""
+    given = set() if target is None else {"target"}
+    given |= set() if captions is None else {"caption"}
+    return given | ({"captions"} if captions and all(captions) else set())
 
 
 def pick_metrics(
@@ -317,8 +338,7 @@ def measure(
     mask: 1 where the picture may change, (H, W); if it has another size, its nearest values count.
     """
     size = target.size if at_target and target is not None else source.size
-    given = networks.given | ({"target"} if target is not None else set())
-    given |= {"captions"} if captions is not None else set()
+    given = networks.given | _given(target, captions)
     if mask is not None:
         mask = F.interpolate(mask[None, None].float(), size[::-1])[0, 0]
         given |= {"mask"} if mask.any() else set()

@@ -126,7 +126,8 @@ def markdown_of_differences(lines: Sequence[Line]) -> str:
         heads = ["", *(COLUMNS[name][0] for name in metrics)]
         title = escaped(f"{prefix}differences from {reference}")
         parts += [f"### {title}", "", *_table(heads, rows), ""]
-    return "\n".join(parts)
+    told = "A line minus the reference, its 95 % interval, and cases won / tied / lost."
+    return "\n".join([told, "", *parts]) if parts else ""
 
 
 def differences_of(

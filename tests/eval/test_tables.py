@@ -193,7 +193,9 @@ def test_each_task_has_its_lines_after_those_of_all():
         *[("snow", "identity"), ("snow", "a")],
     ]
     everything = by_label(lines)["a"]
-    # A task without a classical method has none to beat; it is no gap.
+    # A task without a classical method has none to beat; its row says that it lacks the task.
+    assert by_label(lines)["classical"].remarks[0].startswith("lacks 6 of 12 cases")
+    assert by_label(lines, "night")["classical"].remarks == ()
     assert everything.edits == 12 and everything.against["classical"]["psnr"].wins == 6
     assert len(everything.remarks) == 1
 
@@ -399,6 +401,16 @@ def test_latex_is_escaped_and_complete():
     )
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {2}
+
+
+def test_no_row_of_latex_is_read_as_the_end_of_the_one_above():
+    text = latex(make_lines(rows_of("[5cm]", SOURCE, settings_of()) + rows_of("*b", SOURCE)))
+    assert "{[}5cm] & 60" in text and "{*}b & 0" in text
+
+
+def test_there_are_no_lines_of_nothing():
+    lines = make_lines([])
+    assert lines == [] and markdown(lines) == markdown_of_differences(lines) == ""
 
 
 def test_what_people_type_is_escaped_in_markdown():

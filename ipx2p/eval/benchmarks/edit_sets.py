@@ -87,6 +87,7 @@ def read_magicbrush(
                     captions=said if measured else None,
                     group=session,
                     after=f"{session}-{number - 1}" if iterative and number > 1 else None,
+                    is_step=not measured,
                     results=_magicbrush_results(session, number, iterative),
                 )
             )
@@ -293,8 +294,9 @@ EDIT_SETS = (
             "Both pictures are multiplied by the mask and then compared whole: what is masked "
             "counts as equal, which flatters, the more so the larger the mask. Where the mask is "
             "the whole picture there is no background, and no number.",
-            "LPIPS is that of SqueezeNet. The border of one pixel always counts as edited. The published structure distance "
-            "feeds 0..255 pictures to a normalisation made for 0..1.",
+            "The border of one pixel always counts as edited. LPIPS is that of SqueezeNet. The "
+            "published structure distance feeds 0..255 to a normalisation made for 0..1: see "
+            "--paper-compat.",
         ),
     ),
     Protocol(

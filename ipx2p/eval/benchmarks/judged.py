@@ -130,44 +130,51 @@ def read_answers(path: Path, records: Sequence[Record], judge: str) -> list[Reco
     A record with an answer of null is left out.
     Raises: InputError for a line that is no answer, or a question without one.
     """
-    answers: dict[str, tuple[Any, str, str]] = {}
-    for number, line in enumerate(_lines(path), 1):
+    given = _answers(path)
+    names: list[str] = []
+    scored = []
+    for record in records:
+        found: dict[str, list[float]] = {}
+        questions = _questions(record) if record.picture else ()
+        for question in questions:
+            names.append(f"{record.key}/{question.name}")
+            line = given.get(names[-1], {})
+            if line.get("answer") is not None:
+                found[question.name] = _numbers(line["answer"], question, line["where"])
+                by = str(line.get("judge", judge))
+        if found and len(found) == len(questions):
+            scores = _scores(**found)
+            scored.append(replace(record, scores=scores, scored_by=dict.fromkeys(scores, by)))
+    if missing := [name for name in names if name not in given]:
+        raise InputError(
+            f"{path} lacks {len(missing)} of {len(names)} answers, the first of them "
+            f"{missing[0]}: ask again, or give null for one that was refused"
+        )
+    if unknown := given.keys() - {*names}:
+        raise InputError(f"{path} answers {min(unknown)}, which no edit here is asked about")
+    return scored
+
+
+def _answers(path: Path) -> dict[str, dict[str, Any]]:
+    """The lines of a file by id, each with `where` it is."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    given: dict[str, dict[str, Any]] = {}
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
         where = f"{path} line {number}"
         try:
-            values = json.loads(line)
-            name, answer = values["id"], values["answer"]
+            line = json.loads(text)
+            name, _ = line["id"], line["answer"]
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f'{where} is not {{"id": ..., "answer": ...}}: {line:.80}') from error
-        if name in answers:
+            raise InputError(f'{where} is not {{"id": ..., "answer": ...}}: {text:.80}') from error
+        if name in given:
             raise InputError(f"{where} answers {name} a second time: keep one of the two")
-        answers[name] = (answer, str(values.get("judge", judge)), where)
-    asked = [
-        (record, question)
-        for record in records
-        if record.picture
-        for question in _questions(record)
-    ]
-    names = [f"{record.key}/{question.name}" for record, question in asked]
-    if unanswered := [name for name in names if name not in answers]:
-        raise InputError(
-            f"{path} lacks {len(unanswered)} of {len(names)} answers, the first of them "
-            f"{unanswered[0]}: ask again, or give null for one that was refused"
-        )
-    if unknown := {*answers} - {*names}:
-        raise InputError(f"{path} answers {min(unknown)}, which no edit here is asked about")
-    given: dict[str, dict[str, list[float] | None]] = defaultdict(dict)
-    for name, (_, question) in zip(names, asked, strict=True):
-        answer, _, where = answers[name]
-        key = name.rpartition("/")[0]
-        given[key][question.name] = None if answer is None else _numbers(answer, question, where)
-    scored = []
-    for record in {record.key: record for record, _ in asked}.values():
-        if None in given[record.key].values():
-            continue
-        scores = _scores(**given[record.key])
-        by = answers[f"{record.key}/{_questions(record)[0].name}"][1]
-        scored.append(replace(record, scores=scores, scored_by=dict.fromkeys(scores, by)))
-    return scored
+        given[name] = line | {"where": where}
+    return given
 
 
 def _questions(record: Record) -> tuple[Question, ...]:
@@ -176,13 +183,6 @@ def _questions(record: Record) -> tuple[Question, ...]:
     if name not in QUESTIONS:
         raise InputError(f"{record.case['name']} is of benchmark {name!r}, which no one judges")
     return QUESTIONS[name]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
 
 
 def _numbers(answer: Any, question: Question, where: str) -> list[float]:

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case
 from ipx2p.files import atomic_write, digest_bytes, read_json
 from ipx2p.images import load_image_bytes
@@ -103,23 +102,6 @@ def extract(data: bytes, folder: Path, where: str) -> Path:
         else:
             image.save(temporary, "PNG")
     return path
-
-
-def export_results(cases: Iterable[Case], edits: Mapping[str, Path], folder: Path) -> None:
-    """Copy edits to where the benchmark's own script looks for them.
-
-    Their bytes stay as they are, also where the official name ends in .jpg: its scripts look at the
-    content. MagicBrush's wants the results of single and multi-turn in one folder.
-
-    Args:
-        edits: by name of the case.
-    Raises: InputError if one is not there.
-    """
-    for case in cases:
-        if case.name not in edits:
-            raise InputError(f"{case.name} has no edit: finish the run before it is exported")
-        with atomic_write(folder / case.results[0]) as temporary:
-            temporary.write_bytes(edits[case.name].read_bytes())
 
 
 def decode_mask(pairs: Iterable[int]) -> Tensor:

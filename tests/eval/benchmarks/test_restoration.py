@@ -11,6 +11,7 @@ from ipx2p.data.instructions import bank
 from ipx2p.errors import InputError
 from ipx2p.eval.benchmarks.restoration import RESTORATION
 
+TEST2800 = ["Test2800-901_1", "Test2800-901_2", "Test2800-902_1", "Test2800-902_2"]
 PROTOCOLS = {protocol.name: protocol for protocol in RESTORATION}
 
 
@@ -96,7 +97,7 @@ def cases(name, root, tmp_path):
         ("rain100l", rain13k, ["Rain100L-1", "Rain100L-2", "Rain100L-10"], "derain", 3),
         ("test100", rain13k, ["Test100-1", "Test100-2", "Test100-10"], "derain", 3),
         ("test1200", rain13k, ["Test1200-1", "Test1200-2", "Test1200-10"], "derain", 3),
-        ("test2800", rain13k, [f"Test2800-90{n}" for n in ("1_1", "1_2", "2_1", "2_2")], "derain", 2),
+        ("test2800", rain13k, TEST2800, "derain", 2),
         ("rain100h", rain100, ["Rain100H-rain-001", "Rain100H-rain-002"], "derain", 1),
         ("rain100l", rain100, ["Rain100L-rain-001", "Rain100L-rain-002"], "derain", 1),
         ("gopro", gopro, [f"GOPR0384_11_00-00000{n}" for n in (1, 2)], "deblur", 1),
