@@ -74,12 +74,12 @@ LAYERS = {
         "ipx2p.training.benchmark",
         *("ipx2p.eval.cases", "ipx2p.eval.rows", "ipx2p.eval.sweep", "ipx2p.eval.networks"),
         *("ipx2p.eval.scores", "ipx2p.eval.intervals", "ipx2p.eval.lines", "ipx2p.eval.fronts"),
-        *("ipx2p.eval.tables", "ipx2p.eval.grids", "ipx2p.eval.curves"),
-        *("ipx2p.eval.page", "ipx2p.eval.report", "ipx2p.eval.comparison"),
+        *("ipx2p.eval.tables", "ipx2p.eval.grids", "ipx2p.eval.plots", "ipx2p.eval.curves"),
+        *("ipx2p.eval.page_parts", "ipx2p.eval.page", "ipx2p.eval.reporting"),
     ],
     5: [
         *("ipx2p.commands.edit", "ipx2p.commands.train", "ipx2p.commands.convert"),
-        *("ipx2p.bench", "ipx2p.eval.compare"),
+        *("ipx2p.bench", "ipx2p.eval.compare", "ipx2p.eval.report"),
     ],
     6: ["sample", "train", "convert_weights", "ipx2p.__main__"],
 }

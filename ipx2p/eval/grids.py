@@ -77,10 +77,10 @@ def make_rows(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, lis
     """
     lines = [line for line in lines if line.task == ALL]
     seed = next((record.seed for record in records if record.seed is not None), None)
-    there = {_place(record): record for record in records if record.seed in (None, seed)}
+    there = {row_of(record): record for record in records if record.seed in (None, seed)}
 
     def tiles(chosen: Iterable[Line]) -> list[Tile]:
-        found = [(line, there[place]) for line in chosen if (place := _place(line)) in there]
+        found = [(line, there[place]) for line in chosen if (place := row_of(line)) in there]
         return [
             Tile(
                 BUILT_IN_LABELS.get(record.model, line.label),
@@ -111,7 +111,7 @@ def make_rows(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, lis
     return {title: some for title, some in found.items() if some}
 
 
-def _place(of: Record | Line) -> tuple[str, ...]:
+def row_of(of: Record | Line) -> tuple[str, ...]:
     """Equal for a line and its records."""
     weights = of.weights if isinstance(of, Line) else of.made_with.get("weights_digest") or ""
     return of.model, key_of(of.settings), weights if of.settings else ""

@@ -19,6 +19,9 @@ examples:
 
   # two runs, of one machine each; differences are taken to a model of the first
   python -m ipx2p.eval.report runs/here runs/there --output together --baseline old
+
+  # a benchmark that a language model judges: its answers, as lines {"id": ..., "answer": ...}
+  python -m ipx2p.eval.report evaluation --answers answers.jsonl
 """
 
 
@@ -30,6 +33,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     where = "(default: FOLDER, if there is one)"
     add("--output", metavar="DIR", type=Path, help=where)
     add("--baseline", metavar="NAME", help="what differences are taken to (default: identity)")
+    add("--answers", metavar="FILE", type=Path, help="of the judge, to requests.jsonl of the run")
     add("--grids", metavar="N", type=int, default=4, help="pictures that are shown (default: 4)")
     args = parser.parse_args(argv)
     if args.output is None and len(args.folders) > 1:
@@ -46,10 +50,12 @@ def main(argv: list[str] | None = None) -> None:
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder: expected the --output of compare or evaluate")
     from ipx2p.eval.records import read_folders
-    from ipx2p.eval.reporting import write_report
+    from ipx2p.eval.reporting import with_answers, write_report
     from ipx2p.files import check_writable
 
     records = read_folders(args.folders)
+    if args.answers is not None:
+        records = with_answers(records, args.answers)
     output = args.output or args.folders[0]
     check_writable(output)
     print(*write_report(output, records, args.baseline, args.grids), sep="\n")

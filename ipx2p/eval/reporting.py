@@ -6,17 +6,20 @@ It is made from records and their pictures alone: no weights, no manifest, no ph
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ipx2p.errors import InputError
+from ipx2p.eval.benchmarks.judged import mean_over_tasks, read_answers
 from ipx2p.eval.benchmarks.registry import PROTOCOLS
 from ipx2p.eval.curves import HOW_TO_GET, has_matplotlib, make_curves
 from ipx2p.eval.fronts import match_change
-from ipx2p.eval.grids import by_case, draw_cases, make_grids, make_rows
+from ipx2p.eval.grids import by_case, draw_cases, make_grids, make_rows, row_of
 from ipx2p.eval.intervals import Difference, Estimate
-from ipx2p.eval.lines import EFFECTIVE, Line, has_choice, make_lines
+from ipx2p.eval.lines import ALL, EFFECTIVE, Line, has_choice, make_lines
 from ipx2p.eval.page import Cell, Shown, Table, make_page
-from ipx2p.eval.records import Record
+from ipx2p.eval.records import Record, joined
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.tables import (
     COLUMNS,
@@ -121,6 +124,22 @@ def _texts(
     }
 
 
+def with_answers(records: Sequence[Record], path: Path) -> list[Record]:
+    """The records of a judged benchmark, with the scores of the answers in a file.
+
+    Raises: InputError for records that no one judges, or answers that are not to them.
+    """
+    names = {record.case["benchmark"] for record in records}
+    judges = {PROTOCOLS[name].judge for name in names if name in PROTOCOLS}
+    if len(names) > 1 or not all(judges) or not judges:
+        told = ", ".join(sorted(names - {""})) or "no benchmark"
+        raise InputError(
+            f"{path}: answers are read for one benchmark that is judged, here are edits of {told}"
+        )
+    scored = {record.key: record for record in read_answers(path, records, judges.pop())}
+    return [joined(record, scored.get(record.key, record)) for record in records]
+
+
 def about_of(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, str]:
     """What was compared, for the head of the report."""
     edits = [record for record in records if record.settings is not None]
@@ -174,7 +193,7 @@ def _measured_by(records: Iterable[Record]) -> str:
         for name, how in record.scored_by.items():
             if how:
                 by_how.setdefault(how, {})[name] = None
-    return "; ".join(f"{', '.join(names)} by {how}" for how, names in by_how.items())
+    return "; ".join(f"{', '.join(names)}: {how}" for how, names in by_how.items())
 
 
 def _notes(reported: Sequence[Record]) -> list[str]:
@@ -235,8 +254,6 @@ def _table_of(lines: Sequence[Line]) -> Table:
 def _cell(name: str, value: Any) -> Cell:
     """A number, a text, or an estimate with its interval."""
     raw = value.mean if isinstance(value, Estimate) else value
-    if name not in COLUMNS:  # a score that a judge gives
-        return Cell("" if raw is None else f"{raw:g}", "" if raw is None else raw)
     return Cell(shown_value(name, value), "" if raw is None else raw, shown_interval(name, value))
 
 
@@ -279,6 +296,8 @@ def _published(records: Sequence[Record], lines: Sequence[Line]) -> Iterator[Tab
     for protocol in (PROTOCOLS[name] for name in names if name in PROTOCOLS):
         mine = [record for record in records if record.case["benchmark"] == protocol.name]
         ours = make_lines(mine) if len(names) > 1 else lines
+        if protocol.over_tasks:
+            ours = [_over_tasks(line, mine, protocol.metrics) for line in ours]
         shown = [(line.task, line.label, line.scores, "this report") for line in ours]
         shown += [(row.task, row.model, row.scores, row.source) for row in protocol.published]
         rows = [
@@ -289,10 +308,20 @@ def _published(records: Sequence[Record], lines: Sequence[Line]) -> Iterator[Tab
             ]
             for task, label, scores, source in shown
         ]
-        labels = (METRICS[n].label if n in METRICS else n for n in protocol.metrics)
+        labels = (METRICS[name].label for name in protocol.metrics)
         title = f"{protocol.name}, beside published rows"
         about = [protocol.about, *protocol.notes]
         yield Table(title, about, ["task", "model", *labels, "from"], rows, range(len(ours)))
+
+
+def _over_tasks(line: Line, records: Sequence[Record], metrics: Sequence[str]) -> Line:
+    """The line, with the means of its tasks' means if it is of all tasks."""
+    scored = [
+        replace(record, scores={name: record.scores[name] for name in metrics})
+        for record in records
+        if row_of(record) == row_of(line) and {*metrics} <= {*record.scores}
+    ]
+    return replace(line, scores=mean_over_tasks(scored)) if scored and line.task == ALL else line
 
 
 def _shown(

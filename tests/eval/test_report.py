@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -158,7 +159,7 @@ def test_what_measured_the_scores_is_named(swept):
     how = {"lpips": "AlexNet, 1234", "clip_image": "CLIP of B", "clip_text": "CLIP of B"}
     records = [replace(record, scored_by=how) for record in swept]
     about = reporting.about_of(records, make_lines(records))
-    assert about["measured by"] == "lpips by AlexNet, 1234; clip_image, clip_text by CLIP of B"
+    assert about["measured by"] == "lpips: AlexNet, 1234; clip_image, clip_text: CLIP of B"
 
 
 def test_a_model_that_is_no_better_than_doing_nothing_is_named_in_words(finished):
@@ -198,13 +199,40 @@ def test_published_rows_stand_beside_ours_with_their_source_and_notes(tmp_path, 
     lines = make_lines(records)
     [table] = reporting._published(records, lines)
     assert table.title == "toy, beside published rows" and "Crops do not compare." in table.about
-    assert table.heads == ["task", "model", "PSNR, dB", "judged", "from"]
+    assert table.heads == ["task", "model", "PSNR, dB", "judged score", "from"]
     cells = [[cell.text for cell in cells] for cells in table.rows]
     assert [row[1] for row in cells] == ["identity", "oracle", "mine", "theirs"]
-    assert cells[-1] == ["all", "theirs", "30.00", "4.5", "a paper, table 1"]
+    assert cells[-1] == ["all", "theirs", "30.00", "4.50", "a paper, table 1"]
     assert cells[1][2] == "inf" and cells[1][4] == "this report"  # the check of our measure
     write_report(tmp_path, records)
     assert "a paper, table 1" in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("plain")
+def test_answers_of_a_judge_are_scores_and_tasks_count_the_same(tmp_path, capsys):
+    edits = [("mine", settings_of(), sharpened(100))]
+    given = {"photos": ("cat", "bee"), "tasks": ("deblur", "brighten"), "benchmark": "imgedit"}
+    write_folder(tmp_path, edits, **given)
+    records = [*read_folders([tmp_path])]
+    records = [r for r in records if (r.case["name"], r.model) != ("bee-deblur", "mine")]
+    lines = [
+        {"id": f"{r.key}/edit", "answer": {"score": [5 if r.case["task"] == "deblur" else 2] * 3}}
+        for r in records
+    ]
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scored = reporting.with_answers(records, answers)
+    assert scored[0].scores["psnr"] and {r.scores["judged"] for r in scored} == {5.0, 2.0}
+    [table] = reporting._published(scored, make_lines(scored))
+    [mine] = [row for row in table.rows if (row[0].text, row[1].text) == ("all", "mine")]
+    assert mine[table.heads.index("judged score")].value == pytest.approx(3.5)  # (5 + 2) / 2
+    code, _, err = run(capsys, tmp_path, "--answers", answers)
+    assert code == 2 and "lacks 1 of 12 answers" in err
+
+
+def test_answers_to_nothing_that_is_judged_are_refused(finished, tmp_path, capsys):
+    code, _, err = run(capsys, finished, "--answers", tmp_path / "a.jsonl")
+    assert code == 2 and "here are edits of no benchmark" in err
 
 
 def test_differences_are_green_where_the_line_is_better(finished):
