@@ -88,7 +88,7 @@ def finished(arguments, tmp_path_factory):
 @pytest.fixture
 def no_curves(monkeypatch):
     """Reports without curves, which take longest to make."""
-    monkeypatch.setattr("ipx2p.eval.report.has_matplotlib", lambda: False)
+    monkeypatch.setattr("ipx2p.eval.reporting.has_matplotlib", lambda: False)
 
 
 @pytest.fixture
