@@ -90,7 +90,8 @@ def make_page(
         parts.append("<h2>All scales</h2><p>Click a sheet to see it at full size.</p>")
     for case in shown:
         sheets = "".join(
-            _figure(path.read_bytes(), "jpeg", name) for name, path in case.sheets.items()
+            _figure(path.read_bytes(), "jpeg", name, show=False)
+            for name, path in case.sheets.items()
         )
         if sheets:
             parts.append(f"<details><summary>{escape(case.name)}</summary>{sheets}</details>")
@@ -162,9 +163,10 @@ def _embedded(path: Path) -> str:
     return f"data:image/{name};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _figure(content: bytes, kind: str, caption: str) -> str:
+def _figure(content: bytes, kind: str, caption: str, *, show: bool = True) -> str:
     data = base64.b64encode(content).decode()
+    below = f"<figcaption>{escape(caption)}</figcaption>" if show else ""
     return (
         f'<figure><img src="data:image/{kind};base64,{data}" alt="{escape(caption)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f"{below}</figure>"
     )

@@ -47,7 +47,7 @@ button.tile { cursor: zoom-in; } .tile img { width: 100%; height: auto; }
 :focus-visible { outline: 3px solid #1a73e8; outline-offset: 1px; }
 @media print {
   .scroll { max-height: none; overflow: visible; } th { position: static; }
-  .controls, dialog { display: none; } figure, .tile, tr { break-inside: avoid; }
+  .controls, select, dialog { display: none; } figure, .tile, tr { break-inside: avoid; }
 }
 """
 
@@ -68,6 +68,7 @@ VIEWER = """
 
 # A click on a heading sorts by its column, numbers as numbers, empty cells last; on a figure, shows
 # it at full size; on a tile, opens the viewer with the source, or for that the target, beside it.
+# Tables of several tasks can be narrowed to one.
 SCRIPT = """
 const $ = (id) => document.getElementById(id);
 for (const image of document.querySelectorAll("[data-same]"))
@@ -88,6 +89,19 @@ for (const table of document.querySelectorAll("table")) {
     });
     table.tBodies[0].append(...rows);
   }));
+}
+for (const table of document.querySelectorAll("table")) {
+  const rows = [...table.tBodies[0].rows];
+  const tasks = [...new Set(rows.map((row) => row.cells[0].dataset.value))];
+  if (table.tHead.rows[0].cells[0].textContent !== "task" || tasks.length < 2) continue;
+  const choice = document.createElement("select");
+  choice.setAttribute("aria-label", "task");
+  choice.append(new Option("every task", ""), ...tasks.map((task) => new Option(task)));
+  choice.addEventListener("change", () => {
+    for (const row of rows)
+      row.hidden = choice.value !== "" && row.cells[0].dataset.value !== choice.value;
+  });
+  table.closest(".scroll").before(choice);
 }
 const arrange = () => {  // as many columns as have room, and rows that are equally long
   for (const row of document.querySelectorAll(".tiles")) {
