@@ -6,7 +6,7 @@ from ipx2p import __version__, bench
 from ipx2p.cli import Parser, run_command
 from ipx2p.commands import convert, edit, train
 from ipx2p.data.prepare import __main__ as prepare
-from ipx2p.eval import compare, evaluate
+from ipx2p.eval import blind, compare, evaluate, report
 
 # The module of each command, and how it is called without `ipx2p`.
 COMMANDS = {
@@ -16,6 +16,8 @@ COMMANDS = {
     "prepare": (prepare, "python -m ipx2p.data.prepare"),
     "compare": (compare, "python -m ipx2p.eval.compare"),
     "evaluate": (evaluate, "python -m ipx2p.eval.evaluate"),
+    "report": (report, "python -m ipx2p.eval.report"),
+    "blind": (blind, "python -m ipx2p.eval.blind"),
     "bench": (bench, "python -m ipx2p.bench"),
 }
 DESCRIPTION = "Instruction-tune Stable Diffusion: picture and sentence in, edited picture out."

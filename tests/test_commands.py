@@ -22,7 +22,10 @@ import ipx2p.commands.convert
 import ipx2p.commands.edit
 import ipx2p.commands.train
 import ipx2p.data.prepare.__main__
+import ipx2p.eval.blind
 import ipx2p.eval.compare
+import ipx2p.eval.evaluate
+import ipx2p.eval.report
 import sample
 import train
 from ipx2p import names
@@ -43,6 +46,9 @@ COMMANDS = {
     "ipx2p.bench": ipx2p.bench,
     "ipx2p.data.prepare": ipx2p.data.prepare.__main__,
     "ipx2p.eval.compare": ipx2p.eval.compare,
+    "ipx2p.eval.evaluate": ipx2p.eval.evaluate,
+    "ipx2p.eval.report": ipx2p.eval.report,
+    "ipx2p.eval.blind": ipx2p.eval.blind,
 }
 MODULES = COMMANDS | {"ipx2p": ipx2p.__main__}
 

@@ -24,7 +24,7 @@ from ipx2p.editing.files import load_editor
 from ipx2p.editing.settings import pick_resolution
 from ipx2p.errors import InputError
 from ipx2p.eval.benchmarks.judged import export_requests
-from ipx2p.eval.benchmarks.protocol import Protocol, decode_mask
+from ipx2p.eval.benchmarks.protocol import OWN_PAIRS, Protocol, decode_mask
 from ipx2p.eval.benchmarks.registry import PROTOCOLS
 from ipx2p.eval.built_in import built_in_trials, find, found_trials, make_built_in
 from ipx2p.eval.cases import Case, Sizes
@@ -106,7 +106,7 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
     """
     models = parse_models(config.models, config, has_weak=config.weak_weights is not None)
     reported = [case for case in cases if not case.is_step]
-    protocol = PROTOCOLS.get(cases[0].benchmark)
+    protocol = PROTOCOLS.get(cases[0].benchmark, OWN_PAIRS)
     sizes, warned = pick_sizes(models, config.resolution, protocol)
     if choosing:
         choosing = _check_choosing(cases, choosing, config.select_on)
@@ -115,60 +115,71 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
     with open_world(cuda=cuda, timeout=TIMEOUT) as world:
         # Each process has its own GPU, even if the device is named without a number.
         device = pick_device("auto" if config.device == "cuda" else config.device, world.local_rank)
-        networks = _load_networks(config, protocol, device)
-        asked = config.metrics
-        if protocol is not None and not protocol.judge:
-            asked = asked or [*protocol.metrics]
+        networks = Networks.load(
+            device,
+            **config.networks,
+            preprocessing=protocol.preprocessing,
+            paper_compat=config.paper_compat,
+        )
+        asked = config.metrics or [*protocol.measured] or None
         metrics = pick_metrics(asked, reported, networks)
         edits = [_trials(model, cases, choosing, sizes, config, device) for model in models]
         built_in = built_in_trials(reported, models, sizes)
         trials = [*built_in, *chain.from_iterable(edits)]
         world.check_same("what is compared", key_of([trial.key for trial in trials]))
         lock = _take(config.output, trials, world)
-        records = Records(config.output, world.rank)
-        maker = Maker(trials, records, world, sizes)
-        asked_for = [*chain.from_iterable(edits)]
-        count, todo = len({trial.edit for trial in asked_for}), len(maker.missing(asked_for))
-        world.print(f"{count} edits, {count - todo} of them are there already")
         for warning in warned if world.is_main else ():
             warnings.warn(warning, stacklevel=2)
-        world.barrier()  # all have counted before anyone adds one
-        batching = Batching(
-            config.batch_size, config.batch_branches, config.compile, config.negative_instruction
-        )
+        maker = Maker(trials, Records(config.output, world.rank), world, sizes)
+        _count(maker, [*chain.from_iterable(edits)])
         maker.copy(built_in, make_built_in(models, sizes, device))
         for model, mine in zip(models, edits, strict=True):
-            if model.has_weights:
-                where = (model.folder, config.weak_weights, device, config.dtype, config.compile)
-                maker.edit(mine, partial(load_editor, *where), batching)
-            else:
-                maker.copy(mine, lambda trial, model=model: load_image(find(trial.case, model)))
+            _make(maker, model, mine, config, device)
         maker.finish()
-        trials = [trial for trial in trials if not trial.case.is_step]
-        score(trials, records, metrics, networks, sizes, world)
+        shown = [trial for trial in trials if not trial.case.is_step]
+        score(shown, maker.records, metrics, networks, sizes, world)
         if world.is_main:
-            shown = [records.by_key[key] for key in dict.fromkeys(trial.key for trial in trials)]
-            notes = (
-                []
-                if asked
-                else [f"Some metrics need {how}." for how in lacking(cases, networks).values()]
-            )
-            paths = write_report(config.output, shown, config.baseline, config.grids, notes=notes)
-            if protocol is not None:
-                export_results(trials, records)
-            if protocol is not None and protocol.judge:
-                paths.append(config.output / REQUESTS)
-                export_requests(shown, paths[-1], protocol.judge)
-            print(*paths, sep="\n")
+            how = {} if asked else lacking(cases, networks)
+            notes = [f"Some metrics need {need}." for need in how.values()]
+            print(*_report(config, protocol, shown, maker.records, notes), sep="\n")
             lock.close()
 
 
-def _load_networks(config: EvalConfig, protocol: Protocol | None, device: torch.device) -> Networks:
-    """What measures, with pictures prepared as the benchmark does it."""
-    how = {"paper_compat": config.paper_compat}
-    if protocol is not None:
-        how["preprocessing"] = protocol.preprocessing
-    return Networks.load(device, **config.networks, **how)
+def _count(maker: Maker, edits: Sequence[Trial]) -> None:
+    """Say what is to be done."""
+    count, todo = len({trial.edit for trial in edits}), len(maker.missing(edits))
+    maker.world.print(f"{count} edits, {count - todo} of them are there already")
+    maker.world.barrier()  # all have counted before anyone adds one
+
+
+def _make(
+    maker: Maker, model: Model, trials: Sequence[Trial], config: EvalConfig, device: torch.device
+) -> None:
+    """Edit what is missing of a model, or fetch it from the folder that it is."""
+    if model.has_weights:
+        where = (model.folder, config.weak_weights, device, config.dtype, config.compile)
+        how = (config.batch_size, config.batch_branches, config.compile)
+        batching = Batching(*how, config.negative_instruction)
+        maker.edit(trials, partial(load_editor, *where), batching)
+    else:
+        maker.copy(trials, lambda trial: load_image(find(trial.case, model)))
+
+
+def _report(
+    config: EvalConfig,
+    protocol: Protocol,
+    trials: Sequence[Trial],
+    records: Records,
+    notes: Sequence[str],
+) -> list[Path]:
+    """Write the report, and what the benchmark's own script or judge needs."""
+    shown = [records.by_key[key] for key in dict.fromkeys(trial.key for trial in trials)]
+    paths = write_report(config.output, shown, config.baseline, config.grids, notes=notes)
+    export_results(trials, records)
+    if protocol.judge:
+        paths.append(config.output / REQUESTS)
+        export_requests(shown, paths[-1], protocol.judge)
+    return paths
 
 
 def export_results(trials: Sequence[Trial], records: Records) -> None:
@@ -183,7 +194,7 @@ def export_results(trials: Sequence[Trial], records: Records) -> None:
 
 
 def pick_sizes(
-    models: Sequence[Model], resolution: int | None, protocol: Protocol | None
+    models: Sequence[Model], resolution: int | None, protocol: Protocol
 ) -> tuple[Sizes, list[str]]:
     """The sizes of edits and scores, and warnings about them.
 
@@ -193,11 +204,12 @@ def pick_sizes(
     for model in models:
         if model.has_weights:
             picked[model.name] = pick_resolution(model.folder, resolution)
-    own = protocol is not None and protocol.score_at_target
+    own = protocol.score_at_target
     if not picked:  # pictures that were made elsewhere
         return Sizes(resolution, 1, own), []
     first, *others = picked
-    (size, multiple, _), native = picked[first], protocol is not None and protocol.native
+    size, multiple, _ = picked[first]
+    native = protocol.native and resolution is None
     for other in others:
         if picked[other][1] != multiple:
             raise InputError(
@@ -205,13 +217,13 @@ def pick_sizes(
                 f"{picked[other][1]}: their edits would differ in size: evaluate them apart, and "
                 "report both folders together"
             )
-        if picked[other][0] != size and not (native and resolution is None):
+        if picked[other][0] != size and not native:
             raise InputError(
                 f"{first} was trained at {size} pixels, {other} at {picked[other][0]}: choose one "
                 "--resolution for both"
             )
     notes = dict.fromkeys(note for _, _, more in picked.values() for note in more)
-    return Sizes(None if native and resolution is None else size, multiple, own), [*notes]
+    return Sizes(None if native else size, multiple, own), [*notes]
 
 
 def _trials(

@@ -48,6 +48,7 @@ button.tile { cursor: zoom-in; } .tile img { width: 100%; height: auto; }
 @media print {
   .scroll { max-height: none; overflow: visible; } th { position: static; }
   .controls, select, dialog { display: none; } figure, .tile, tr { break-inside: avoid; }
+  h2, h3, h4, .case p { break-after: avoid; } thead { display: table-row-group; }
 }
 """
 

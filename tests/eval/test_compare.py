@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 import ipx2p.eval.compare
 from ipx2p.diffusion.guidance.registry import SCHEMES
 from ipx2p.editing.editor import Editor
-from ipx2p.eval.comparison import CompareConfig
+from ipx2p.eval.engine import EvalConfig
+from ipx2p.eval.records import read_records
 from ipx2p.eval.scores import METRICS
-from ipx2p.eval.sweep import SweepConfig
 from tests.conftest import GOLDEN, ROOT
 from tests.eval.conftest import WEIGHTS, assert_one_line, run
 
@@ -42,8 +42,8 @@ LDM = GOLDEN / "ldm.safetensors"
         (["--batch-size", "0"], "batch_size is 0"),
         (["--limit", "0"], "limit is 0, expected 1 or more pictures"),
         (["--grids", "-1"], "grids is -1, expected 0 or more"),
-        (["--metrics", "psnr"], r"metric psnr needs targets \(--manifest, --target\)"),
-        (["--metrics", "clip_direction"], "clip_direction needs a CLIP model and captions"),
+        (["--metrics", "psnr"], r"metric psnr needs targets \(target in the manifest, or --target\)"),
+        (["--metrics", "clip_direction"], r"clip_direction needs a CLIP model \(--clip\) and captions"),
         (["--clip", "nowhere"], "nowhere is no folder with a CLIP model"),
         (["--clip", WEIGHTS], "holds no CLIP model with a tokenizer"),
         (["--image", "no.png"], r"no\.png: cannot be read \(No such file"),
@@ -99,11 +99,11 @@ def test_weights_that_are_no_edit_model_get_one_line(capsys, tmp_path, weights, 
 
 
 def test_an_output_folder_of_something_else_is_refused(capsys, copied, arguments, tmp_path):
-    message = "holds another sweep, its resolution is 16, now 32: choose another --output"
+    message = "holds edits that were made with resolution 16, now 32: choose another --output"
     assert_one_line(run(capsys, *arguments, "--resolution", 32, "--output", copied), message)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("kept")
-    message = "mine holds other files, and no sweep"
+    message = "mine holds other files, and no records"
     assert_one_line(run(capsys, *arguments, "--output", tmp_path / "mine"), message)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
@@ -140,25 +140,25 @@ def test_what_would_stop_a_sweep_later_stops_it_at_once(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--dtype", "bfloat16"], "its dtype is 'float32', now 'bfloat16'"),
-        (["--negative-instruction", "rain"], "its negative_instruction is '', now 'rain'"),
-        (["--resolution", 24], "its resolution is 16, now 24"),
+        (["--dtype", "bfloat16"], "made with dtype 'float32', now 'bfloat16'"),
+        (["--negative-instruction", "rain"], "made with negative_instruction '', now 'rain'"),
+        (["--resolution", 24], "made with resolution 16, now 24"),
     ],
 )
 def test_what_shapes_every_edit_may_not_change_in_a_folder(
     capsys, finished, arguments, changes, message
 ):
     result = run(capsys, *arguments, *changes, "--output", finished)
-    assert_one_line(result, f"holds another sweep, {message}: choose another --output")
+    assert_one_line(result, f"holds edits that were {message}: choose another --output")
 
 
 def test_other_weights_or_other_code_may_not_either(capsys, finished, arguments, monkeypatch):
     others = [GOLDEN / "diffusers_v2", *arguments[1:]]
-    assert_one_line(run(capsys, *others, "--output", finished), "another sweep, its weights is '")
-    monkeypatch.setattr("ipx2p.eval.comparison.code_digest", lambda: "changed")
+    assert_one_line(run(capsys, *others, "--output", finished), "edits that were made by other weights that were called 'diffusers'")
+    monkeypatch.setattr("ipx2p.eval.engine.code_digest", lambda: "changed")
     result = run(capsys, *arguments, "--output", finished)
     message = (
-        r"another sweep, made by other code \(networks, .* not compare .*: choose another --out"
+        r"edits that were made by other code \(networks, .* not compare .*: choose another --out"
     )
     assert_one_line(result, message)
 
@@ -260,21 +260,17 @@ def test_the_resolution_of_the_training_is_the_default(capsys, tmp_path):
     argv = [WEIGHTS, *IMAGE, "--steps", 1, "--device", "cpu", "--output", tmp_path]
     code, _, err = run(capsys, *argv)
     assert code == 0 and "warning" not in err
-    assert json.loads((tmp_path / "sweep.json").read_text())["resolution"] == 128
+    made = [r.made_with for r in read_records(tmp_path) if r.settings]
+    assert made[0]["resolution"] == 128
     code, _, err = run(capsys, *argv[:-1], tmp_path / "small", "--resolution", 12)
     assert code == 0 and "resolution 12 is rounded to 16" in err and "far from the 128" in err
 
 
 def test_defaults_and_lists_of_the_command_are_those_of_the_code():
     args = ipx2p.eval.compare.parse(["w", *map(str, IMAGE)])
-    sweep, config = SweepConfig(), CompareConfig()
-    for name in ("guidance", "guidance_scale", "image_guidance_scale", "sampler", "spacing"):
-        assert getattr(args, name) == getattr(sweep, name)
-    for name in ("num_steps", "seeds", "resolution"):
-        assert getattr(args, name) == getattr(sweep, name)
-    assert (args.output, args.grids, args.batch_size) == (
-        *(config.output, config.grids, config.batch_size),
-    )
+    config = EvalConfig()
+    for name in vars(config).keys() & vars(args).keys() - {"output"}:
+        assert getattr(args, name) == getattr(config, name)
     listed = ipx2p.eval.compare.EXAMPLES.partition("metrics:")[2].splitlines()[0]
     assert listed.replace(" ", "").split(",") == [*METRICS]
 

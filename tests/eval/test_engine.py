@@ -356,7 +356,7 @@ def test_two_processes_share_the_edits_and_see_each_others(editor, tmp_path):
     for rank in (0, 1):
         maker = maker_of(trials, tmp_path, World(rank, 2))
         maker.world.barrier = maker.world.any = lambda *_: None  # the other has ended
-        maker.edit(trials if rank == 0 else trials, lambda: (editor, None), Batching(2))
+        maker.edit(trials, lambda: (editor, None), Batching(2))
     counts = [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("records_*"))]
     assert sum(counts) == 3 and len(counts) == 2
     assert maker_of(trials, tmp_path).missing(trials) == []

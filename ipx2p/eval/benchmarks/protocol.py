@@ -72,6 +72,11 @@ class Protocol:
     preset: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def measured(self) -> tuple[str, ...]:
+        """Its metrics that are measured here."""
+        return () if self.judge else self.metrics
+
+    @property
     def published(self) -> list[PublishedRow]:
         """The rows to print beside ours: in the file by "model" or "model / task"."""
         rows = []
@@ -82,6 +87,12 @@ class Protocol:
                     named = dict(zip(table["metrics"].split(), scores, strict=True))
                     rows.append(PublishedRow(model, named, table["source"], task))
         return rows
+
+
+# Without a benchmark: pictures are compared at the size of the edits.
+OWN_PAIRS = Protocol(
+    "", "own pairs", lambda *_: [], (), score_at_target=False, preprocessing="square"
+)
 
 
 def extract(data: bytes, folder: Path, where: str) -> Path:
