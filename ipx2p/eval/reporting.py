@@ -1,6 +1,6 @@
 """The report of records: tables, pictures, curves, and the page of them all (layer 4).
 
-OUTPUT/  index.html  table.md  table.csv  table.tex  edits.csv  grids/  curves/
+OUTPUT/  index.html  table.md  table.csv  table.tex  edits.csv  chosen_on.csv  grids/  curves/
 
 It is made from records and their pictures alone: no weights, no manifest, no photographs.
 """
@@ -79,8 +79,10 @@ def write_report(
     reported = [record for record in records if not record.selects]
     about = {**(about or {}), **about_of(reported, lines)}
     notes = [*notes, *notes_of(records, lines), *_notes(reported)]
-    for name, text in _texts(reported, lines, about, notes).items():
+    for name, text in _texts(records, lines, about, notes).items():
         _write(output / name, text)
+    if not any(record.selects for record in records):
+        (output / "chosen_on.csv").unlink(missing_ok=True)
     for folder in ("grids", "curves"):
         for path in filter(Path.is_file, (output / folder).glob("*")):
             path.unlink()
@@ -107,7 +109,9 @@ def write_report(
 def _texts(
     records: Sequence[Record], lines: Sequence[Line], about: Mapping[str, str], notes: Sequence[str]
 ) -> dict[str, str]:
-    """The tables, by name of the file."""
+    """The tables, by name of the file; that of what chose the scales, if that is not reported."""
+    choosing = [replace(record, selects=False) for record in records if record.selects]
+    reported = [record for record in records if not record.selects]
     parts = [
         f"# {TITLE}",
         "\n".join(f"- {name}: {escaped(value)}" for name, value in about.items()),
@@ -120,7 +124,8 @@ def _texts(
         "table.md": "\n\n".join(filter(None, parts)),
         "table.csv": csv_of_lines(lines),
         "table.tex": latex(lines),
-        "edits.csv": csv_of_edits(records),
+        "edits.csv": csv_of_edits(reported),
+        **({"chosen_on.csv": csv_of_lines(make_lines(choosing))} if choosing else {}),
     }
 
 

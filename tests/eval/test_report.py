@@ -308,6 +308,7 @@ def test_records_that_select_are_in_no_table_and_no_picture(tmp_path, plain):
     text = (tmp_path / "index.html").read_text()
     assert "Best scales were chosen on 1 other" in text and "bee" not in text
     assert {row["name"] for row in rows_of(tmp_path / "edits.csv")} == {"cat-deblur"}
+    assert len(rows_of(tmp_path / "chosen_on.csv")) == 2
 
 
 def test_names_that_are_no_text_are_written_escaped(tmp_path, plain):
