@@ -79,7 +79,10 @@ def write_report(
     reported = [record for record in records if not record.selects]
     about = {**(about or {}), **about_of(reported, lines)}
     notes = [*notes, *notes_of(records, lines), *_notes(reported)]
-    for name, text in _texts(records, lines, about, notes).items():
+    published = [*_published(reported, lines)]
+    texts = _texts(records, lines, about, notes)
+    texts["table.md"] += "".join(map(_markdown, published))
+    for name, text in texts.items():
         _write(output / name, text)
     if not any(record.selects for record in records):
         (output / "chosen_on.csv").unlink(missing_ok=True)
@@ -90,7 +93,7 @@ def write_report(
     for curve in curves:
         _write(output / "curves" / f"{curve.name}.png", curve.png)
     remarks, lesser = remarks_of(lines)
-    tables = [_table_of(lines), *_differences(lines), *_published(reported, lines)]
+    tables = [_table_of(lines), *_differences(lines), *published]
     shown = [*_shown(reported, lines, grids, output / "grids")]
     page = make_page(
         TITLE,
@@ -314,9 +317,16 @@ def _published(records: Sequence[Record], lines: Sequence[Line]) -> Iterator[Tab
             for task, label, scores, source in shown
         ]
         labels = (METRICS[name].label for name in protocol.metrics)
-        title = f"{protocol.name}, beside published rows"
+        title = f"{protocol.name}{', beside published rows' * bool(protocol.published)}"
         about = [protocol.about, *protocol.notes]
         yield Table(title, about, ["task", "model", *labels, "from"], rows, range(len(ours)))
+
+
+def _markdown(table: Table) -> str:
+    rows = [table.heads, ["---"] * len(table.heads)]
+    rows += [[f"{cell.text} {cell.beside}".strip() for cell in row] for row in table.rows]
+    lines = [f"| {' | '.join(map(escaped, row))} |" for row in rows]
+    return "\n\n".join([f"\n### {table.title}", *map(escaped, table.about), "\n".join(lines), ""])
 
 
 def _over_tasks(line: Line, records: Sequence[Record], metrics: Sequence[str]) -> Line:

@@ -206,6 +206,9 @@ def test_published_rows_stand_beside_ours_with_their_source_and_notes(tmp_path, 
     assert cells[1][2] == "inf" and cells[1][4] == "this report"  # the check of our measure
     write_report(tmp_path, records)
     assert "a paper, table 1" in (tmp_path / "index.html").read_text()
+    assert (
+        "| all | theirs | 30.00 | 4.50 | a paper, table 1 |" in (tmp_path / "table.md").read_text()
+    )
 
 
 @pytest.mark.usefixtures("plain")
