@@ -6,15 +6,17 @@ It is made from records and their pictures alone: no weights, no manifest, no ph
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ipx2p.eval.benchmarks.judged import mean_over_tasks
 from ipx2p.eval.benchmarks.registry import PROTOCOLS
 from ipx2p.eval.curves import HOW_TO_GET, has_matplotlib, make_curves
 from ipx2p.eval.fronts import match_change
 from ipx2p.eval.grids import by_case, draw_cases, make_grids, make_rows
 from ipx2p.eval.intervals import Difference, Estimate
-from ipx2p.eval.lines import EFFECTIVE, Line, has_choice, make_lines
+from ipx2p.eval.lines import ALL, EFFECTIVE, Line, has_choice, make_lines
 from ipx2p.eval.page import Cell, Shown, Table, make_page
 from ipx2p.eval.records import Record
 from ipx2p.eval.scores import METRICS
@@ -76,7 +78,10 @@ def write_report(
     reported = [record for record in records if not record.selects]
     about = {**(about or {}), **about_of(reported, lines)}
     notes = [*notes, *notes_of(records, lines), *_notes(reported)]
-    for name, text in _texts(reported, lines, about, notes).items():
+    texts = _texts(reported, lines, about, notes)
+    if choosing := [replace(record, selects=False) for record in records if record.selects]:
+        texts["chosen_on.csv"] = csv_of_lines(make_lines(choosing))
+    for name, text in texts.items():
         _write(output / name, text)
     for folder in ("grids", "curves"):
         for path in filter(Path.is_file, (output / folder).glob("*")):
@@ -279,7 +284,13 @@ def _published(records: Sequence[Record], lines: Sequence[Line]) -> Iterator[Tab
     for protocol in (PROTOCOLS[name] for name in names if name in PROTOCOLS):
         mine = [record for record in records if record.case["benchmark"] == protocol.name]
         ours = make_lines(mine) if len(names) > 1 else lines
-        shown = [(line.task, line.label, line.scores, "this report") for line in ours]
+        shown = []
+        for line in ours:
+            scores = line.scores
+            if protocol.over_tasks and line.task == ALL:
+                edits = [r for r in mine if (r.model, r.settings) == (line.model, line.settings)]
+                scores = mean_over_tasks(edits, protocol.metrics)
+            shown.append((line.task, line.label, scores, "this report"))
         shown += [(row.task, row.model, row.scores, row.source) for row in protocol.published]
         rows = [
             [
