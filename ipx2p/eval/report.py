@@ -17,6 +17,9 @@ examples:
   # the tables, curves and pictures of a run, in its folder
   python -m ipx2p.eval.report evaluation
 
+  # what a judge answered to the requests of a benchmark that is judged
+  python -m ipx2p.eval.report evaluation --answers answers.jsonl
+
   # two runs, of one machine each; differences are taken to a model of the first
   python -m ipx2p.eval.report runs/here runs/there --output together --baseline old
 """

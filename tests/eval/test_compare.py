@@ -46,11 +46,11 @@ LDM = GOLDEN / "ldm.safetensors"
         (["--grids", "-1"], "grids is -1, expected 0 or more"),
         (
             ["--metrics", "psnr"],
-            r"metric psnr needs targets \(target in the manifest, or --target\)",
+            r"psnr needs targets \(target in the manifest, or --",
         ),
         (
             ["--metrics", "clip_direction"],
-            r"clip_direction needs a CLIP model \(--clip\) and captions",
+            r"clip_direction needs a CLIP model .* and captions",
         ),
         (["--clip", "nowhere"], "nowhere is no folder with a CLIP model"),
         (["--clip", WEIGHTS], "holds no CLIP model"),
@@ -165,10 +165,8 @@ def test_other_weights_or_other_code_may_not_either(
 ):
     shutil.copytree(GOLDEN / "diffusers_v2", tmp_path / "diffusers")
     others = [tmp_path / "diffusers", *arguments[1:]]
-    assert_one_line(
-        run(capsys, *others, "--output", finished),
-        "edits that were made by other weights that were called 'diff",
-    )
+    message = "edits that were made by other weights that were called 'diffusers'"
+    assert_one_line(run(capsys, *others, "--output", finished), message)
     monkeypatch.setattr("ipx2p.eval.engine.code_digest", lambda: "changed")
     result = run(capsys, *arguments, "--output", finished)
     message = (
@@ -204,7 +202,7 @@ def test_best_scales_are_chosen_on_other_pairs_and_reported_on_these(
         {
             (row["guidance_scale"], row["image_guidance_scale"]): row
             for row in csv.DictReader(io.StringIO((out / name).read_text()))
-            if row["guidance"] != "identity"
+            if row["guidance"]
         }
         for name in ("table.csv", "chosen_on.csv")
     )

@@ -354,8 +354,7 @@ def test_the_digest_of_weights_is_of_their_content():
 def test_two_processes_share_the_edits_and_see_each_others(editor, tmp_path, monkeypatch):
     monkeypatch.setattr(World, "barrier", lambda self: None)  # one runs after the other
     trials = trials_of(Grid(guidance_scale=[1.0, 2.0, 3.0], num_steps=[1]))
-    for rank in (0, 1):
-        maker = maker_of(trials, tmp_path, World(rank, 2))
+    for maker in [maker_of(trials, tmp_path, World(rank, 2)) for rank in (0, 1)]:
         maker.edit(trials, lambda: (editor, None), Batching(2))
     counts = [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("records_*"))]
     assert counts == [2, 1]

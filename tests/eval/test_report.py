@@ -198,7 +198,7 @@ def test_published_rows_stand_beside_ours_with_their_source_and_notes(tmp_path, 
     lines = make_lines(records)
     [table] = reporting._published(records, lines)
     assert table.title == "toy, beside published rows" and "Crops do not compare." in table.about
-    assert table.heads == ["task", "model", "PSNR, dB", "judged", "from"]
+    assert table.heads == ["task", "model", "PSNR, dB", "judged score", "from"]
     cells = [[cell.text for cell in cells] for cells in table.rows]
     assert [row[1] for row in cells] == ["identity", "oracle", "mine", "theirs"]
     assert cells[-1] == ["all", "theirs", "30.00", "4.5", "a paper, table 1"]
