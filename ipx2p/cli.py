@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import ClassVar, NoReturn
 
 from ipx2p.errors import InputError
+from ipx2p.names import METRICS
 
 BAD_INPUT = 2  # exit code, the same as argparse's own
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
@@ -73,7 +74,8 @@ def add_where(add: Callable[..., object]) -> None:
 
 def add_report(add: Callable[..., object]) -> None:
     """Arguments of the commands that compare: what to measure, and what to show."""
-    add("--metrics", metavar="NAME", nargs="+", help="(default: those that can be measured)")
+    metrics = f"of {', '.join(METRICS)} (default: the usual ones that can be measured)"
+    add("--metrics", metavar="NAME", nargs="+", help=metrics)
     add("--clip", metavar="MODEL", help="folder or hub id of a CLIP model, for CLIP similarities")
     add("--dino", metavar="MODEL", help="likewise of a ViT trained with DINO")
     add("--lpips", metavar="FILE", help="weights of the backbone, for LPIPS")

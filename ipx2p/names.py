@@ -23,6 +23,12 @@ PUBLISHED = (
     *("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain100"),
     *("rain13k", "rain1400", "reds", "sidd"),
 )
+METRICS = (
+    *("change", "clipped", "psnr", "ssim", "l1", "l2", "psnr_y", "ssim_y", "ssim_3d", "haarpsi"),
+    *("invented", "clip_image", "clip_image_target", "clip_text", "clip_direction", "dino"),
+    *("dino_source", "dino_structure", "lpips", "dists", "background_psnr", "background_mse"),
+    *("background_ssim", "background_lpips", "clip_text_edited"),
+)
 BENCHMARKS = (
     *("magicbrush", "magicbrush-multi-turn", "magicbrush-global", "magicbrush-multi-turn-global"),
     *("emu-edit", "emu-edit-validation", "emu-edit-icedit", "pie-bench", "instructpix2pix"),

@@ -12,8 +12,6 @@ DESCRIPTION = "Edit pictures with every combination of guidance and scales, meas
 
 # Plain text so that --help need not import torch; a test compares it with the code.
 EXAMPLES = """\
-metrics:    change, clipped, psnr, ssim, clip_image, clip_direction
-
 Options with several values are combined with one another. Run again, or with more values, the
 command computes only what is missing; OUTPUT/index.html has the tables, curves and pictures.
 

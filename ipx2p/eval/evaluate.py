@@ -1,6 +1,7 @@
 """Compare models. `python -m ipx2p.eval.evaluate --help` shows examples."""
 
 import argparse
+import textwrap
 from pathlib import Path
 
 from ipx2p.cli import Parser, add_how, add_report, add_where, run_command
@@ -43,7 +44,8 @@ examples:
 
 def parse(argv: list[str] | None, **defaults: object) -> argparse.Namespace:
     """Parse the arguments, with the standard library alone. defaults: other ones, by name."""
-    examples = EXAMPLES.replace("{benchmarks}", ", ".join(BENCHMARKS))
+    names = textwrap.fill(", ".join(BENCHMARKS), 88, subsequent_indent=" " * 12)
+    examples = EXAMPLES.replace("{benchmarks}", names)
     parser = Parser(prog="python -m ipx2p.eval.evaluate", description=DESCRIPTION, epilog=examples)
     add = parser.add_argument
     add("cases", metavar="CASES", type=Path, help="manifest, folder, or root of a benchmark")

@@ -17,11 +17,11 @@ examples:
   # the tables, curves and pictures of a run, in its folder
   python -m ipx2p.eval.report evaluation
 
+  # what a judge answered to the requests of a benchmark that is judged
+  python -m ipx2p.eval.report evaluation --answers answers.jsonl
+
   # two runs, of one machine each; differences are taken to a model of the first
   python -m ipx2p.eval.report runs/here runs/there --output together --baseline old
-
-  # a benchmark that a language model judges: its answers, as lines {"id": ..., "answer": ...}
-  python -m ipx2p.eval.report evaluation --answers answers.jsonl
 """
 
 
@@ -32,12 +32,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("folders", metavar="FOLDER", nargs="+", type=Path, help="output of compare or evaluate")
     where = "(default: FOLDER, if there is one)"
     add("--output", metavar="DIR", type=Path, help=where)
+    answers = "a judge's answers to requests.jsonl: its scores are kept, and reported"
+    add("--answers", metavar="FILE", type=Path, help=answers)
     add("--baseline", metavar="NAME", help="what differences are taken to (default: identity)")
-    add("--answers", metavar="FILE", type=Path, help="of the judge, to requests.jsonl of the run")
     add("--grids", metavar="N", type=int, default=4, help="pictures that are shown (default: 4)")
     args = parser.parse_args(argv)
     if args.output is None and len(args.folders) > 1:
         parser.error("--output is required with several folders")
+    if args.answers is not None and len(args.folders) > 1:
+        parser.error("--answers belong to one folder: report it first, then all of them together")
     if args.grids < 0:
         parser.error(f"--grids is {args.grids}, expected 0 or more pictures")
     return args
@@ -49,13 +52,14 @@ def main(argv: list[str] | None = None) -> None:
     for folder in args.folders:
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder: expected the --output of compare or evaluate")
+    from ipx2p.eval.benchmarks.judged import add_answers
     from ipx2p.eval.records import read_folders
-    from ipx2p.eval.reporting import with_answers, write_report
+    from ipx2p.eval.reporting import write_report
     from ipx2p.files import check_writable
 
-    records = read_folders(args.folders)
     if args.answers is not None:
-        records = with_answers(records, args.answers)
+        add_answers(args.answers, args.folders[0])
+    records = read_folders(args.folders)
     output = args.output or args.folders[0]
     check_writable(output)
     print(*write_report(output, records, args.baseline, args.grids), sep="\n")

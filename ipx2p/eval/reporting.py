@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ipx2p.errors import InputError
-from ipx2p.eval.benchmarks.judged import mean_over_tasks, read_answers
+from ipx2p.eval.benchmarks.judged import mean_over_tasks
 from ipx2p.eval.benchmarks.registry import PROTOCOLS
 from ipx2p.eval.curves import HOW_TO_GET, has_matplotlib, make_curves
 from ipx2p.eval.fronts import match_change
@@ -19,7 +18,7 @@ from ipx2p.eval.grids import by_case, draw_cases, make_grids, make_rows, row_of
 from ipx2p.eval.intervals import Difference, Estimate
 from ipx2p.eval.lines import ALL, EFFECTIVE, Line, has_choice, make_lines
 from ipx2p.eval.page import Cell, Shown, Table, make_page
-from ipx2p.eval.records import Record, joined
+from ipx2p.eval.records import Record
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.tables import (
     COLUMNS,
@@ -80,12 +79,13 @@ def write_report(
     about = {**(about or {}), **about_of(reported, lines)}
     notes = [*notes, *notes_of(records, lines), *_notes(reported)]
     published = [*_published(reported, lines)]
-    texts = _texts(records, lines, about, notes)
+    texts = _texts(reported, lines, about, notes)
     texts["table.md"] += "".join(map(_markdown, published))
+    (output / "chosen_on.csv").unlink(missing_ok=True)
+    if choosing := [replace(record, selects=False) for record in records if record.selects]:
+        texts["chosen_on.csv"] = csv_of_lines(make_lines(choosing))
     for name, text in texts.items():
         _write(output / name, text)
-    if not any(record.selects for record in records):
-        (output / "chosen_on.csv").unlink(missing_ok=True)
     for folder in ("grids", "curves"):
         for path in filter(Path.is_file, (output / folder).glob("*")):
             path.unlink()
@@ -112,9 +112,7 @@ def write_report(
 def _texts(
     records: Sequence[Record], lines: Sequence[Line], about: Mapping[str, str], notes: Sequence[str]
 ) -> dict[str, str]:
-    """The tables, by name of the file; that of what chose the scales, if that is not reported."""
-    choosing = [replace(record, selects=False) for record in records if record.selects]
-    reported = [record for record in records if not record.selects]
+    """The tables, by name of the file."""
     parts = [
         f"# {TITLE}",
         "\n".join(f"- {name}: {escaped(value)}" for name, value in about.items()),
@@ -127,25 +125,8 @@ def _texts(
         "table.md": "\n\n".join(filter(None, parts)),
         "table.csv": csv_of_lines(lines),
         "table.tex": latex(lines),
-        "edits.csv": csv_of_edits(reported),
-        **({"chosen_on.csv": csv_of_lines(make_lines(choosing))} if choosing else {}),
+        "edits.csv": csv_of_edits(records),
     }
-
-
-def with_answers(records: Sequence[Record], path: Path) -> list[Record]:
-    """The records of a judged benchmark, with the scores of the answers in a file.
-
-    Raises: InputError for records that no one judges, or answers that are not to them.
-    """
-    names = {record.case["benchmark"] for record in records}
-    judges = {PROTOCOLS[name].judge for name in names if name in PROTOCOLS}
-    if len(names) > 1 or not all(judges) or not judges:
-        told = ", ".join(sorted(names - {""})) or "no benchmark"
-        raise InputError(
-            f"{path}: answers are read for one benchmark that is judged, here are edits of {told}"
-        )
-    scored = {record.key: record for record in read_answers(path, records, judges.pop())}
-    return [joined(record, scored.get(record.key, record)) for record in records]
 
 
 def about_of(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, str]:
@@ -304,9 +285,13 @@ def _published(records: Sequence[Record], lines: Sequence[Line]) -> Iterator[Tab
     for protocol in (PROTOCOLS[name] for name in names if name in PROTOCOLS):
         mine = [record for record in records if record.case["benchmark"] == protocol.name]
         ours = make_lines(mine) if len(names) > 1 else lines
-        if protocol.over_tasks:
-            ours = [_over_tasks(line, mine, protocol.metrics) for line in ours]
-        shown = [(line.task, line.label, line.scores, "this report") for line in ours]
+        shown = []
+        for line in ours:
+            scores = line.scores
+            if protocol.over_tasks and line.task == ALL:
+                edits = [record for record in mine if row_of(record) == row_of(line)]
+                scores = mean_over_tasks(edits, protocol.metrics)
+            shown.append((line.task, line.label, scores, "this report"))
         shown += [(row.task, row.model, row.scores, row.source) for row in protocol.published]
         rows = [
             [
@@ -327,16 +312,6 @@ def _markdown(table: Table) -> str:
     rows += [[f"{cell.text} {cell.beside}".strip() for cell in row] for row in table.rows]
     lines = [f"| {' | '.join(map(escaped, row))} |" for row in rows]
     return "\n\n".join([f"\n### {table.title}", *map(escaped, table.about), "\n".join(lines), ""])
-
-
-def _over_tasks(line: Line, records: Sequence[Record], metrics: Sequence[str]) -> Line:
-    """The line, with the means of its tasks' means if it is of all tasks."""
-    scored = [
-        replace(record, scores={name: record.scores[name] for name in metrics})
-        for record in records
-        if row_of(record) == row_of(line) and {*metrics} <= {*record.scores}
-    ]
-    return replace(line, scores=mean_over_tasks(scored)) if scored and line.task == ALL else line
 
 
 def _shown(

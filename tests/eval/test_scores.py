@@ -90,12 +90,17 @@ def test_the_unchanged_source_and_the_target_have_perfect_scores(networks):
     assert got["clip_image_target"][1] == pytest.approx(1) and got["dino"][1] == pytest.approx(1)
 
 
+JUDGED = {"judged", "judged_sc", "judged_pq"}
+
+
 def test_an_edit_has_the_same_scores_alone_and_among_others(networks):
     given = (noise(0), noise(1), CAPTIONS, torch.eye(48, 64), networks)
     together = measure([noise(2), noise(3), noise(2)], *given)
     alone = measure([noise(2)], *given)
     assert (
-        together.keys() == alone.keys() == METRICS.keys() - {"lpips", "dists", "background_lpips"}
+        together.keys()
+        == alone.keys()
+        == METRICS.keys() - {"lpips", "dists", "background_lpips", *JUDGED}
     )
     for name, values in together.items():
         assert values[0] == values[2] == alone[name][0], name
@@ -215,7 +220,7 @@ def test_metrics_asked_for_need_what_they_need(networks):
     for asked, cases, message in (
         ("psnr", [case()], r"metric psnr needs targets \(target in the manifest, or --target\)$"),
         ("clip_image", [whole], r"metric clip_image needs a CLIP model \(--clip\)$"),
-        ("clip_text", [case()], r"needs a CLIP model \(--clip\) and captions \(source_caption"),
+        ("clip_text", [case()], r"needs a CLIP model \(--clip\) and captions of targets"),
         ("background_psnr", [whole], "metric background_psnr needs masks"),
         ("pnsr", [whole], r"unknown metric 'pnsr'; did you mean psnr\?"),
     ):

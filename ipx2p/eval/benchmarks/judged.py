@@ -9,7 +9,6 @@ TIGER-AI-Lab/VIEScore, in our words.
 import json
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +23,7 @@ from ipx2p.errors import InputError
 from ipx2p.eval.benchmarks.protocol import Protocol, extract
 from ipx2p.eval.cases import Case
 from ipx2p.eval.intervals import Estimate, estimates
-from ipx2p.eval.records import IDENTITY, Record
+from ipx2p.eval.records import IDENTITY, Record, Records, read_folders
 from ipx2p.files import atomic_write, read_json
 
 _FORM = 'Answer with JSON only: {"score": [%s], "reasoning": "one sentence"}.'
@@ -209,41 +208,27 @@ def _scores(
     return {"judged_sc": semantic, "judged_pq": quality, "judged": (semantic * quality) ** 0.5}
 
 
-def mean_over_tasks(records: Sequence[Record]) -> dict[str, Estimate]:
+def mean_over_tasks(records: Sequence[Record], names: Iterable[str]) -> dict[str, Estimate]:
     """The mean of the tasks' means by metric, with its interval, of the records of one line.
 
     Pictures are drawn within their task: the values are deviations from the mean of the task,
-    weighted so that each task counts the same.
+    weighted so that each task counts the same. Nothing without a record that has all of the names.
     """
+    records = [record for record in records if {*names} <= {*record.scores}]
+    if not records:
+        return {}
     pictures = [record.case["group"] for record in records]
     _, pictures = np.unique(pictures, return_inverse=True)
     tasks, place = np.unique([record.case["task"] for record in records], return_inverse=True)
     counts = np.bincount(place)
     found = {}
-    for name in records[0].scores:
+    for name in names:
         values = np.array([record.scores[name] for record in records])
         means = np.bincount(place, values) / counts
         weights = len(values) / (len(tasks) * counts)
         even = means.mean() + weights[place] * (values - means[place])
         [found[name]] = estimates(even[None], pictures)
     return found
-
-
-def judged_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """A table for `csv_text`: by model and settings each task, then all of them as published."""
-    lines: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in records:
-        lines[record.model, json.dumps(record.settings, sort_keys=True)].append(record)
-    table = []
-    for (model, settings), mine in lines.items():
-        tasks = dict.fromkeys(record.case["task"] for record in mine)
-        parts = {task: [r for r in mine if r.case["task"] == task] for task in tasks} | {"": mine}
-        for task, part in parts.items():
-            row = {"model": model, "settings": settings, "task": task, "edits": len(part)}
-            for name, score in mean_over_tasks(part).items():
-                row |= {name: score.mean, f"{name}_low": score.low, f"{name}_high": score.high}
-            table.append(row)
-    return table
 
 
 def read_imgedit(folder: Path, extracted: Path) -> list[Case]:
@@ -332,3 +317,16 @@ JUDGED = (
         )
     ),
 )
+
+JUDGES = {protocol.name: protocol.judge for protocol in JUDGED}
+
+
+def add_answers(path: Path, folder: Path) -> None:
+    """Keep the scores of a judge's answers in the records of a folder; see `read_answers`."""
+    asked = [record for record in read_folders([folder]) if record.case["benchmark"] in JUDGES]
+    if not asked:
+        raise InputError(f"{folder} has no edits of {', '.join(JUDGES)}: leave out --answers")
+    answered = read_answers(path, asked, JUDGES[asked[0].case["benchmark"]])
+    records = Records(folder)
+    for record in answered:
+        records.add(record)
