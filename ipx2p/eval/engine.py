@@ -139,8 +139,8 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
         shown = [trial for trial in trials if not trial.case.is_step]
         score(shown, maker.records, metrics, networks, sizes, world)
         if world.is_main:
-            how = {} if asked else lacking(cases, networks)
-            notes = [f"Some metrics need {need}." for need in how.values()]
+            needed = dict.fromkeys({} if asked else lacking(cases, networks).values())
+            notes = [f"Other metrics need {'; '.join(needed)}."] if needed else []
             print(*_report(config, protocol, shown, maker.records, notes), sep="\n")
             lock.close()
 
