@@ -82,10 +82,10 @@ FAULTS = {
         "tests/diffusion/test_guidance_schemes.py",
     ),
     "a sweep key without the seed": (
-        "ipx2p/eval/sweep.py",
+        "ipx2p/eval/models.py",
         '"seed": seed}',
         '"seed": 0}',
-        "tests/eval/test_sweep.py",
+        "tests/eval/test_engine.py",
     ),
     "scores of another target": (
         "ipx2p/eval/scores.py",

@@ -139,8 +139,9 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
         shown = [trial for trial in trials if not trial.case.is_step]
         score(shown, maker.records, metrics, networks, sizes, world)
         if world.is_main:
-            needed = dict.fromkeys({} if asked else lacking(cases, networks).values())
-            notes = [f"Other metrics need {'; '.join(needed)}."] if needed else []
+            needs = {} if asked else lacking(reported, networks)
+            told = [how for need, how in needs.items() if need in ("target", "captions", *NETWORKS)]
+            notes = [f"Other metrics need {'; '.join(told)}."] if told else []
             print(*_report(config, protocol, shown, maker.records, notes), sep="\n")
             lock.close()
 

@@ -138,12 +138,14 @@ def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def _shortest(source: str, others: Sequence[str]) -> str:
-    """The end of a path, as much of it as no other has."""
-    parts = Path(source).parts
-    for count in range(1, len(parts)):
-        end = parts[-count:]
-        if sum(Path(other).parts[-count:] == end for other in others) == 1:
-            return "/".join(end)
+    """The end of a path, as much of it as no other has; `weights` of a run is left out."""
+
+    def parts(path: str) -> tuple[str, ...]:
+        return Path(path.removesuffix("/weights")).parts
+
+    for count in range(1, len(parts(source)) + 1):
+        if sum(parts(other)[-count:] == parts(source)[-count:] for other in others) == 1:
+            return "/".join(parts(source)[-count:])
     return source
 
 

@@ -1,0 +1,104 @@
+"""Models as they are typed, and the rows that need none."""
+
+import pytest
+from PIL import Image
+
+from ipx2p.errors import InputError
+from ipx2p.eval.built_in import built_in_trials, find, found_trials
+from ipx2p.eval.cases import Case, Sizes
+from ipx2p.eval.models import Grid, Model, parse_models
+from tests.conftest import GOLDEN
+from tests.eval.conftest import WEIGHTS
+
+
+def parse(*texts):
+    return parse_models([str(text) for text in texts], Grid())
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Weights of two runs, and one without a run, by link."""
+    for name in ("a/weights", "b/weights", "c", "x=y@z"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(WEIGHTS)
+    return tmp_path
+
+
+def test_a_model_is_called_by_the_end_of_its_path_that_tells_it_apart(runs):
+    names = [model.name for model in parse(runs / "a/weights", runs / "b/weights", runs / "c")]
+    assert names == ["a", "b", "c"]
+    (runs / "d").mkdir()
+    (runs / "d/a").symlink_to(WEIGHTS)
+    assert [m.name for m in parse(runs / "a/weights", runs / "d/a")] == [f"{runs.name}/a", "d/a"]
+    [model] = parse(f"my model={runs}/c")
+    assert (model.name, model.source) == ("my model", f"{runs}/c")
+    [model] = parse(runs / "x=y@z")  # a path that is there is a path
+    assert model.folder == runs / "x=y@z"
+
+
+def test_a_model_has_settings_of_its_own_and_the_others_from_the_command(runs):
+    stack = "ip2p+apg:eta=0,norm=7.5"
+    one, two = parse(f"{runs}/c@guidance={stack},guidance_scale=3,num_steps=5", runs / "a/weights")
+    [settings] = one.settings
+    assert (settings.guidance, settings.guidance_scale, settings.num_steps) == (stack, 3.0, 5)
+    assert settings.image_guidance_scale == Grid().image_guidance_scale[0]
+    assert two.settings == (*Grid().settings({}, has_weak=False),)
+
+
+def test_one_model_with_several_settings_is_one_model(runs):
+    [model] = parse(runs / "c", f"{runs}/c@guidance_scale=1", f"{runs}/c@guidance_scale=1")
+    assert [settings.guidance_scale for settings in model.settings] == [7.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["nowhere"], "nowhere does not exist"),
+        (["identity={c}"], "'identity' is a built-in row: write OTHER_NAME="),
+        (["x={c}", "x={v2}"], "two of them are called 'x': write NAME=WEIGHTS"),
+        (["{c}@scale=2"], r"no setting 'scale'; "),
+        (["{c}@guidance_scale=two"], "guidance_scale is 'two', expected a number"),
+        (["{c}@guidance=apgg"], "apgg"),
+        (["{photos}@guidance_scale=1"], "holds pictures, which take no settings"),
+    ],
+)
+def test_models_that_cannot_be_get_one_line(runs, texts, message):
+    photos = runs / "photos"
+    photos.mkdir()
+    Image.new("RGB", (8, 8)).save(photos / "a.png")
+    places = {"c": runs / "c", "v2": GOLDEN / "diffusers_v2", "photos": photos}
+    with pytest.raises(InputError, match=message):
+        parse(*(text.format(**places) for text in texts))
+
+
+def test_built_in_rows_are_those_that_can_be(tmp_path):
+    for name, value in (("a", 10), ("b", 20)):
+        Image.new("RGB", (16, 16), (value, 0, 0)).save(tmp_path / f"{name}.png")
+    source, target = tmp_path / "a.png", tmp_path / "b.png"
+    models, sizes = parse(WEIGHTS, f"v2={GOLDEN / 'diffusers_v2'}"), Sizes(16, 8)
+
+    def rows(case, models=models):
+        return [trial.model for trial in built_in_trials([case], models, sizes)]
+
+    assert rows(Case("a", source, "x")) == ["identity"]
+    pair = Case("a", source, "x", "denoise", target)
+    one_vae = rows(pair, models[:1])
+    assert one_vae == ["identity", "oracle", "vae", "classical"]
+    vaes = {name for name in rows(pair) if name.startswith("vae")}
+    assert vaes in ({"vae"}, {"vae (diffusers)", "vae (v2)"})
+
+
+def test_results_made_elsewhere_are_found_by_their_names(tmp_path):
+    image = Image.new("RGB", (8, 8))
+    image.save(tmp_path / "source.png")
+    folder = tmp_path / "theirs"
+    (folder / "139").mkdir(parents=True)
+    image.save(folder / "139" / "139_1.png")
+    image.save(folder / "own.jpg")
+    model = Model("theirs", str(folder), folder)
+    official = Case("139-1", tmp_path / "source.png", "x", results=("139/139_1.png", "139/x.png"))
+    own = Case("own", tmp_path / "source.png", "x")
+    assert find(official, model).name == "139_1.png" and find(own, model).name == "own.jpg"
+    assert len(found_trials([official, own], model)) == 2
+    with pytest.raises(InputError, match="has no result for 'gone': expected gone.png"):
+        found_trials([Case("gone", tmp_path / "source.png", "x")], model)
