@@ -142,6 +142,7 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
             needs = {} if asked else lacking(reported, networks)
             told = [how for need, how in needs.items() if need in ("target", "captions", *NETWORKS)]
             notes = [f"Other metrics need {'; '.join(told)}."] if told else []
+            export_results(trials, maker.records)
             print(*_report(config, protocol, shown, maker.records, notes), sep="\n")
             lock.close()
 
@@ -173,10 +174,9 @@ def _report(
     records: Records,
     notes: Sequence[str],
 ) -> list[Path]:
-    """Write the report, and what the benchmark's own script or judge needs."""
+    """Write the report, and what a judge is asked."""
     shown = [records.by_key[key] for key in dict.fromkeys(trial.key for trial in trials)]
     paths = write_report(config.output, shown, config.baseline, config.grids, notes=notes)
-    export_results(trials, records)
     if protocol.judge:
         paths.append(config.output / REQUESTS)
         export_requests(shown, paths[-1], protocol.judge)
