@@ -87,7 +87,10 @@ class Maker:
 
     def copy(self, trials: Sequence[Trial], make: Callable[[Trial], Image.Image]) -> None:
         """Make pictures that need no editor, one by one; each process its share."""
-        for trial in self.world.share(self.missing(trials)):
+        todo = self.missing(trials)
+        self.world.barrier()  # all have counted before anyone adds one
+        mine, is_main = self.world.share(todo), self.world.is_main
+        for trial in tqdm(mine, unit="picture", desc="other rows", disable=not is_main):
             self.keep(trial, make(trial))
 
     def edit(

@@ -124,7 +124,6 @@ def _count(maker: Maker, edits: Sequence[Trial]) -> None:
     """Say what is to be done."""
     count, todo = len({trial.edit for trial in edits}), len(maker.missing(edits))
     maker.world.print(f"{count} edits, {count - todo} of them are there already")
-    maker.world.barrier()  # all have counted before anyone adds one
 
 
 def _make(
