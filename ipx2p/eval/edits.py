@@ -66,6 +66,7 @@ class Maker:
                 "it again"
             )
         bare = [trial for trial in self.trials if trial.key not in self.records.by_key]
+        self.world.barrier()  # all have counted before anyone adds one
         for trial in self.world.share(bare):
             made = self.records.by_edit[trial.edit]
             names = ("picture", "failed", "made_at", "evaluations", "seconds", "computed_on")
