@@ -33,7 +33,7 @@ BENCHMARKS = (
     *("magicbrush", "magicbrush-multi-turn", "magicbrush-global", "magicbrush-multi-turn-global"),
     *("emu-edit", "emu-edit-validation", "emu-edit-icedit", "pie-bench", "instructpix2pix"),
     *("rain100h", "rain100l", "test100", "test1200", "test2800", "gopro", "sidd", "lol"),
-    *("imgedit", "gedit", "gedit-cn"),
+    *("imgedit", "gedit"),
 )
 
 

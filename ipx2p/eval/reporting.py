@@ -288,7 +288,7 @@ def _published(records: Sequence[Record], lines: Sequence[Line]) -> Iterator[Tab
         shown = []
         for line in ours:
             scores = line.scores
-            if protocol.over_tasks and line.task == ALL:
+            if protocol.judge and line.task == ALL:
                 edits = [record for record in mine if row_of(record) == row_of(line)]
                 scores = mean_over_tasks(edits, protocol.metrics)
             shown.append((line.task, line.label, scores, "this report"))

@@ -5,9 +5,9 @@ evaluation/image_eval.py, cure-lab/PnPInversion evaluation/evaluate.py, timothyb
 instruct-pix2pix metrics/compute_metrics.py).
 """
 
-from collections.abc import Iterable
 from functools import partial
 from itertools import groupby
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +15,16 @@ import torch
 
 from ipx2p.data.published.edit_sets import InstructPix2Pix, MagicBrush
 from ipx2p.data.published.parquet import Parquet
-from ipx2p.data.published.source import Chunk, Example, Fault, caption, sentence
+from ipx2p.data.published.source import Chunk, Fault, caption, sentence
 from ipx2p.errors import InputError
-from ipx2p.eval.benchmarks.protocol import (
-    SIDE,
-    VIT_B32,
-    VIT_L14,
-    VITB8,
-    VITS16,
-    Protocol,
-    extract,
-)
+from ipx2p.eval.benchmarks.protocol import SIDE, Protocol, entries, extract, usable
 from ipx2p.eval.cases import Case
-from ipx2p.files import read_json
 from ipx2p.seeds import generator
 
 PIE_TYPES = (
     *("random", "change object", "add object", "delete object", "change content"),
     *("change pose", "change color", "change material", "change background", "change style"),
 )
-
-
-def usable(found: Iterable[Example | Fault]) -> list[Example]:
-    """All of the examples. InputError for the first fault: a benchmark with a part missing would
-    be another benchmark.
-    """
-    examples = [*found]
-    faults = [item for item in examples if isinstance(item, Fault)]
-    if faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise InputError(f"{faults[0].reason}{more}: unpack the set again, all of it is measured")
-    return examples
 
 
 def read_magicbrush(
@@ -70,7 +49,7 @@ def read_magicbrush(
         )
     cases = []
     turns = usable(source.examples("test", file))
-    for session, group in groupby(turns, key=lambda turn: turn.group):
+    for session, group in groupby(turns, key=attrgetter("group")):
         chain = [*group]
         for number, turn in enumerate(chain, 1):
             begin = chain[0] if iterative else turn
@@ -78,6 +57,8 @@ def read_magicbrush(
                 raise InputError(f"{folder / 'test' / file} has no caption of {turn.target.name}")
             said = ("" if captions == "local" else begin.source_caption or "", turn.target_caption)
             measured = not iterative or turn is chain[-1]
+            place = "1" if number == 1 else f"{'iter' if iterative else 'inde'}_{number}"
+            results = (f"{session}_{place}", f"{session}-output{number}")  # also the set's targets
             cases.append(
                 Case(
                     f"{session}-{number}",
@@ -88,18 +69,10 @@ def read_magicbrush(
                     group=session,
                     after=f"{session}-{number - 1}" if iterative and number > 1 else None,
                     is_step=not measured,
-                    results=_magicbrush_results(session, number, iterative),
+                    results=tuple(f"{session}/{result}.png" for result in results),
                 )
             )
     return cases
-
-
-def _magicbrush_results(session: str, number: int, iterative: bool) -> tuple[str, ...]:
-    """The official name of a result; then as the set names its own targets, so that it can be
-    given as its own result.
-    """
-    turn = f"{'iter' if iterative else 'inde'}_{number}" if number > 1 else "1"
-    return f"{session}/{session}_{turn}.png", f"{session}/{session}-output{number}.png"
 
 
 class EmuEdit(Parquet):
@@ -112,7 +85,7 @@ class EmuEdit(Parquet):
 
 
 def read_emu_edit(
-    folder: Path, extracted: Path, *, split: str = "test", drop_equal: bool = False
+    folder: Path, extracted: Path, *, split: str, drop_equal: bool = False
 ) -> list[Case]:
     """A split of Emu Edit's test set, called as in the test set itself; it has no targets.
 
@@ -146,16 +119,10 @@ def read_pie(folder: Path, extracted: Path) -> list[Case]:
     path, pictures = folder / "mapping_file.json", folder / "annotation_images"
     if not pictures.is_dir():
         raise InputError(f"{pictures} is missing: expected it beside {path.name}, as in data.zip")
-    cases = [_pie_case(key, item, path, pictures) for key, item in read_json(path).items()]
-    if not cases:
-        raise InputError(f"{path} lists nothing, expected 700 pictures")
-    return cases
+    return [_pie_case(*entry, pictures) for entry in entries(path)]
 
 
-def _pie_case(key: str, item: Any, path: Path, pictures: Path) -> Case:
-    where = f"{path}: {key!r}"
-    if not isinstance(item, dict):
-        raise InputError(f"{where} is {item!a:.80}, expected an object")
+def _pie_case(key: str, item: dict[str, Any], where: str, pictures: Path) -> Case:
     file = sentence(item.get("image_path"), f"{where} 'image_path'")
     if not (pictures / file).is_file():
         raise InputError(f"{pictures / file} is missing, {where} lists it")
@@ -185,17 +152,13 @@ def _pie_case(key: str, item: Any, path: Path, pictures: Path) -> Case:
 def read_instructpix2pix(folder: Path, extracted: Path) -> list[Case]:
     """The test prompts of InstructPix2Pix, of each one pair, always the same."""
     source = InstructPix2Pix(folder, {})
-    seeds: dict[str, list[Any]] = {}
-    for chunk in source.chunks():
-        for item in chunk.items:
-            if isinstance(item, Fault):
-                seeds.setdefault(item.name.partition("/")[0], []).append(item)
-            elif item[2] == "test":
-                seeds.setdefault(item[0], []).append(item)
+    items = [item for chunk in source.chunks() for item in chunk.items]
+    usable(item for item in items if isinstance(item, Fault))
     drawn = []
-    for prompt, items in seeds.items():
-        place = torch.randint(len(items), (), generator=generator(0, f"pair of {prompt}"))
-        drawn.append(items[place])
+    for prompt, some in groupby((x for x in items if x[2] == "test"), key=itemgetter(0)):
+        pairs = [*some]
+        place = torch.randint(len(pairs), (), generator=generator(0, f"pair of {prompt}"))
+        drawn.append(pairs[place])
     return [
         Case(
             pair.name.replace("/", "-"),
@@ -210,33 +173,19 @@ def read_instructpix2pix(folder: Path, extracted: Path) -> list[Case]:
     ]
 
 
-_MB_NOTES = (
+_B32_S16 = "Measured with openai/clip-vit-base-patch32 and facebook/dino-vits16."
+_MAGICBRUSH = (
+    _B32_S16,
     "Returning the picture unchanged scores well on L1, CLIP-I and DINO: read every row against "
     "the identity row.",
     "Pixels are compared after Pillow's bicubic resize to the target; CLIP and DINO see each "
     "picture at its own size.",
 )
-_GLOBAL_NOTES = (
+_GLOBAL = (
     "CLIP-T with global captions is not that of the paper, which took local ones (MagicBrush#17); "
-    "the other four numbers are those of the protocol without -global, whose rows hold for them.",
+    "the other four numbers are those of the protocol without -global, whose rows hold for them."
 )
-
-
-def _magicbrush(name: str, iterative: bool, captions: str) -> Protocol:
-    how = "the last turn, edited from its own earlier results" if iterative else "every turn alone"
-    return Protocol(
-        name,
-        f"MagicBrush test, {how}; CLIP-T with {captions} captions",
-        partial(read_magicbrush, captions=captions, iterative=iterative),
-        ("l1", "l2", "clip_image_target", "dino", "clip_text"),
-        VIT_B32,
-        VITS16,
-        notes=_MB_NOTES + (_GLOBAL_NOTES if captions == "global" else ()),
-    )
-
-
-_EMU = ("clip_direction", "clip_image", "clip_text", "change", "dino_source")
-_EMU_NOTE = (
+_EMU = (
     "There are no targets: CLIP-im, L1 and DINO compare with the input, L1 here in % (0.121 is "
     "12.1), and all of them are best for a picture that is returned unchanged.",
     "In facebook/emu_edit_test_set_generations the files called validation are the test split "
@@ -244,16 +193,26 @@ _EMU_NOTE = (
 )
 
 
-def _emu(name: str, about: str, **options: Any) -> Protocol:
+def _magicbrush(name: str, *notes: str, iterative: bool = False, captions: str) -> Protocol:
+    how = "the last turn, edited from its own earlier results" if iterative else "every turn alone"
     return Protocol(
         name,
-        f"Emu Edit, {about}",
-        partial(read_emu_edit, **options),
-        _EMU,
-        VIT_B32,
-        VITS16,
+        f"MagicBrush test, {how}; CLIP-T with {captions} captions",
+        partial(read_magicbrush, captions=captions, iterative=iterative),
+        ("l1", "l2", "clip_image_target", "dino", "clip_text"),
+        notes=(*_MAGICBRUSH, *notes),
+    )
+
+
+def _emu(name: str, split: str) -> Protocol:
+    return Protocol(
+        name,
+        f"Emu Edit, the {split} split, all rows",
+        partial(read_emu_edit, split=split),
+        ("clip_direction", "clip_image", "clip_text", "change", "dino_source"),
         notes=(
-            *_EMU_NOTE,
+            _B32_S16,
+            *_EMU,
             "Which CLIP and which split gave these rows is not said; ViT-L/14 gives 0.22 where "
             "ViT-B/32 gives 0.28 for the same pictures (ICEdit#69).",
         ),
@@ -261,21 +220,20 @@ def _emu(name: str, about: str, **options: Any) -> Protocol:
 
 
 EDIT_SETS = (
-    _magicbrush("magicbrush", False, "local"),
-    _magicbrush("magicbrush-multi-turn", True, "local"),
-    _magicbrush("magicbrush-global", False, "global"),
-    _magicbrush("magicbrush-multi-turn-global", True, "global"),
-    _emu("emu-edit", "the test split, all rows"),
-    _emu("emu-edit-validation", "the validation split, all rows", split="validation"),
+    _magicbrush("magicbrush", captions="local"),
+    _magicbrush("magicbrush-multi-turn", iterative=True, captions="local"),
+    _magicbrush("magicbrush-global", _GLOBAL, captions="global"),
+    _magicbrush("magicbrush-multi-turn-global", _GLOBAL, iterative=True, captions="global"),
+    _emu("emu-edit", "test"),
+    _emu("emu-edit-validation", "validation"),
     Protocol(
         "emu-edit-icedit",
         "Emu Edit, the test split without rows whose captions are equal, with ViT-L/14, as ICEdit",
-        partial(read_emu_edit, drop_equal=True),
+        partial(read_emu_edit, split="test", drop_equal=True),
         ("clip_image", "clip_text", "dino_source"),
-        VIT_L14,
-        VITS16,
         notes=(
-            *_EMU_NOTE,
+            "Measured with openai/clip-vit-large-patch14 and facebook/dino-vits16.",
+            *_EMU,
             "Its authors name the CLIP model and the filter (ICEdit#69), but not the split.",
         ),
     ),
@@ -287,9 +245,8 @@ EDIT_SETS = (
             *("dino_structure", "background_psnr", "background_lpips", "background_mse"),
             *("background_ssim", "clip_text", "clip_text_edited"),
         ),
-        VIT_L14,
-        VITB8,
         notes=(
+            "Measured with openai/clip-vit-large-patch14 and facebook/dino-vitb8.",
             "Published x 1e3 for structure and LPIPS, x 1e4 for MSE, x 100 for SSIM and CLIP.",
             "Both pictures are multiplied by the mask and then compared whole: what is masked "
             "counts as equal, which flatters, the more so the larger the mask. Where the mask is "
@@ -304,9 +261,9 @@ EDIT_SETS = (
         "InstructPix2Pix, CLIP curves: one pair of each test prompt, image guidance 1.0 to 2.2",
         read_instructpix2pix,
         ("clip_image", "clip_direction"),
-        VIT_L14,
         preprocessing="square",
         notes=(
+            "Measured with openai/clip-vit-large-patch14.",
             "Published as curves only (arXiv:2211.09800, fig. 8), of 5000 drawn pairs. The "
             "script behind them feeds [-1, 1] where CLIP's wrapper expects [0, 1]: curves "
             "without --paper-compat lie elsewhere.",

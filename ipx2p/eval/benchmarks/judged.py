@@ -7,111 +7,97 @@ TIGER-AI-Lab/VIEScore, in our words.
 """
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ipx2p.data.published.parquet import Parquet
 from ipx2p.data.published.source import sentence
 from ipx2p.errors import InputError
-from ipx2p.eval.benchmarks.protocol import Protocol, extract
+from ipx2p.eval.benchmarks.protocol import Protocol, entries, extract
 from ipx2p.eval.cases import Case
 from ipx2p.eval.intervals import Estimate, estimates
 from ipx2p.eval.records import IDENTITY, Record, Records, read_folders
-from ipx2p.files import atomic_write, read_json
+from ipx2p.files import atomic_write
 
 _FORM = 'Answer with JSON only: {"score": [%s], "reasoning": "one sentence"}.'
 _LIST = re.compile(r'"scores?"\s*:\s*\[([^\]]*)\]')
 _LINES = re.compile(r":\s*(\d+(?:\.\d+)?)\s*$", re.MULTILINE)  # "Prompt Compliance: 4"
 
 
-@dataclass(frozen=True)
-class Question:
-    """One request about an edit: its text, whether the source is shown too, and the scores asked.
+class Question(NamedTuple):
+    """One request about an edit, which asks for `count` scores from low to high.
 
-    low, high: bounds of each of `count` scores.
+    metric: what `combine` makes of the scores. with_source: the source is shown too.
     """
 
     name: str
-    text: str
+    metric: str
+    combine: Callable[[list[float]], float]
     with_source: bool
     count: int
     low: int
     high: int
+    text: str
 
 
 QUESTIONS = {
     "imgedit": (
         Question(
-            "edit",
+            *("edit", "judged", fmean, True, 3, 1, 5),
             "The second picture is an edit of the first by the instruction: <edit_prompt>\n"
             "Give three whole numbers from 1, worst, to 5, best: how exactly the instruction was "
             "carried out; how clean and free of traces the edit is; how well all that the "
             "instruction leaves alone was kept, and how plausible it is. "
             + _FORM
             % "instruction, quality, preservation",
-            *(True, 3, 1, 5),
         ),
     ),
     "gedit": (
         Question(
-            "sc",
+            *("sc", "judged_sc", min, True, 2, 0, 10),
             "The second picture is an edit of the first by the instruction: <edit_prompt>\n"
             "Give two numbers from 0 to 10: how completely the instruction was carried out (0 not "
             "at all, 10 perfectly), and how little else was changed (0 another scene, 10 the "
             "smallest change that does it). The two may be the same picture, if the edit failed. "
             + _FORM
             % "success, little overediting",
-            *(True, 2, 0, 10),
         ),
         Question(
-            "pq",
+            *("pq", "judged_pq", min, False, 2, 0, 10),
             "A program made this picture. Give two numbers from 0 to 10: how natural it looks (0 "
             "wrong distances, shadows or light, 10 natural), and how free of faults it is (0 "
             "distortion, scratches, watermarks, blurred faces or unusual bodies all over, 10 "
             "none). " + _FORM % "naturalness, absence of faults",
-            *(False, 2, 0, 10),
         ),
     ),
 }
 
 
-def export_requests(
-    records: Iterable[Record], path: Path, judge: str, prompts: Path | None = None
-) -> int:
+def export_requests(records: Iterable[Record], path: Path, judge: str) -> int:
     """Write the questions about the edits of a judged benchmark, and say how many.
 
     Args:
         records: of one benchmark; the identity records among them show the sources.
         path: of the file, JSONL. judge: whom the answers are wanted from.
-        prompts: the official prompts of ImgEdit, {edit type: text with <edit_prompt>}, in place of
-            ours.
     """
     records = [record for record in records if record.picture]
     sources = {record.case["name"]: record.path for record in records if record.model == IDENTITY}
-    official = read_json(prompts) if prompts else {}
     lines = []
     for record in records:
         for question in _questions(record):
-            task = record.case["task"]
-            if official and not isinstance(official.get(task), str):
-                raise InputError(f"{prompts} has no prompt for {task!r}: {', '.join(official)}")
-            text = official.get(task, question.text)
-            if question.with_source and record.case["name"] not in sources:
-                raise InputError(
-                    f"{record.case['name']} has no identity record beside {record.path}"
-                )
             shown = [sources[record.case["name"]]] if question.with_source else []
             request = {
                 "id": f"{record.key}/{question.name}",
                 "judge": judge,
-                "prompt": text.replace("<edit_prompt>", record.case["instruction"]),
+                "prompt": question.text.replace("<edit_prompt>", record.case["instruction"]),
                 "pictures": [
                     Path(os.path.relpath(picture, path.parent)).as_posix()
                     for picture in (*shown, record.path)
@@ -123,6 +109,16 @@ def export_requests(
     return len(lines)
 
 
+def add_answers(path: Path, folder: Path) -> None:
+    """Keep the scores of a judge's answers in the records of a folder; see `read_answers`."""
+    asked = [record for record in read_folders([folder]) if record.case["benchmark"] in JUDGES]
+    if not asked:
+        raise InputError(f"{folder} has no edits of {', '.join(JUDGES)}: leave out --answers")
+    records = Records(folder)
+    for record in read_answers(path, asked, JUDGES[asked[0].case["benchmark"]]):
+        records.add(record)
+
+
 def read_answers(path: Path, records: Sequence[Record], judge: str) -> list[Record]:
     """The records with the scores of their answers, and nothing else among their scores.
 
@@ -130,20 +126,12 @@ def read_answers(path: Path, records: Sequence[Record], judge: str) -> list[Reco
     Raises: InputError for a line that is no answer, or a question without one.
     """
     given = _answers(path)
-    names: list[str] = []
-    scored = []
-    for record in records:
-        found: dict[str, list[float]] = {}
-        questions = _questions(record) if record.picture else ()
-        for question in questions:
-            names.append(f"{record.key}/{question.name}")
-            line = given.get(names[-1], {})
-            if line.get("answer") is not None:
-                found[question.name] = _numbers(line["answer"], question, line["where"])
-                by = str(line.get("judge", judge))
-        if found and len(found) == len(questions):
-            scores = _scores(**found)
-            scored.append(replace(record, scores=scores, scored_by=dict.fromkeys(scores, by)))
+    asked = [
+        (record, [(question, f"{record.key}/{question.name}") for question in _questions(record)])
+        for record in records
+        if record.picture
+    ]
+    names = [name for _, questions in asked for _, name in questions]
     if missing := [name for name in names if name not in given]:
         raise InputError(
             f"{path} lacks {len(missing)} of {len(names)} answers, the first of them "
@@ -151,6 +139,14 @@ def read_answers(path: Path, records: Sequence[Record], judge: str) -> list[Reco
         )
     if unknown := given.keys() - {*names}:
         raise InputError(f"{path} answers {min(unknown)}, which no edit here is asked about")
+    scored = []
+    for record, questions in asked:
+        answers = [(question, given[name]) for question, name in questions]
+        if all(line["answer"] is not None for _, line in answers):
+            scores = {one.metric: one.combine(_numbers(line, one)) for one, line in answers}
+            scores.setdefault("judged", math.prod(scores.values()) ** (1 / len(scores)))
+            by = str(answers[-1][1].get("judge", judge))
+            scored.append(replace(record, scores=scores, scored_by=dict.fromkeys(scores, by)))
     return scored
 
 
@@ -178,14 +174,12 @@ def _answers(path: Path) -> dict[str, dict[str, Any]]:
 
 def _questions(record: Record) -> tuple[Question, ...]:
     """What is asked about an edit, by the first word of its benchmark's name."""
-    name = record.case["benchmark"].partition("-")[0]
-    if name not in QUESTIONS:
-        raise InputError(f"{record.case['name']} is of benchmark {name!r}, which no one judges")
-    return QUESTIONS[name]
+    return QUESTIONS[record.case["benchmark"].partition("-")[0]]
 
 
-def _numbers(answer: Any, question: Question, where: str) -> list[float]:
+def _numbers(line: dict[str, Any], question: Question) -> list[float]:
     """The scores in an answer: a list in JSON, or lines that end in one, as ImgEdit's do."""
+    answer = line["answer"]
     text = answer if isinstance(answer, str) else json.dumps(answer)
     listed = _LIST.findall(text)
     found = re.findall(r"-?\d+(?:\.\d+)?", listed[-1]) if listed else _LINES.findall(text)
@@ -193,19 +187,10 @@ def _numbers(answer: Any, question: Question, where: str) -> list[float]:
     low, high = question.low, question.high
     if len(numbers) != question.count or not all(low <= number <= high for number in numbers):
         raise InputError(
-            f"{where} has the scores {numbers}, expected {question.count} from {low} to {high}"
+            f"{line['where']} has the scores {numbers}, expected {question.count} from {low} to "
+            f"{high}"
         )
     return numbers
-
-
-def _scores(
-    edit: list[float] | None = None, sc: list[float] | None = None, pq: list[float] | None = None
-) -> dict[str, float]:
-    """ImgEdit: the mean of the three. GEdit: the smaller of each two, and their geometric mean."""
-    if edit is not None:
-        return {"judged": sum(edit) / len(edit)}
-    semantic, quality = min(sc), min(pq)
-    return {"judged_sc": semantic, "judged_pq": quality, "judged": (semantic * quality) ** 0.5}
 
 
 def mean_over_tasks(records: Sequence[Record], names: Iterable[str]) -> dict[str, Estimate]:
@@ -237,12 +222,9 @@ def read_imgedit(folder: Path, extracted: Path) -> list[Case]:
     """
     names = ("basic_edit.json", "singleturn.json")
     path = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
-    cases = []
     roots = [folder, folder / "original_images", folder / "singleturn"]
-    for key, item in read_json(path).items():
-        where = f"{path}: {key!r}"
-        if not isinstance(item, dict):
-            raise InputError(f"{where} is {item!a:.80}, expected an object")
+    cases = []
+    for key, item, where in entries(path):
         file, instruction, task = (
             sentence(item.get(name), f"{where} {name!r}") for name in ("id", "prompt", "edit_type")
         )
@@ -252,8 +234,6 @@ def read_imgedit(folder: Path, extracted: Path) -> list[Case]:
                 f"{folder / file} is missing (also in original_images), {where} lists it"
             )
         cases.append(Case(key, picture, instruction, task, results=(f"{key}.png",)))
-    if not cases:
-        raise InputError(f"{path} lists nothing, expected 737 edits")
     return cases
 
 
@@ -265,25 +245,24 @@ class GEdit(Parquet):
     name = "gedit"
 
 
-def read_gedit(folder: Path, extracted: Path, *, language: str) -> list[Case]:
-    """GEdit-Bench in one language, "en" or "cn"."""
+def read_gedit(folder: Path, extracted: Path) -> list[Case]:
+    """The English instructions of GEdit-Bench; the others are Chinese."""
     kinds = dict.fromkeys(("task_type", "key", "instruction", "instruction_language"), "sentence")
     cases = []
     for where, _, row in GEdit(folder, {}).rows("train", kinds | {"input_image": "picture"}):
-        if row["instruction_language"] != language:
-            continue
-        path = extract(row["input_image"], extracted, where)
-        result = f"{row['task_type']}/{language}/{row['key']}.png"
-        results = (f"fullset/{result}", result)
-        cases.append(Case(row["key"], path, row["instruction"], row["task_type"], results=results))
+        if row["instruction_language"] == "en":
+            path = extract(row["input_image"], extracted, where)
+            result = f"{row['task_type']}/en/{row['key']}.png"
+            about = (row["key"], path, row["instruction"], row["task_type"])
+            cases.append(Case(*about, results=(f"fullset/{result}", result)))
     if not cases:
-        raise InputError(f"{folder} has no rows with instruction_language {language!r}")
+        raise InputError(f"{folder} has no rows with instruction_language 'en'")
     return cases
 
 
-_NOTES = (
+_NOTE = (
     "The judge is part of the number: rows by another model, or another version of it, are another "
-    "benchmark. Our prompts say in other words what the official ones ask.",
+    "benchmark. Our prompts say in other words what the official ones ask."
 )
 
 JUDGED = (
@@ -292,41 +271,17 @@ JUDGED = (
         "ImgEdit basic, judged 1 to 5: the mean of three scores, then of the edit types",
         read_imgedit,
         ("judged",),
-        notes=(
-            *_NOTES,
-            "The file's types alter and compose are called adjust and hybrid in tables. With "
-            "--prompts the official prompts of each type are asked.",
-        ),
+        notes=(_NOTE, "The file's types alter and compose are called adjust and hybrid in tables."),
         judge="gpt-4o",
-        over_tasks=True,
     ),
-    *(
-        Protocol(
-            name,
-            f"GEdit-Bench, {about} instructions, judged 0 to 10: SC, PQ and sqrt(SC PQ) of each "
-            "edit, then the mean of the groups' means",
-            partial(read_gedit, language=language),
-            ("judged_sc", "judged_pq", "judged"),
-            notes=_NOTES,
-            judge="gpt-4.1",
-            over_tasks=True,
-        )
-        for name, about, language in (
-            ("gedit", "English", "en"),
-            ("gedit-cn", "Chinese", "cn"),
-        )
+    Protocol(
+        "gedit",
+        "GEdit-Bench, English instructions, judged 0 to 10: SC, PQ and sqrt(SC PQ) of each edit, "
+        "then the mean of the groups' means",
+        read_gedit,
+        ("judged_sc", "judged_pq", "judged"),
+        notes=(_NOTE,),
+        judge="gpt-4.1",
     ),
 )
-
 JUDGES = {protocol.name: protocol.judge for protocol in JUDGED}
-
-
-def add_answers(path: Path, folder: Path) -> None:
-    """Keep the scores of a judge's answers in the records of a folder; see `read_answers`."""
-    asked = [record for record in read_folders([folder]) if record.case["benchmark"] in JUDGES]
-    if not asked:
-        raise InputError(f"{folder} has no edits of {', '.join(JUDGES)}: leave out --answers")
-    answered = read_answers(path, asked, JUDGES[asked[0].case["benchmark"]])
-    records = Records(folder)
-    for record in answered:
-        records.add(record)

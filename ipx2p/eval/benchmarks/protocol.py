@@ -1,32 +1,32 @@
 """How a published benchmark is measured, and what others published on it (layer 4).
 
 Each file of this package declares its protocols below the readers of their layouts. The published
-rows of all are in published.json, in the units of our metrics and not in those of the papers.
+rows of all are in published.csv, in the units of our metrics and not in those of the papers.
 """
 
+import csv
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ipx2p.data.published.source import Example, Fault
+from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case
 from ipx2p.files import atomic_write, digest_bytes, read_json
 from ipx2p.images import load_image_bytes
 
-VIT_B32, VIT_L14 = "openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14"
-VITS16, VITB8 = "facebook/dino-vits16", "facebook/dino-vitb8"
-PUBLISHED = Path(__file__).parent / "published.json"
+PUBLISHED = Path(__file__).parent / "published.csv"
 SIDE = 512  # of the square that masks count in
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 
 
-@dataclass(frozen=True)
-class PublishedRow:
+class PublishedRow(NamedTuple):
     """What was published for one model.
 
     model: its name; "oracle" is the target itself, which shows whether our measure is theirs.
@@ -45,15 +45,16 @@ class Protocol:
     """A benchmark as it is published.
 
     read: (root of the set, folder for pictures that lie in a table) -> cases.
-    metrics: those that are published. clip, dino: ids of the networks that measured; "" if none.
+    metrics: those that are published.
     preprocessing: of pictures for CLIP, see `ipx2p.eval.networks.Clip`.
     score_at_target: edits are resized to the target's own size (the source's where there is no
         target) by Pillow's bicubic filter before pixels are compared; networks see them as they
         are. False: they must have that size.
     native: pictures are edited at their own size.
+    pictures: of how many the published rows are means; 0 if no one counts.
     notes: what may be compared with the published rows, and what not.
-    judge: who gives the scores, "" for those that are measured here. over_tasks: the number for all
-        together is the mean of the tasks' means.
+    judge: who gives the scores, "" for those that are measured here. The number for all tasks of a
+        judged benchmark is the mean of the tasks' means.
     preset: options of `evaluate` that the published numbers were made with, its defaults here.
     """
 
@@ -61,14 +62,12 @@ class Protocol:
     about: str
     read: Callable[[Path, Path], list[Case]]
     metrics: tuple[str, ...]
-    clip: str = ""
-    dino: str = ""
     preprocessing: str = "crop"
     score_at_target: bool = True
     native: bool = False
+    pictures: int = 0
     notes: tuple[str, ...] = ()
     judge: str = ""
-    over_tasks: bool = False
     preset: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,14 +77,13 @@ class Protocol:
 
     @property
     def published(self) -> list[PublishedRow]:
-        """The rows to print beside ours: in the file by "model" or "model / task"."""
+        """The rows to print beside ours."""
         rows = []
-        for table in read_json(PUBLISHED, list):
-            if self.name in table["benchmarks"]:
-                for name, scores in table["rows"].items():
-                    model, _, task = name.partition(" / ")
-                    named = dict(zip(table["metrics"].split(), scores, strict=True))
-                    rows.append(PublishedRow(model, named, table["source"], task))
+        for row in csv.DictReader(PUBLISHED.read_text().splitlines()):
+            if row["benchmark"] == self.name:
+                scores = map(float, row["scores"].split())
+                named = dict(zip(row["metrics"].split(), scores, strict=True))
+                rows.append(PublishedRow(row["model"], named, row["source"], row["task"]))
         return rows
 
 
@@ -93,6 +91,30 @@ class Protocol:
 OWN_PAIRS = Protocol(
     "", "own pairs", lambda *_: [], (), score_at_target=False, preprocessing="square"
 )
+
+
+def usable(found: Iterable[Example | Fault]) -> list[Example]:
+    """All of the examples. InputError for the first fault: a benchmark with a part missing would
+    be another benchmark.
+    """
+    examples = [*found]
+    faults = [item for item in examples if isinstance(item, Fault)]
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise InputError(f"{faults[0].reason}{more}: unpack the set again, all of it is measured")
+    return examples
+
+
+def entries(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """The objects that a JSON file lists by name, each with `where` it is, for errors."""
+    listed = read_json(path)
+    if not listed:
+        raise InputError(f"{path} lists nothing: unpack the set again")
+    for key, item in listed.items():
+        where = f"{path}: {key!r}"
+        if not isinstance(item, dict):
+            raise InputError(f"{where} is {item!a:.80}, expected an object")
+        yield key, item, where
 
 
 def extract(data: bytes, folder: Path, where: str) -> Path:
@@ -115,14 +137,13 @@ def extract(data: bytes, folder: Path, where: str) -> Path:
     return path
 
 
-def decode_mask(pairs: Iterable[int]) -> Tensor:
+def decode_mask(pairs: Sequence[int]) -> Tensor:
     """The mask of a case, (512, 512), 1 where the picture may change, as PIE-Bench decodes it.
 
     Runs end with the square, and its border of one pixel always counts as changed.
     """
-    numbers = [*pairs]
     mask = torch.zeros(SIDE * SIDE)
-    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+    for start, length in zip(pairs[::2], pairs[1::2], strict=True):
         mask[start : start + length] = 1
     mask = mask.view(SIDE, SIDE)
     mask[[0, -1]] = 1

@@ -104,15 +104,12 @@ def test_imgedit_is_read_with_its_types_and_result_names(asked):
     }
 
 
-def test_gedit_is_read_in_one_language_with_its_official_result_names(tmp_path):
+def test_gedit_is_read_in_english_with_its_official_result_names(tmp_path):
     gedit(tmp_path / "set")
-    english, chinese = (
-        read_benchmark(name, tmp_path / "set", tmp_path / "x") for name in ("gedit", "gedit-cn")
-    )
-    assert [case.name for case in english] == ["0en", "1en", "2en"]
-    assert english[0].results[0] == "fullset/subject-add/en/0en.png"
-    assert chinese[2].results[0] == "fullset/text_change/cn/2cn.png"
-    assert english[0].source.read_bytes() == encoded(0)  # and not the raw one
+    cases = read_benchmark("gedit", tmp_path / "set", tmp_path / "x")
+    assert [case.name for case in cases] == ["0en", "1en", "2en"]
+    assert cases[0].results[0] == "fullset/subject-add/en/0en.png"
+    assert cases[0].source.read_bytes() == encoded(0)  # and not the raw one
 
 
 def test_requests_name_the_judge_and_show_source_and_edit_by_relative_path(asked):
@@ -126,17 +123,6 @@ def test_requests_name_the_judge_and_show_source_and_edit_by_relative_path(asked
     assert "en 2" in sc["prompt"]
     assert "<edit_prompt>" not in sc["prompt"]
     assert all((path.parent / picture).is_file() for one in requests for picture in one["pictures"])
-
-
-def test_official_prompts_take_the_place_of_ours(asked, tmp_path):
-    records, path = asked("imgedit")
-    prompts = {task: f"{task}: rate <edit_prompt>" for task in ("alter", "style", "compose")}
-    write(tmp_path / "prompts.json", prompts)
-    export_requests(records, path, "gpt-4o", tmp_path / "prompts.json")
-    assert lines(path)[0]["prompt"] == "alter: rate Change the shell."
-    write(tmp_path / "prompts.json", {"style": "?"})
-    with pytest.raises(InputError, match=r"prompts.json has no prompt for 'alter': style"):
-        export_requests(records, path, "gpt-4o", tmp_path / "prompts.json")
 
 
 def test_imgedit_scores_are_means_of_three_in_either_form(asked):
