@@ -2,8 +2,7 @@
 
 Numbers of different networks, or of one network with pictures prepared differently, do not compare,
 so each says its name, the digest of its weights, and how it prepares pictures.
-Pictures are `pixels01`, float in [0, 1], and are looked at one by one: the number of a picture does
-not depend on those beside it.
+Pictures are `pixels01`, float in [0, 1]; results are on the CPU.
 """
 
 import os
@@ -37,7 +36,6 @@ from ipx2p.metrics import check_range
 from ipx2p.tensor_files.tensors import digest, load_strict, read_tensors
 from ipx2p.weights.readers import HUB_ID
 
-SQUARE, CROP = PREPROCESSINGS = ("square", "crop")
 NO_CHANGE = 1e-5  # of features of length 1; one level of one pixel is above it
 _CENTRE = "shorter side bicubic to {}, centre {}"
 LPIPS_NETS = {"alexnet": "alex", "squeezenet1_1": "squeeze", "vgg16": "vgg"}
@@ -54,14 +52,13 @@ class Network:
     def __str__(self) -> str:
         return f"{self.name} ({self.digest[:12]}), {self.preprocessing}"
 
-    def images(self, pictures01: Sequence[Tensor]) -> Tensor:
-        """Pictures of any sizes, (3, H, W) each -> features, (N, ...), float32 on the CPU."""
-        for picture in pictures01:
-            check_range(picture, self.name)
-        return torch.cat([self.features(picture.float().cpu()).cpu() for picture in pictures01])
+    def look(self, pixels01: Tensor) -> Tensor:
+        """The features of a picture of any size, (3, H, W) -> (1, ...), float32."""
+        check_range(pixels01, self.name)
+        return self.features(pixels01.float().cpu()).cpu()
 
     def features(self, pixels01: Tensor) -> Tensor:
-        """Of one picture, (3, H, W) -> (1, ...)."""
+        """What `look` returns, of a picture whose range is right."""
         raise NotImplementedError
 
 
@@ -80,12 +77,11 @@ class Clip(Network):
         model: CLIPModel,
         tokenizer: CLIPTokenizerFast,
         name: str,
-        preprocessing: str = SQUARE,
+        preprocessing: str = "square",
         paper_compat: bool = False,
     ) -> None:
-        assert preprocessing in PREPROCESSINGS
         self.size = model.config.vision_config.image_size
-        self.tokenizer, self.is_square = tokenizer, preprocessing == SQUARE
+        self.tokenizer, self.is_square = tokenizer, preprocessing == "square"
         self.shifts = self.is_square and paper_compat
         square = f"resized to {self.size} x {self.size}"
         how = square if self.is_square else _CENTRE.format(self.size, self.size)
@@ -105,14 +101,11 @@ class Clip(Network):
         return F.normalize(self.model.visual_projection(pooled), dim=-1)
 
     @torch.no_grad()
-    def texts(self, sentences: Sequence[str]) -> Tensor:
-        """Sentences -> features, (N, D), on the CPU; sentences too long for the model are cut."""
+    def text(self, sentence: str) -> Tensor:
+        """A sentence -> features, (1, D); one that is too long for the model is cut."""
+        length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(
-            [*sentences],
-            padding=True,
-            truncation=True,
-            max_length=self.model.config.text_config.max_position_embeddings,
-            return_tensors="pt",
+            [sentence], truncation=True, max_length=length, return_tensors="pt"
         ).to(self.model.device)
         pooled = self.model.text_model(**tokens).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1).cpu()
@@ -170,28 +163,18 @@ class Structure(Network):
 class Distance(Network):
     """A distance that a package computes from two pictures of one size: LPIPS, DISTS."""
 
+    def __init__(self, model: nn.Module, name: str, **options: Any) -> None:
+        super().__init__(model, name, "full size")
+        self.options = options
+
     @torch.no_grad()
     def __call__(self, pixels01: Tensor, reference01: Tensor) -> Tensor:
-        """(N, 3, H, W) twice -> (N,), on the CPU."""
+        """(N, 3, H, W) twice -> (N,)."""
         device = next(self.model.parameters()).device
         for pixels in (pixels01, reference01):
             check_range(pixels, self.name)
-        pairs = zip(pixels01.float().split(1), reference01.float().split(1), strict=True)
-        return torch.cat(
-            [self.distance(a.to(device), b.to(device)).view(1).cpu() for a, b in pairs]
-        )
-
-    def distance(self, pixels01: Tensor, reference01: Tensor) -> Tensor:
-        """Of one pair, (1, 3, H, W) each."""
-        return self.model(pixels01, reference01)
-
-
-class Lpips(Distance):
-    """LPIPS 0.1 (arXiv:1801.03924) at full size."""
-
-    def distance(self, pixels01: Tensor, reference01: Tensor) -> Tensor:
-        """Of one pair, (1, 3, H, W) each."""
-        return self.model(pixels01, reference01, normalize=True)  # from [0, 1] to its [-1, 1]
+        both = (pixels.float().to(device) for pixels in (pixels01, reference01))
+        return self.model(*both, **self.options).view(-1).cpu()
 
 
 @dataclass(frozen=True)
@@ -201,7 +184,7 @@ class Networks:
     clip: Clip | None = None
     dino: Dino | None = None
     structure: Structure | None = None
-    lpips: Lpips | None = None
+    lpips: Distance | None = None
     dists: Distance | None = None
 
     @property
@@ -218,7 +201,7 @@ class Networks:
         dino: str | None = None,
         lpips: str | Path | None = None,
         dists: str | Path | None = None,
-        preprocessing: str = SQUARE,
+        preprocessing: str = "square",
         paper_compat: bool = False,
     ) -> "Networks":
         """Load what is named.
@@ -238,9 +221,9 @@ class Networks:
             found["dino"] = Dino(model, dino)
             found["structure"] = Structure(model, dino, paper_compat)
         if lpips:
-            found["lpips"] = load_lpips(Path(lpips), device)
+            found["lpips"] = _lpips(Path(lpips), device)
         if dists:
-            found["dists"] = load_dists(Path(dists), device)
+            found["dists"] = _dists(Path(dists), device)
         return cls(**found)
 
 
@@ -256,16 +239,17 @@ def direction_similarity(
     return torch.where(change.norm(dim=-1) < NO_CHANGE, 0.0, similarity)
 
 
-def load_lpips(path: Path, device: torch.device) -> Lpips:
-    """LPIPS on the backbone that the file holds; see `Networks.load`."""
+def _lpips(path: Path, device: torch.device) -> Distance:
+    """LPIPS 0.1 (arXiv:1801.03924) on the backbone that the file holds."""
     package = _package("lpips", "lpips")
     backbone, features = _backbone(path, [*LPIPS_NETS])
     with _given(backbone, features):
         model = package.LPIPS(net=LPIPS_NETS[backbone], verbose=False)
-    return Lpips(model.to(device), f"LPIPS 0.1, {backbone}", "full size")
+    # normalize: from [0, 1] to its [-1, 1]
+    return Distance(model.to(device), f"LPIPS 0.1, {backbone}", normalize=True)
 
 
-def load_dists(path: Path, device: torch.device) -> Distance:
+def _dists(path: Path, device: torch.device) -> Distance:
     """DISTS (arXiv:2004.07728) on the VGG-16 that the file holds."""
     package = _package("DISTS_pytorch", "DISTS-pytorch")
     backbone, features = _backbone(path, ["vgg16"])
@@ -273,7 +257,7 @@ def load_dists(path: Path, device: torch.device) -> Distance:
         model = package.DISTS(load_weights=False)
     own = Path(package.__file__).parent / "weights.pt"
     load_strict(model, {**model.state_dict(), **read_tensors(own)}, str(own))
-    return Distance(model.to(device), f"DISTS, {backbone}", "full size")
+    return Distance(model.to(device), f"DISTS, {backbone}")
 
 
 def _centre(pixels01: Tensor, short: int, size: int) -> Tensor:
@@ -296,19 +280,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _load(kind: type, source: str, label: str, example: str, **options: Any) -> nn.Module:
-    where = os.path.expanduser(source)
-    if not os.path.isdir(where) and not HUB_ID.fullmatch(source):
+    if not os.path.isdir(os.path.expanduser(source)) and not HUB_ID.fullmatch(source):
         raise InputError(
             f"{source} is no folder with a {label} model: expected one, or a hub id such as "
             f"{example}"
         )
-    try:
-        with _quiet():
-            model, report = kind.from_pretrained(
-                where, dtype=torch.float32, output_loading_info=True, **options
-            )
-    except Exception as error:  # of any kind that its parsers and the hub raise
-        raise InputError(f"{source} holds no {label} model: {_reason(error)}") from error
+    options |= {"dtype": torch.float32, "output_loading_info": True}
+    model, report = _read(kind, source, f"{label} model", **options)
     lacking = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
     if lacking:
         raise InputError(
@@ -319,11 +297,7 @@ def _load(kind: type, source: str, label: str, example: str, **options: Any) -> 
 
 
 def _load_tokenizer(source: str, num_tokens: int) -> CLIPTokenizerFast:
-    try:
-        with _quiet():
-            tokenizer = CLIPTokenizerFast.from_pretrained(os.path.expanduser(source))
-    except Exception as error:  # likewise
-        raise InputError(f"{source} holds no tokenizer of CLIP: {_reason(error)}") from error
+    tokenizer = _read(CLIPTokenizerFast, source, "tokenizer of CLIP")
     if len(tokenizer) != num_tokens:  # without files, some versions make an empty one
         raise InputError(
             f"{source} holds no tokenizer of its CLIP model: expected {num_tokens} tokens, found "
@@ -332,8 +306,13 @@ def _load_tokenizer(source: str, num_tokens: int) -> CLIPTokenizerFast:
     return tokenizer
 
 
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), repr(error))
+def _read(kind: type, source: str, what: str, **options: Any) -> Any:
+    try:
+        with _quiet():
+            return kind.from_pretrained(os.path.expanduser(source), **options)
+    except Exception as error:  # of any kind that its parsers and the hub raise
+        reason = next(iter(str(error).strip().splitlines()), repr(error))
+        raise InputError(f"{source} holds no {what}: {reason}") from error
 
 
 def _package(module: str, name: str) -> ModuleType:
@@ -352,13 +331,12 @@ def _backbone(path: Path, names: Sequence[str]) -> tuple[str, nn.Module]:
     """
     tensors = read_tensors(path)
     held = {key.removeprefix("features."): x for key, x in tensors.items() if "features." in key}
-    for name in names:
-        with torch.device("meta"):
-            features = getattr(torchvision.models, name)(weights=None).features
-        if name == names[-1] or features.state_dict().keys() == held.keys():
-            load_strict(features, held, f"{path}, read as {name},")
-            return name, features
-    raise AssertionError("no network is expected")
+    with torch.device("meta"):
+        known = {name: getattr(torchvision.models, name)(weights=None).features for name in names}
+    fitting = (name for name in names if known[name].state_dict().keys() == held.keys())
+    name = next(fitting, names[-1])
+    load_strict(known[name], held, f"{path}, read as {name},")
+    return name, known[name]
 
 
 @contextmanager

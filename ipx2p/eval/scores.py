@@ -6,6 +6,7 @@ one is one more entry of `METRICS`.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ from ipx2p.metrics import (
     ssim_y,
 )
 
-BICUBIC = Image.Resampling.BICUBIC
+Distance = Callable[[Tensor, Tensor], Tensor]  # of two pictures, (1, 3, H, W) each
 NO_NETWORKS = Networks()
 SHOWN_WHOLE = {"clip", "dino"}  # these resize pictures themselves, of any size
 
@@ -79,16 +80,15 @@ class Views:
         """Of "edited", "source", "target", "inside" (the edit within the mask) or a caption."""
         kept = self.own if view in ("edited", "inside") else self.shared
         if (network, view) not in kept:
-            kept[network, view] = self._compute(network, view)
+            net = getattr(self.networks, network)
+            if view.endswith("_caption"):
+                kept[network, view] = net.text(self.captions[view == "target_caption"])
+            elif view == "inside":
+                kept[network, view] = net.look(self.edited[0] * self.mask)
+            else:
+                picture = self.whole[view] if network in SHOWN_WHOLE else getattr(self, view)[0]
+                kept[network, view] = net.look(picture)
         return kept[network, view]
-
-    def _compute(self, network: str, view: str) -> Tensor:
-        net = getattr(self.networks, network)
-        if view.endswith("_caption"):
-            return net.texts([self.captions[view == "target_caption"]])
-        if view == "inside":
-            return net.images([self.edited[0] * self.mask])
-        return net.images([self.whole[view] if network in SHOWN_WHOLE else getattr(self, view)[0]])
 
     def cosine(self, network: str, other: str, view: str = "edited") -> Tensor:
         """Of features of length 1, (1,)."""
@@ -100,13 +100,14 @@ class Views:
 class Metric:
     """One number for each edit.
 
-    needs: names of `NEEDS`. measure: of N edits, (N,). better: 1 if higher is better, -1 if lower
-    is, 0 if neither. chooses: scales may be chosen by it. least: the shortest side that it can
-    measure, in pixels. default: it is measured wherever its needs are met, without being asked for.
+    compares: what with what, in words. needs: names of `NEEDS`. measure: of an edit, (1,). better:
+    1 if higher is better, -1 if lower is, 0 if neither. chooses: scales may be chosen by it. least:
+    the shortest side that it can measure, in pixels. default: it is measured wherever its needs are
+    met, without being asked for.
     """
 
     label: str
-    about: str
+    compares: str
     needs: tuple[str, ...]
     digits: int
     measure: Callable[[Views], Tensor]
@@ -115,9 +116,14 @@ class Metric:
     least: int = 1
     default: bool = False
 
+    @property
+    def about(self) -> str:
+        """What it compares, and how to read it."""
+        return self.compares + ("", "; higher is better", "; lower is better")[self.better]
 
-def _clipped(edited: Tensor) -> Tensor:
-    return 100 * ((edited <= 0) | (edited >= 1)).double().mean(dim=(1, 2, 3))
+
+def _clipped(views: Views) -> Tensor:
+    return 100 * ((views.edited <= 0) | (views.edited >= 1)).double().mean(dim=(1, 2, 3))
 
 
 def _unmeasured(views: Views) -> Tensor:
@@ -134,68 +140,57 @@ def _direction(views: Views) -> Tensor:
     return direction_similarity(*(views.features("clip", name) for name in names))
 
 
-HIGH, LOW = "higher is better", "lower is better"
+def _to_target(label: str, compares: str, digits: int, measure: Distance, **more: Any) -> Metric:
+    def of(views: Views) -> Tensor:
+        return measure(views.edited, views.target)
+
+    return Metric(label, compares, ("target",), digits, of, chooses=True, **more)
+
+
+def _outside(label: str, compares: str, digits: int, measure: Distance, **more: Any) -> Metric:
+    def of(views: Views) -> Tensor:
+        return measure(*views.background)
+
+    return Metric(label, f"{compares}, {OUTSIDE}", ("background",), digits, of, **more)
+
+
+def _judged(label: str) -> Metric:
+    return Metric(label, "of a judge", ("judge",), 2, _unmeasured)
+
+
 OUTSIDE = "outside the mask, which is made black in both pictures as PIE-Bench does: that flatters"
 METRICS = {
     "change": Metric(
         *("change, %", "mean absolute difference from the source, in % of the range of values"),
-        *((), 2, lambda v: 100 * l1(v.edited, v.source)),
-        better=0,
+        *((), 2, lambda v: 100 * l1(v.edited, v.source), 0),
         default=True,
     ),
     "clipped": Metric(
-        *("clipped, %", "values at 0 or 255, in % of all: over-saturation"),
-        *((), 2, lambda v: _clipped(v.edited)),
-        better=0,
+        *("clipped, %", "values at 0 or 255, in % of all: over-saturation", (), 2, _clipped, 0),
         default=True,
     ),
-    "psnr": Metric(
-        *("PSNR, dB", f"against the target; {HIGH}"),
-        *(("target",), 2, lambda v: psnr(v.edited, v.target)),
-        chooses=True,
-        default=True,
+    "psnr": _to_target("PSNR, dB", "against the target", 2, psnr, default=True),
+    "ssim": _to_target(
+        "SSIM", "against the target, at most 1", 4, ssim, least=SSIM_WINDOW, default=True
     ),
-    "ssim": Metric(
-        *("SSIM", f"against the target, at most 1; {HIGH}"),
-        *(("target",), 4, lambda v: ssim(v.edited, v.target)),
-        chooses=True,
-        least=SSIM_WINDOW,
-        default=True,
+    "l1": _to_target("L1", "mean absolute difference from the target, in [0, 1]", 4, l1, better=-1),
+    "l2": _to_target(
+        "L2", "mean squared difference from the target, in [0, 1], no root", 4, l2, better=-1
     ),
-    "l1": Metric(
-        *("L1", f"mean absolute difference from the target, in [0, 1]; {LOW}"),
-        *(("target",), 4, lambda v: l1(v.edited, v.target), -1),
-        chooses=True,
+    "psnr_y": _to_target(
+        "PSNR of Y, dB", "of luma in 16..235 against the target, as for rain", 2, psnr_y
     ),
-    "l2": Metric(
-        *("L2", f"mean squared difference from the target, in [0, 1], no root; {LOW}"),
-        *(("target",), 4, lambda v: l2(v.edited, v.target), -1),
-        chooses=True,
-    ),
-    "psnr_y": Metric(
-        *("PSNR of Y, dB", f"of luma in 16..235 against the target, as for rain; {HIGH}"),
-        *(("target",), 2, lambda v: psnr_y(v.edited, v.target)),
-        chooses=True,
-    ),
-    "ssim_y": Metric(
-        *("SSIM of Y", f"of luma in 16..235 against the target, as for rain; {HIGH}"),
-        *(("target",), 4, lambda v: ssim_y(v.edited, v.target)),
-        chooses=True,
+    "ssim_y": _to_target(
+        *("SSIM of Y", "of luma in 16..235 against the target, as for rain", 4, ssim_y),
         least=SSIM_WINDOW,
     ),
-    "ssim_3d": Metric(
-        *("SSIM, MATLAB", f"MATLAB's ssim of all channels at once, as for GoPro and SIDD; {HIGH}"),
-        *(("target",), 4, lambda v: ssim_3d(v.edited, v.target)),
-        chooses=True,
+    "ssim_3d": _to_target(
+        "SSIM, MATLAB", "MATLAB's ssim of all channels at once, as for GoPro and SIDD", 4, ssim_3d
     ),
-    "haarpsi": Metric(
-        *("HaarPSI", f"perceptual similarity to the target, 0 to 1; {HIGH}"),
-        *(("target",), 4, lambda v: haarpsi(v.edited, v.target)),
-        chooses=True,
-    ),
+    "haarpsi": _to_target("HaarPSI", "perceptual similarity to the target, 0 to 1", 4, haarpsi),
     "invented": Metric(
         "invented detail",
-        f"fine detail beyond that of source and target, in levels of 0..255; {LOW}",
+        "fine detail beyond that of source and target, in levels of 0..255",
         *(("target",), 2, lambda v: invented(v.edited, v.source, v.target), -1),
         least=INVENTED_WINDOW,
         default=True,
@@ -207,24 +202,24 @@ METRICS = {
         default=True,
     ),
     "clip_image_target": Metric(
-        *("CLIP image similarity to target", f"at most 1; {HIGH}"),
+        *("CLIP image similarity to target", "at most 1"),
         *(("clip", "target"), 4, lambda v: v.cosine("clip", "target")),
         chooses=True,
         default=True,
     ),
     "clip_text": Metric(
-        *("CLIP similarity to target caption", f"of the edit; {HIGH}"),
+        *("CLIP similarity to target caption", "of the edit"),
         *(("clip", "caption"), 4, lambda v: v.cosine("clip", "target_caption")),
         default=True,
     ),
     "clip_direction": Metric(
         "CLIP direction similarity",
-        f"cosine between the change of the picture and that of the captions, 0 for none; {HIGH}",
+        "cosine between the change of the picture and that of the captions, 0 for none",
         *(("clip", "captions"), 4, _direction),
         default=True,
     ),
     "dino": Metric(
-        *("DINO similarity to target", f"cosine of class tokens, at most 1; {HIGH}"),
+        *("DINO similarity to target", "cosine of class tokens, at most 1"),
         *(("dino", "target"), 4, lambda v: v.cosine("dino", "target")),
         chooses=True,
         default=True,
@@ -240,50 +235,35 @@ METRICS = {
         *(("structure",), 5, _structure, 0),
     ),
     "lpips": Metric(
-        *("LPIPS", f"perceptual distance from the target; {LOW}"),
+        *("LPIPS", "perceptual distance from the target"),
         *(("lpips", "target"), 4, lambda v: v.networks.lpips(v.edited, v.target), -1),
         chooses=True,
         least=32,
         default=True,
     ),
     "dists": Metric(
-        *("DISTS", f"distance of structure and texture from the target; {LOW}"),
+        *("DISTS", "distance of structure and texture from the target"),
         *(("dists", "target"), 4, lambda v: v.networks.dists(v.edited, v.target), -1),
         chooses=True,
         least=16,
         default=True,
     ),
-    "background_psnr": Metric(
-        *("background PSNR, dB", f"against the source, {OUTSIDE}; {HIGH}"),
-        *(("background",), 2, lambda v: psnr(*v.background)),
-    ),
-    "background_mse": Metric(
-        *("background MSE", f"from the source, {OUTSIDE}; {LOW}"),
-        *(("background",), 5, lambda v: l2(*v.background), -1),
-    ),
-    "background_ssim": Metric(
-        *("background SSIM", f"to the source, {OUTSIDE}; {HIGH}"),
-        *(("background",), 4, lambda v: ssim(*v.background)),
-        least=SSIM_WINDOW,
-    ),
+    "background_psnr": _outside("background PSNR, dB", "against the source", 2, psnr),
+    "background_mse": _outside("background MSE", "from the source", 5, l2, better=-1),
+    "background_ssim": _outside("background SSIM", "to the source", 4, ssim, least=SSIM_WINDOW),
     "background_lpips": Metric(
-        *("background LPIPS", f"from the source, {OUTSIDE}; {LOW}"),
+        *("background LPIPS", f"from the source, {OUTSIDE}"),
         *(("lpips", "background"), 4, lambda v: v.networks.lpips(*v.background), -1),
         least=32,
     ),
     "clip_text_edited": Metric(
         "CLIP similarity to target caption, within the mask",
-        f"of the edit, black where it may not change; {HIGH}",
+        "of the edit, black where it may not change",
         *(("clip", "caption", "mask"), 4, lambda v: v.cosine("clip", "target_caption", "inside")),
     ),
-    **{
-        name: Metric(label, f"of a judge; {HIGH}", ("judge",), 2, _unmeasured)
-        for name, label in (
-            ("judged", "judged score"),
-            ("judged_sc", "judged semantic consistency"),
-            ("judged_pq", "judged quality"),
-        )
-    },
+    "judged": _judged("judged score"),
+    "judged_sc": _judged("judged semantic consistency"),
+    "judged_pq": _judged("judged quality"),
 }
 
 
@@ -351,7 +331,9 @@ def measure(
 
     def sized(image: Image.Image) -> Tensor:
         if image.size != size:
-            image = image.resize(size, BICUBIC) if at_target else resize(image, size)
+            image = (
+                image.resize(size, Image.Resampling.BICUBIC) if at_target else resize(image, size)
+            )
         return pixels01_from_image(image)[None]
 
     whole = {"source": pixels01_from_image(source)}

@@ -44,6 +44,10 @@ def pictures(generator):
     return [torch.randint(256, (3, *size), generator=generator).float() / 255 for size in sizes]
 
 
+def looks(network, pictures):
+    return torch.cat([network.look(picture) for picture in pictures])
+
+
 def image(pixels01):
     return Image.fromarray((pixels01 * 255).round().byte().permute(1, 2, 0).numpy())
 
@@ -69,9 +73,11 @@ def test_square_clip_features_are_those_of_the_whole_model(networks, pictures):
     with torch.no_grad():
         shown = normalized(torch.cat(squares), CLIP_MEAN, CLIP_STD)
         whole = clip.model(pixel_values=shown, **tokens)
-    torch.testing.assert_close(clip.images(pictures), whole.image_embeds)
-    torch.testing.assert_close(clip.texts(sentences), whole.text_embeds)
-    assert clip.images(pictures).norm(dim=-1).tolist() == pytest.approx([1, 1])
+    torch.testing.assert_close(looks(clip, pictures), whole.image_embeds)
+    torch.testing.assert_close(
+        torch.cat([clip.text(sentence) for sentence in sentences]), whole.text_embeds
+    )
+    assert looks(clip, pictures).norm(dim=-1).tolist() == pytest.approx([1, 1])
     assert str(clip).endswith("resized to 32 x 32")
 
 
@@ -86,7 +92,7 @@ def test_cropped_clip_features_are_those_of_clips_own_preparation(networks, pict
         ]
     )
     shown = torch.stack([prepare(image(picture)) for picture in pictures])
-    torch.testing.assert_close(clip.images(pictures), clip_of(clip, shown))
+    torch.testing.assert_close(looks(clip, pictures), clip_of(clip, shown))
     assert str(clip) == f"tiny ({networks.clip.digest[:12]}), shorter side bicubic to 32, centre 32"
 
 
@@ -94,16 +100,9 @@ def test_paper_compat_shows_clip_pixels_in_minus_one_to_one(networks, pictures, 
     published = Networks.load(CPU, clip=str(folder / "clip"), paper_compat=True).clip
     square = F.interpolate(2 * pictures[0][None] - 1, (32, 32), mode="bicubic")
     expected = clip_of(published, normalized(square, CLIP_MEAN, CLIP_STD))
-    torch.testing.assert_close(published.images(pictures[:1]), expected)
+    torch.testing.assert_close(looks(published, pictures[:1]), expected)
     assert "pixels in [-1, 1] as the published script" in str(published)
-    assert (published.images(pictures) - networks.clip.images(pictures)).abs().max() > 1e-3
-
-
-def test_features_of_a_picture_do_not_depend_on_those_beside_it(networks, pictures):
-    for network in (networks.clip, networks.dino):
-        together = network.images(pictures)
-        alone = torch.cat([network.images([picture]) for picture in pictures])
-        assert torch.equal(together, alone)
+    assert (looks(published, pictures) - looks(networks.clip, pictures)).abs().max() > 1e-3
 
 
 def test_dino_features_are_class_tokens_of_the_centre(networks, pictures):
@@ -118,7 +117,7 @@ def test_dino_features_are_class_tokens_of_the_centre(networks, pictures):
     shown = torch.stack([prepare(image(picture)) for picture in pictures])
     with torch.no_grad():
         tokens = networks.dino.model(shown).last_hidden_state[:, 0]
-    torch.testing.assert_close(networks.dino.images(pictures), unit(tokens))
+    torch.testing.assert_close(looks(networks.dino, pictures), unit(tokens))
 
 
 @pytest.mark.parametrize("paper_compat", [False, True])
@@ -152,7 +151,7 @@ def test_structure_is_the_likeness_of_keys_of_the_last_layer(folder, pictures, p
     keys = (states @ weight.T + bias)[0]  # (patches and class token, 16)
     assert len(keys) == 1 + 4 * 5
     cosines = (keys @ keys.T) / (keys.norm(dim=1)[:, None] * keys.norm(dim=1)[None])
-    torch.testing.assert_close(structure.images(pictures[:1])[0], cosines)
+    torch.testing.assert_close(looks(structure, pictures[:1])[0], cosines)
     assert ("0..255" in str(structure)) == paper_compat
 
 
@@ -161,9 +160,9 @@ def test_networks_refuse_another_range(networks, folder, spoil):
     lpips = Networks.load(CPU, lpips=folder / "squeezenet1_1.pth").lpips
     pixels01 = torch.linspace(0.1, 1, 3 * 32 * 32).view(3, 32, 32)
     for look in (
-        lambda x: networks.clip.images([x]),
-        lambda x: networks.dino.images([x]),
-        lambda x: networks.structure.images([x]),
+        lambda x: networks.clip.look(x),
+        lambda x: networks.dino.look(x),
+        lambda x: networks.structure.look(x),
         lambda x: lpips(x[None], pixels01[None]),
         lambda x: lpips(pixels01[None], x[None]),
     ):
@@ -172,7 +171,7 @@ def test_networks_refuse_another_range(networks, folder, spoil):
 
 
 def test_long_captions_are_cut_to_what_the_model_takes(networks):
-    assert networks.clip.texts(["snow " * 300]).isfinite().all()
+    assert networks.clip.text("snow " * 300).isfinite().all()
 
 
 def test_direction_similarity_is_the_cosine_of_both_changes():

@@ -108,12 +108,12 @@ def test_an_edit_has_the_same_scores_alone_and_among_others(networks):
 
 def test_source_and_captions_are_looked_at_once_for_all_edits(networks, monkeypatch):
     seen = []
-    features, texts = type(networks.clip).features, type(networks.clip).texts
+    features, text = type(networks.clip).features, type(networks.clip).text
     monkeypatch.setattr(
         type(networks.clip), "features", lambda self, x: [seen.append("x"), features(self, x)][1]
     )
     monkeypatch.setattr(
-        type(networks.clip), "texts", lambda self, x: [seen.append(x[0]), texts(self, x)][1]
+        type(networks.clip), "text", lambda self, x: [seen.append(x), text(self, x)][1]
     )
     measure([noise(0), noise(1), noise(2)], noise(3), noise(4), CAPTIONS, networks=networks)
     assert sorted(seen) == sorted(["x"] * 5 + [*CAPTIONS])

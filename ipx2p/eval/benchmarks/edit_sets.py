@@ -173,7 +173,7 @@ def read_instructpix2pix(folder: Path, extracted: Path) -> list[Case]:
     ]
 
 
-_B32_S16 = "Measured with openai/clip-vit-base-patch32 and facebook/dino-vits16."
+_B32_S16 = "Networks of the protocol: openai/clip-vit-base-patch32 and facebook/dino-vits16."
 _MAGICBRUSH = (
     _B32_S16,
     "Returning the picture unchanged scores well on L1, CLIP-I and DINO: read every row against "
@@ -232,7 +232,7 @@ EDIT_SETS = (
         partial(read_emu_edit, split="test", drop_equal=True),
         ("clip_image", "clip_text", "dino_source"),
         notes=(
-            "Measured with openai/clip-vit-large-patch14 and facebook/dino-vits16.",
+            "Networks of the protocol: openai/clip-vit-large-patch14 and facebook/dino-vits16.",
             *_EMU,
             "Its authors name the CLIP model and the filter (ICEdit#69), but not the split.",
         ),
@@ -246,7 +246,7 @@ EDIT_SETS = (
             *("background_ssim", "clip_text", "clip_text_edited"),
         ),
         notes=(
-            "Measured with openai/clip-vit-large-patch14 and facebook/dino-vitb8.",
+            "Networks of the protocol: openai/clip-vit-large-patch14 and facebook/dino-vitb8.",
             "Published x 1e3 for structure and LPIPS, x 1e4 for MSE, x 100 for SSIM and CLIP.",
             "Both pictures are multiplied by the mask and then compared whole: what is masked "
             "counts as equal, which flatters, the more so the larger the mask. Where the mask is "
@@ -263,7 +263,7 @@ EDIT_SETS = (
         ("clip_image", "clip_direction"),
         preprocessing="square",
         notes=(
-            "Measured with openai/clip-vit-large-patch14.",
+            "Network of the protocol: openai/clip-vit-large-patch14.",
             "Published as curves only (arXiv:2211.09800, fig. 8), of 5000 drawn pairs. The "
             "script behind them feeds [-1, 1] where CLIP's wrapper expects [0, 1]: curves "
             "without --paper-compat lie elsewhere.",
