@@ -79,7 +79,7 @@ LAYERS = {
         *("ipx2p.eval.classical", "ipx2p.eval.models", "ipx2p.eval.built_in", "ipx2p.eval.edits"),
         *("ipx2p.eval.lines", "ipx2p.eval.fronts", "ipx2p.eval.tables", "ipx2p.eval.grids"),
         *("ipx2p.eval.plots", "ipx2p.eval.curves", "ipx2p.eval.page_parts", "ipx2p.eval.page"),
-        *("ipx2p.eval.reporting", "ipx2p.eval.side_by_side", "ipx2p.eval.preferences"),
+        *("ipx2p.eval.reporting", "ipx2p.eval.side_by_side"),
         "ipx2p.eval.engine",
     ],
     5: [

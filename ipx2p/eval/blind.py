@@ -59,9 +59,8 @@ def _make(args: argparse.Namespace) -> None:
     from ipx2p.eval.side_by_side import KEY, PAGE, find_pairs, write_page
 
     pairs = find_pairs(read_folders(args.folders), args.models)
-    counts = write_page(
-        pairs, args.output, question=args.question, seed=args.seed, limit=args.limit
-    )
+    how = {"question": args.question, "seed": args.seed, "limit": args.limit}
+    counts = write_page(pairs, args.output, **how)
     left_out = {
         "identical": "with identical edits",
         "failed": "with an edit that is not finite",
@@ -74,17 +73,16 @@ def _make(args: argparse.Namespace) -> None:
 
 
 def _read(args: argparse.Namespace) -> None:
-    from ipx2p.eval.preferences import csv_of, markdown, notes_of, preferences, read_choices
+    from ipx2p.eval.side_by_side import preference_table, read_choices
     from ipx2p.files import atomic_write, read_json
 
-    choices = read_choices(args.key, args.choices)
-    found, output = preferences(choices), args.output or args.key.parent
+    choices, output = read_choices(args.key, args.choices), args.output or args.key.parent
     question = str(read_json(args.key).get("question", ""))
-    texts = {"md": markdown(found, notes_of(choices), question), "csv": csv_of(found)}
-    for suffix, text in texts.items():
+    text, table = preference_table(choices, question)
+    for suffix, content in (("md", text), ("csv", table)):
         with atomic_write(output / f"preferences.{suffix}") as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    print(texts["md"], end="")
+            temporary.write_text(content, encoding="utf-8")
+    print(text, end="")
     print(f"\n{output / 'preferences.md'}")
 
 

@@ -1,4 +1,4 @@
-"""Pairs of edits, and the page on which people judge them without seeing whose they are (layer 4).
+"""Judging by eye: a page that hides whose edits it shows, and what people chose on it (layer 4).
 
 The page is one file: pictures as PNG without metadata, in the order in which they are shown, each
 once; which side an edit is on is drawn for each pair. What the sides hide is in the key, a file of
@@ -8,34 +8,75 @@ its own.
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ipx2p.errors import InputError, suggestion
+from ipx2p.eval.grids import row_of
+from ipx2p.eval.intervals import Estimate, estimates, share
 from ipx2p.eval.lines import ALL, make_lines
 from ipx2p.eval.records import BUILT_IN, IDENTITY, ORACLE, Record, key_of
-from ipx2p.files import atomic_write, digest_bytes, read_json, write_json
+from ipx2p.eval.tables import escaped
+from ipx2p.files import atomic_write, csv_text, digest_bytes, digest_file, read_json, write_json
 from ipx2p.images import load_image
 from ipx2p.seeds import generator
 
 PAGE, KEY = "page.html", "key.json"
 TEMPLATE = Path(__file__).parent / "side_by_side.html"
+CHOICES = ("left", "tie", "right")
+HOW = (
+    "Wins are choices of the first. The share of wins is among choices that are not ties, with its "
+    "95 % interval: over pictures where several choices are about one picture, else Wilson's. A "
+    "line is preferred where the interval is on one side of 50 %."
+)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two edits of a case with the same noise. first, second: by label, in the order of tables."""
+class Pair(NamedTuple):
+    """Two edits of a case with the same noise, and their labels in the order of tables."""
 
-    first: str
-    second: str
+    labels: tuple[str, str]
     edits: tuple[Record, Record]
     source: Record | None
     target: Record | None
+
+
+class Choice(NamedTuple):
+    """One judgement of a pair.
+
+    chosen: the label that was preferred, None for a tie. labels: both, as in the table. picture:
+    equal for choices about one photograph.
+    """
+
+    rater: str
+    chosen: str | None
+    labels: tuple[str, str]
+    picture: str
+    task: str
+
+
+class Preference(NamedTuple):
+    """How two lines compare: counts of choices, and the share of the first without ties."""
+
+    task: str
+    first: str
+    second: str
+    pictures: int
+    choices: int
+    wins: int
+    ties: int
+    losses: int
+    share: float | None
+    low: float | None
+    high: float | None
+    preferred: str
 
 
 def find_pairs(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Pair]:
@@ -47,22 +88,22 @@ def find_pairs(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Pa
         labels: of the lines to judge, or models; none is all but the built-in rows.
     Raises: InputError for an unknown label, or fewer than two.
     """
-    named = _labelled([record for record in records if not record.selects])
-    chosen = _chosen(named, labels)
+    records = [record for record in records if not record.selects]
+    lines = make_lines([replace(record, scores={}, scored_by={}) for record in records])
+    lines = [line for line in lines if line.task == ALL]
+    chosen = _chosen({line.label: line.model for line in lines}, labels)
     cases: dict[str, dict[str, dict[int | None, Record]]] = {}
-    for label, mine in named.items():
-        for record in mine:
+    for line in lines:
+        for record in (record for record in records if row_of(record) == row_of(line)):
             about = {k: v for k, v in record.case.items() if k not in ("source", "target")}
             case = cases.setdefault(key_of(about), {})
-            case.setdefault(label, {})[record.seed] = record
+            case.setdefault(line.label, {})[record.seed] = record
     pairs = []
     for case in cases.values():
-        source, target = (
-            next(iter(case.get(name, {}).values()), None) for name in (IDENTITY, ORACLE)
-        )
-        for first, second in combinations([label for label in chosen if label in case], 2):
-            for edits in _same_seed(case[first], case[second]):
-                pairs.append(Pair(first, second, edits, source, target))
+        shown = [next(iter(case.get(name, {}).values()), None) for name in (IDENTITY, ORACLE)]
+        for both in combinations([label for label in chosen if label in case], 2):
+            edits = _same_seed(*(case[label] for label in both))
+            pairs += [Pair(both, two, *shown) for two in edits]
     if not pairs:
         raise InputError(
             f"no case has edits of two of {', '.join(chosen)}: evaluate them on the same cases"
@@ -70,22 +111,8 @@ def find_pairs(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Pa
     return pairs
 
 
-def _labelled(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of each line of the table, by its label."""
-    bare = [replace(record, scores={}, scored_by={}) for record in records]
-    lines = [line for line in make_lines(bare) if line.task == ALL]
-    labels = {line.place[1:]: line.label for line in lines}
-    named: dict[str, list[Record]] = {line.label: [] for line in lines}
-    for record in records:
-        built_in = record.model.partition(" (")[0] in BUILT_IN
-        weights = "" if built_in else record.made_with.get("weights_digest") or ""
-        settings = json.dumps(record.settings, sort_keys=True)
-        named[labels[record.model, settings, weights]].append(record)
-    return named
-
-
-def _chosen(named: Mapping[str, Sequence[Record]], labels: Sequence[str]) -> list[str]:
-    models = {label: mine[0].model for label, mine in named.items()}
+def _chosen(models: Mapping[str, str], labels: Sequence[str]) -> list[str]:
+    """The labels to judge, of all with their models."""
     for label in labels:
         if label not in models and label not in models.values():
             raise InputError(f"no edits of {label!r}; {suggestion(label, [*models])}")
@@ -103,10 +130,11 @@ def _chosen(named: Mapping[str, Sequence[Record]], labels: Sequence[str]) -> lis
 
 def _same_seed(
     one: Mapping[int | None, Record], other: Mapping[int | None, Record]
-) -> list[tuple[Record, Record]]:
-    seeds = [seed for seed in {**one, **other} if seed is not None] or [None]
-    both = [(one.get(seed, one.get(None)), other.get(seed, other.get(None))) for seed in seeds]
-    return [(a, b) for a, b in both if a is not None and b is not None]
+) -> Iterator[tuple[Record, Record]]:
+    for seed in [seed for seed in {**one, **other} if seed is not None] or [None]:
+        a, b = (edits.get(seed, edits.get(None)) for edits in (one, other))
+        if a is not None and b is not None:
+            yield a, b
 
 
 def write_page(
@@ -126,79 +154,164 @@ def write_page(
     order = torch.randperm(len(pairs), generator=generator(seed, "order of pairs")).tolist()
     sides = torch.randint(2, (len(pairs),), generator=generator(seed, "sides of pairs")).tolist()
     counts = dict.fromkeys(("pairs", "identical", "failed", "more"), 0)
-    album, shown, hidden = Album(), [], []
-    for place in order:
-        pair, flip = pairs[place], sides[place]
+    png, numbers = cache(_png), {}
+    shown, hidden = [], []
+    for pair, flip in ((pairs[place], sides[place]) for place in order):
+        done = "pairs"
         if any(edit.picture is None for edit in pair.edits):
-            counts["failed"] += 1
+            done = "failed"
+        elif limit is not None and len(shown) == limit:
+            done = "more"
+        elif len({png(edit.path) for edit in pair.edits}) == 1:
+            done = "identical"
+        counts[done] += 1
+        if done != "pairs":
             continue
-        if limit is not None and len(shown) == limit:
-            counts["more"] += 1
-            continue
-        if len({digest_bytes(album.png(edit)) for edit in pair.edits}) == 1:
-            counts["identical"] += 1
-            continue
-        left, right = pair.edits[::-1] if flip else pair.edits
+        (left, right), names = (x[::-1] if flip else x for x in (pair.edits, pair.labels))
         pictures = {"source": pair.source, "left": left, "right": right, "target": pair.target}
-        instruction = left.case["instruction"]
-        shown.append({"instruction": instruction} | {k: album.add(v) for k, v in pictures.items()})
+        shown.append({"instruction": left.case["instruction"]})
+        for side, record in pictures.items():
+            is_there = record is not None and record.picture is not None
+            number = numbers.setdefault(png(record.path), len(numbers)) if is_there else None
+            shown[-1][side] = number
         about = {name: left.case.get(name) for name in ("name", "group", "task", "benchmark")}
-        names = (pair.second, pair.first) if flip else (pair.first, pair.second)
         hidden.append({"case": about, "seed": left.seed, "left": names[0], "right": names[1]})
-        counts["pairs"] += 1
     if not shown:
         raise InputError(
             f"nothing to judge: of {len(pairs)} pairs {counts['identical']} are identical and "
             f"{counts['failed']} have an edit that is not finite"
         )
-    page = key_of([seed, question, [digest_bytes(png) for png in album.pngs], shown])
-    _check_free(output / KEY, page)
-    lines = [*dict.fromkeys(label for pair in pairs for label in (pair.first, pair.second))]
-    key = {"page": page, "question": question, "seed": seed, "lines": lines, "pairs": hidden}
-    write_json(key, output / KEY)
-    _write(page, shown, album.pngs, question, output / PAGE)
+    about = {
+        "page": key_of([seed, question, [*map(digest_bytes, numbers)], shown]),
+        "question": question,
+    }
+    path = output / KEY
+    if path.exists() and read_json(path).get("page") != about["page"]:
+        raise InputError(f"{path} is the key of another page: choose another --output")
+    lines = [*dict.fromkeys(label for pair in pairs for label in pair.labels)]
+    write_json(about | {"seed": seed, "lines": lines, "pairs": hidden}, path)
+    pictures = [base64.b64encode(data).decode() for data in numbers]
+    text = json.dumps(about | {"pairs": shown, "pictures": pictures})
+    text = text.replace("<", "\\u003c")  # "</script>" would end the data
+    html = TEMPLATE.read_text(encoding="utf-8").replace("{data}", text, 1)
+    with atomic_write(output / PAGE) as temporary:
+        temporary.write_text(html, encoding="utf-8")
     return counts
 
 
-class Album:
-    """Pictures of a page as PNG, in the order in which they are shown, each once."""
-
-    def __init__(self) -> None:
-        self.pngs: list[bytes] = []
-        self.encoded: dict[Path, bytes] = {}
-        self.numbers: dict[bytes, int] = {}
-
-    def png(self, record: Record) -> bytes:
-        """Its picture without metadata, which would tell where it is from."""
-        path = record.path
-        if path not in self.encoded:
-            file = io.BytesIO()
-            load_image(path).save(file, "PNG")
-            self.encoded[path] = file.getvalue()
-        return self.encoded[path]
-
-    def add(self, record: Record | None) -> int | None:
-        """The number of its picture; None without one."""
-        if record is None or record.picture is None:
-            return None
-        png = self.png(record)
-        if png not in self.numbers:
-            self.numbers[png] = len(self.pngs)
-            self.pngs.append(png)
-        return self.numbers[png]
+def _png(path: Path) -> bytes:
+    """A picture without metadata, which would tell where it is from."""
+    file = io.BytesIO()
+    load_image(path).save(file, "PNG")
+    return file.getvalue()
 
 
-def _check_free(path: Path, page: str) -> None:
-    if path.exists() and read_json(path).get("page") != page:
-        raise InputError(f"{path} is the key of another page: choose another --output")
+def read_choices(key_file: Path, files: Sequence[Path]) -> list[Choice]:
+    """The choices of one or more people on the page of a key.
+
+    Raises: InputError for a damaged file, one of another page, or a person who is given twice.
+    """
+    key = read_json(key_file)
+    if not isinstance(key.get("pairs"), list) or not {"page", "lines"} <= {*key}:
+        raise InputError(f"{key_file} is no key of a page: expected key.json, written beside it")
+    found, raters, digests = [], {}, {}
+    for number, path in enumerate(files, 1):
+        answers = read_json(path)
+        if answers.get("page") != key["page"]:
+            raise InputError(
+                f"{path} has choices of page {answers.get('page')!a:.40}, {key_file} is the key of "
+                f"page {key['page']!a:.40}: give the key that was written with that page"
+            )
+        rater = str(answers.get("rater") or f"person {number}")
+        earlier = digests.setdefault(digest_file(path), path), raters.setdefault(rater, path)
+        for other in earlier:
+            if other is not path:
+                raise InputError(f"{other} and {path} are both of {rater!a:.80}: give one of them")
+        found += _choices(path, answers, key, rater)
+    if not found:
+        raise InputError(f"{', '.join(map(str, files))} hold no choices: judge at least one pair")
+    return found
 
 
-def _write(
-    page: str, shown: list[dict[str, Any]], pngs: Sequence[bytes], question: str, path: Path
-) -> None:
-    data = {"page": page, "question": question, "pairs": shown}
-    data["pictures"] = [base64.b64encode(png).decode() for png in pngs]
-    text = json.dumps(data).replace("<", "\\u003c")  # "</script>" would end the data
-    html = TEMPLATE.read_text(encoding="utf-8").replace("{data}", text, 1)
-    with atomic_write(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+def _choices(path: Path, answers: dict[str, Any], key: dict[str, Any], rater: str) -> list[Choice]:
+    listed, made = answers.get("choices"), {}
+    if not isinstance(listed, list):
+        raise InputError(f"{path} holds no list of choices: expected the file that the page saved")
+    for place, one in enumerate(listed):
+        match one:
+            case {"pair": int(pair), "choice": side} if (
+                0 <= pair < len(key["pairs"]) and side in CHOICES and pair not in made
+            ):
+                hidden = key["pairs"][pair]
+            case _:
+                raise InputError(
+                    f"{path} choice {place} is {one!a:.80}: expected each pair of 0 to "
+                    f"{len(key['pairs']) - 1} at most once, with {', '.join(CHOICES)}"
+                )
+        labels = sorted((hidden["left"], hidden["right"]), key=key["lines"].index)
+        case = hidden["case"]
+        picture = key_of([case["benchmark"], case["group"]])
+        chosen = None if side == "tie" else hidden[side]
+        made[pair] = Choice(rater, chosen, tuple(labels), picture, case["task"])
+    return [*made.values()]
+
+
+def preferences(choices: Sequence[Choice]) -> list[Preference]:
+    """Each two lines that were judged; all tasks together, then each task if there are several."""
+    tasks = sorted({choice.task for choice in choices})
+    groups: dict[tuple[str, tuple[str, str]], list[Choice]] = {}
+    for task in [ALL, *(tasks if len(tasks) > 1 else [])]:
+        for choice in choices:
+            if task in (ALL, choice.task):
+                groups.setdefault((task or "all", choice.labels), []).append(choice)
+    return [_preference(*place, mine) for place, mine in groups.items()]
+
+
+def _preference(task: str, labels: tuple[str, str], choices: Sequence[Choice]) -> Preference:
+    first, second = labels
+    counts = Counter(choice.chosen for choice in choices)
+    decided = [choice for choice in choices if choice.chosen is not None]
+    part = _share([choice.chosen == first for choice in decided], [c.picture for c in decided])
+    preferred = ""
+    if part.low is not None and not part.low <= 0.5 <= part.high:
+        preferred = first if part.mean > 0.5 else second
+    pictures = len({choice.picture for choice in choices})
+    tally = (len(choices), counts[first], counts[None], counts[second])
+    mean = None if part.low is None else part.mean
+    return Preference(task, *labels, pictures, *tally, mean, part.low, part.high, preferred)
+
+
+def _share(won: Sequence[bool], pictures: Sequence[str]) -> Estimate:
+    """The share of wins among choices.
+
+    If each picture was judged once, choices are independent and the interval is Wilson's (1927).
+    Choices of several people, seeds or tasks on one picture are not: pictures are drawn, see
+    `intervals`. Where that gives no interval (few pictures, or nearly all alike), it is Wilson's
+    with as many choices as there are pictures, which is wide rather than wrong.
+    """
+    numbers = {picture: number for number, picture in enumerate(dict.fromkeys(pictures))}
+    if len(numbers) == len(won):
+        return share(sum(won), len(won))
+    where = np.array([numbers[picture] for picture in pictures])
+    [drawn] = estimates(np.array([won], dtype=float), where)
+    if drawn.low is None or drawn.low == drawn.high:
+        return share(drawn.mean * len(numbers), len(numbers))
+    return Estimate(drawn.mean, max(drawn.low, 0.0), min(drawn.high, 1.0))
+
+
+def preference_table(choices: Sequence[Choice], question: str) -> tuple[str, str]:
+    """The preferences as Markdown, and as CSV with numbers in full."""
+    found = preferences(choices)
+    heads = ("task", "first", "second", "pictures", "wins / ties / losses", "share", "preferred")
+    rows = [heads, ["---"] * len(heads)]
+    for one in found:
+        tally = f"{one.wins} / {one.ties} / {one.losses}"
+        percent = ""
+        if one.share is not None:
+            percent = f"{100 * one.share:.0f} % ({100 * one.low:.0f} to {100 * one.high:.0f})"
+        rows.append((*one[:3], str(one.pictures), tally, percent, one.preferred or "not shown"))
+    table = "\n".join(f"| {' | '.join(map(escaped, row))} |" for row in rows)
+    raters = Counter(choice.rater for choice in choices)
+    people = ", ".join(f"{rater} {count}" for rater, count in raters.items())
+    text = f"# Preferences\n\n{question}\n\n{table}\n\n{HOW}\n\nChoices by person: {people}.\n"
+    return text, csv_text(Preference._fields, (one._asdict() for one in found))
