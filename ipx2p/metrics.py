@@ -86,7 +86,9 @@ def haarpsi(pixels01: Tensor, reference01: Tensor) -> Tensor:
     Of YIQ colours in 0..255, reduced to half their size by means of 2 x 2 (sec. 3 and 4.3). Where
     the filters reach over the border the picture is continued with zeros, as in the authors' code.
     """
-    a, b = (_yiq(x).flatten(0, 1) for x in _checked(pixels01, reference01))
+    both = _checked(pixels01, reference01)
+    mix = both[0].new_tensor(YIQ)
+    a, b = (255 * torch.einsum("oc,nchw->nohw", mix, x).flatten(0, 1) for x in both)
     mean = a.new_full((2, 2), 0.25)
     a, b = (_same(x, mean)[..., ::2, ::2].unflatten(0, (-1, 3)) for x in (a, b))
     similarities, weights = [], []
@@ -183,12 +185,8 @@ def _volume_mean(x: Tensor) -> Tensor:
 def _luma(pixels01: Tensor) -> Tensor:
     """BT.601 luma as MATLAB computes it from 8 bits, in 1/255: (N, 3, H, W) -> (N, 1, H, W)."""
     levels = (255 * pixels01).round()
-    luma = (levels * levels.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    luma = torch.einsum("c,nchw->nhw", levels.new_tensor(LUMA), levels).unsqueeze(1)
     return ((luma / 255_000 + 0.5).floor() + 16) / 255
-
-
-def _yiq(pixels01: Tensor) -> Tensor:
-    return 255 * torch.einsum("oc,nchw->nohw", pixels01.new_tensor(YIQ), pixels01)
 
 
 def _haar(scale: int, like: Tensor) -> Tensor:
@@ -239,15 +237,12 @@ def _checked(pixels01: Tensor, reference01: Tensor, least: int = 1) -> tuple[Ten
             f"metrics: the two batches differ in shape: {shapes}: resize one to the other"
         )
     for name, pixels in (("first", pixels01), ("second", reference01)):
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+        is_batch = pixels.ndim == 4 and pixels.shape[1] == 3 and pixels.numel() > 0
+        if not (is_batch and pixels.is_floating_point()):
             dtype = str(pixels.dtype).removeprefix("torch.")
             raise InputError(
                 f"metrics: expected float (N, 3, H, W), got {dtype} {tuple(pixels.shape)} as the "
                 f"{name} batch: see ipx2p.images for conversions"
-            )
-        if pixels.numel() == 0:
-            raise InputError(
-                f"metrics: expected pictures, got none in a batch {tuple(pixels.shape)}"
             )
         check_range(pixels, f"metrics, {name} batch")
     height, width = pixels01.shape[-2:]

@@ -42,7 +42,10 @@ LPIPS_NETS = {"alexnet": "alex", "squeezenet1_1": "squeeze", "vgg16": "vgg"}
 
 
 class Network:
-    """A network with its name, the digest of its weights, and how it prepares pictures."""
+    """A network with its name, the digest of its weights, and how it prepares pictures.
+
+    `features` of those that see one picture: (3, H, W) -> (1, ...), of any size.
+    """
 
     def __init__(self, model: nn.Module, name: str, preprocessing: str) -> None:
         self.model = model.float().eval()
@@ -53,21 +56,16 @@ class Network:
         return f"{self.name} ({self.digest[:12]}), {self.preprocessing}"
 
     def look(self, pixels01: Tensor) -> Tensor:
-        """The features of a picture of any size, (3, H, W) -> (1, ...), float32."""
+        """The features of a picture, float32 on the CPU; InputError for another range."""
         check_range(pixels01, self.name)
         return self.features(pixels01.float().cpu()).cpu()
-
-    def features(self, pixels01: Tensor) -> Tensor:
-        """What `look` returns, of a picture whose range is right."""
-        raise NotImplementedError
 
 
 class Clip(Network):
     """CLIP's features, of length 1.
 
     preprocessing: "square", as InstructPix2Pix measures (arXiv:2211.09800, sec. 4): bicubic to the
-    model's square regardless of aspect; or "crop", as CLIP, MagicBrush and PIE-Bench do: the
-    shorter side bicubic with antialiasing in 8 bits, then the centre.
+    model's square regardless of aspect; or "crop", as CLIP, MagicBrush and PIE-Bench do.
     paper_compat: with "square", pixels in [-1, 1], as InstructPix2Pix's script feeds them to a
     network that expects [0, 1].
     """

@@ -330,11 +330,9 @@ def measure(
     ]
 
     def sized(image: Image.Image) -> Tensor:
-        if image.size != size:
-            image = (
-                image.resize(size, Image.Resampling.BICUBIC) if at_target else resize(image, size)
-            )
-        return pixels01_from_image(image)[None]
+        if image.size != size and at_target:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        return pixels01_from_image(resize(image, size))[None]
 
     whole = {"source": pixels01_from_image(source)}
     if target is not None:
@@ -345,9 +343,8 @@ def measure(
     for picture in pictures:
         edited = {"edited": pixels01_from_image(picture), **whole}
         views = Views(sized(picture), *against, edited, captions, mask, networks, shared)
-        numbers.append([METRICS[name].measure(views).double() for name in names])
-    columns = zip(*numbers, strict=True)
-    return {name: torch.cat(column) for name, column in zip(names, columns, strict=False)}
+        numbers.append({name: METRICS[name].measure(views).double() for name in names})
+    return {name: torch.cat([row[name] for row in numbers]) for name in names}
 
 
 def scored_by(

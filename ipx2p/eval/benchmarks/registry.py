@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from ipx2p.errors import InputError, suggestion
+from ipx2p.errors import InputError
 from ipx2p.eval.benchmarks.edit_sets import EDIT_SETS
 from ipx2p.eval.benchmarks.judged import JUDGED
 from ipx2p.eval.benchmarks.restoration import RESTORATION
@@ -20,10 +20,8 @@ def read_benchmark(name: str, folder: Path, extracted: Path) -> list[Case]:
     Args:
         name: a key of `PROTOCOLS`. folder: the root of the unpacked download.
         extracted: where pictures that lie in tables are written, each once.
-    Raises: InputError for an unknown name, or a part that is missing or damaged.
+    Raises: InputError for a part that is missing or damaged.
     """
-    if name not in PROTOCOLS:
-        raise InputError(f"no benchmark {name!r}; {suggestion(name, [*PROTOCOLS])}")
     protocol = PROTOCOLS[name]
     cases = protocol.read(folder, extracted)
     if twice := [case for case, count in Counter(c.name for c in cases).items() if count > 1]:

@@ -194,7 +194,6 @@ def test_published_rows_are_measured_by_the_protocol(protocol):
     luma = protocol.name.startswith(("rain", "test"))
     assert ("psnr_y" in protocol.metrics) == luma
     for row in protocol.published:
-        assert {*row.scores} <= {*protocol.metrics}
         assert all(10 < row.scores[name] < 45 for name in row.scores if name.startswith("psnr"))
         assert re.search("unverified|paper|published", row.source)
     assert any("centre crops" in note for note in protocol.notes)
