@@ -17,7 +17,7 @@ from ipx2p.editing.files import surroundings
 from ipx2p.editing.settings import Edited
 from ipx2p.errors import InputError, NotFiniteError
 from ipx2p.eval.cases import Sizes
-from ipx2p.eval.models import Trial, described
+from ipx2p.eval.models import EvalConfig, Trial, described
 from ipx2p.eval.records import Records
 from ipx2p.files import digest_file
 from ipx2p.images import load_image, resize, save_image
@@ -27,19 +27,6 @@ from ipx2p.seeds import generator
 MAX_LOADED = 64  # pictures held in memory
 AFTER_FAILED = "the edit before it is not finite"
 ADVICE = "are written and kept; try a smaller --batch-size, or --one-branch-at-a-time"
-
-
-@dataclass
-class Batching:
-    """How a model's edits are computed.
-
-    branches: those of guidance in one batch. compiled: for the record, the networks already are.
-    """
-
-    size: int = 4
-    branches: bool = True
-    compiled: bool = False
-    negative_instruction: str = ""
 
 
 @dataclass
@@ -79,6 +66,7 @@ class Maker:
                 "it again"
             )
         bare = [trial for trial in self.trials if trial.key not in self.records.by_key]
+        self.world.barrier()  # all have counted before anyone adds one
         for trial in self.world.share(bare):
             made = self.records.by_edit[trial.edit]
             names = ("picture", "failed", "made_at", "evaluations", "seconds", "computed_on")
@@ -100,14 +88,17 @@ class Maker:
 
     def copy(self, trials: Sequence[Trial], make: Callable[[Trial], Image.Image]) -> None:
         """Make pictures that need no editor, one by one; each process its share."""
-        for trial in self.world.share(self.missing(trials)):
+        todo = self.missing(trials)
+        self.world.barrier()  # all have counted before anyone adds one
+        mine, is_main = self.world.share(todo), self.world.is_main
+        for trial in tqdm(mine, unit="picture", desc="other rows", disable=not is_main):
             self.keep(trial, make(trial))
 
     def edit(
         self,
         trials: Sequence[Trial],
         load: Callable[[], tuple[Editor, UNet | None]],
-        batching: Batching,
+        config: EvalConfig,
     ) -> None:
         """Edit what is missing of one model's trials; those that follow others come after them.
 
@@ -118,8 +109,8 @@ class Maker:
         for depth in range(max((trial.depth for trial in trials), default=-1) + 1):
             todo = self.missing([trial for trial in trials if trial.depth == depth])
             self.world.barrier()  # all have counted before anyone adds one
-            if mine := self._part_of(todo, batching.size):
-                editor = editor or _EditRun(self, *load(), batching)
+            if mine := self._part_of(todo, config.batch_size):
+                editor = editor or _EditRun(self, *load(), config)
                 editor.run(mine)
             self.world.barrier()
             self.records.read()
@@ -145,7 +136,7 @@ class _EditRun:
     maker: Maker
     editor: Editor
     weak: UNet | None
-    batching: Batching
+    config: EvalConfig
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Edit, and write picture and records of each trial as soon as its batch is done."""
@@ -186,10 +177,10 @@ class _EditRun:
                 [trial.case.instruction for trial in batch],
                 **asdict(settings),
                 seeds=[trial.seed for trial in batch],
-                negative_instructions=self.batching.negative_instruction,
+                negative_instructions=self.config.negative_instruction,
                 weak=self.weak if settings.spec.needs("weak") else None,
-                batch_size=self.batching.size,
-                batch_branches=self.batching.branches,
+                batch_size=self.config.batch_size,
+                batch_branches=self.config.batch_branches,
                 on_edit=on_edit,
             )
         except NotFiniteError as error:
@@ -201,8 +192,9 @@ class _EditRun:
                     self._edit([batch[index]], images, bar)
 
     def _how(self) -> dict[str, Any]:
-        batching = {"batch_size": self.batching.size, "batch_branches": self.batching.branches}
-        return surroundings(self.editor) | batching | {"compiled": self.batching.compiled}
+        config = self.config
+        batching = {"batch_size": config.batch_size, "batch_branches": config.batch_branches}
+        return surroundings(self.editor) | batching | {"compiled": config.compile}
 
 
 def _batches(trials: Sequence[Trial], size: int) -> Iterator[list[Trial]]:

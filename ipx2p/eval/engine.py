@@ -6,7 +6,7 @@ OUTPUT/  edits/KEY.png  records_RANK.jsonl                  what was made: the r
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import timedelta
 from functools import partial
 from itertools import chain
@@ -28,9 +28,9 @@ from ipx2p.eval.benchmarks.protocol import OWN_PAIRS, Protocol, decode_mask
 from ipx2p.eval.benchmarks.registry import PROTOCOLS
 from ipx2p.eval.built_in import built_in_trials, find, found_trials, make_built_in
 from ipx2p.eval.cases import Case, Sizes
-from ipx2p.eval.edits import Batching, Maker
+from ipx2p.eval.edits import Maker
 from ipx2p.eval.models import (
-    Grid,
+    EvalConfig,
     Model,
     Trial,
     code_digest,
@@ -60,33 +60,6 @@ MEASURED = 16  # edits of a case between writes: its features are computed once 
 EXTRACTED = "extracted"  # pictures that a benchmark keeps in tables
 
 
-@dataclass
-class EvalConfig(Grid):
-    """What is compared, where it is computed, and what is reported.
-
-    models: see `parse_models`. networks: what measures, by name: clip, dino, lpips, dists.
-    metrics: None is those of the benchmark, else all that can be measured. baseline: the model that
-    differences are taken to. select_on: what the best scales are chosen on, for the report.
-    grids: how many pictures get sheets.
-    """
-
-    models: list[str] = field(default_factory=list)
-    output: Path = Path("evaluation")
-    resolution: int | None = None  # that of the models' training
-    weak_weights: str | None = None
-    networks: dict[str, str] = field(default_factory=dict)
-    paper_compat: bool = False
-    metrics: list[str] | None = None
-    baseline: str | None = None
-    select_on: Path | None = None
-    grids: int = 4
-    device: str = "auto"
-    dtype: str = "auto"
-    batch_size: int = 4
-    batch_branches: bool = True
-    compile: bool = False
-
-
 def config_of(options: dict[str, Any]) -> EvalConfig:
     """The settings among the options of a command line."""
     known = {item.name for item in fields(EvalConfig)}
@@ -104,7 +77,7 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
         choosing: other cases to choose the best scales on; none: the cases themselves.
     Raises: InputError for bad arguments or files, before any weights are loaded where possible.
     """
-    models = parse_models(config.models, config, has_weak=config.weak_weights is not None)
+    models = parse_models(config)
     reported = [case for case in cases if not case.is_step]
     protocol = PROTOCOLS.get(cases[0].benchmark, OWN_PAIRS)
     sizes, warned = pick_sizes(models, config.resolution, protocol)
@@ -142,6 +115,7 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
             needs = {} if asked else lacking(reported, networks)
             told = [how for need, how in needs.items() if need in ("target", "captions", *NETWORKS)]
             notes = [f"Other metrics need {'; '.join(told)}."] if told else []
+            export_results(trials, maker.records)
             print(*_report(config, protocol, shown, maker.records, notes), sep="\n")
             lock.close()
 
@@ -150,7 +124,6 @@ def _count(maker: Maker, edits: Sequence[Trial]) -> None:
     """Say what is to be done."""
     count, todo = len({trial.edit for trial in edits}), len(maker.missing(edits))
     maker.world.print(f"{count} edits, {count - todo} of them are there already")
-    maker.world.barrier()  # all have counted before anyone adds one
 
 
 def _make(
@@ -159,9 +132,7 @@ def _make(
     """Edit what is missing of a model, or fetch it from the folder that it is."""
     if model.has_weights:
         where = (model.folder, config.weak_weights, device, config.dtype, config.compile)
-        how = (config.batch_size, config.batch_branches, config.compile)
-        batching = Batching(*how, config.negative_instruction)
-        maker.edit(trials, partial(load_editor, *where), batching)
+        maker.edit(trials, partial(load_editor, *where), config)
     else:
         maker.copy(trials, lambda trial: load_image(find(trial.case, model)))
 
@@ -173,10 +144,9 @@ def _report(
     records: Records,
     notes: Sequence[str],
 ) -> list[Path]:
-    """Write the report, and what the benchmark's own script or judge needs."""
+    """Write the report, and what a judge is asked."""
     shown = [records.by_key[key] for key in dict.fromkeys(trial.key for trial in trials)]
     paths = write_report(config.output, shown, config.baseline, config.grids, notes=notes)
-    export_results(trials, records)
     if protocol.judge:
         paths.append(config.output / REQUESTS)
         export_requests(shown, paths[-1], protocol.judge)

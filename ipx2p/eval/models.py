@@ -33,9 +33,16 @@ _SETTING = rf"(?=(?:{'|'.join(KINDS)})=)"  # commas and @ also occur in stacks a
 
 
 @dataclass
-class Grid:
-    """What is combined with what; the names are those of `EditSettings`, with several values."""
+class EvalConfig:
+    """What is compared, where it is computed, and what is reported.
 
+    models: see `parse_models`; settings, with several values, are combined with one another.
+    networks: what measures, by name: clip, dino, lpips, dists. metrics: None is those of the
+    benchmark, else the usual ones. baseline: what differences are taken to. select_on: the manifest
+    that scales are chosen on. grids: how many pictures are shown.
+    """
+
+    models: list[str] = field(default_factory=list)
     guidance: list[str] = field(default_factory=lambda: ["ip2p"])
     guidance_scale: list[float] = field(default_factory=lambda: [7.0])
     image_guidance_scale: list[float] = field(default_factory=lambda: [1.5])
@@ -44,8 +51,22 @@ class Grid:
     num_steps: list[int] = field(default_factory=lambda: [20])
     seeds: list[int] = field(default_factory=lambda: [0])
     negative_instruction: str = ""
+    weak_weights: str | None = None
+    resolution: int | None = None  # that of the models' training
+    networks: dict[str, str] = field(default_factory=dict)
+    paper_compat: bool = False
+    metrics: list[str] | None = None
+    baseline: str | None = None
+    select_on: Path | None = None
+    grids: int = 4
+    output: Path = Path("evaluation")
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int = 4
+    batch_branches: bool = True
+    compile: bool = False
 
-    def settings(self, overrides: dict[str, Any], *, has_weak: bool) -> list[EditSettings]:
+    def settings(self, overrides: dict[str, Any]) -> list[EditSettings]:
         """Every combination, each once; InputError for one that cannot be edited with."""
         names = ("guidance", "sampler", "num_steps", "image_guidance_scale", "guidance_scale")
         values = {name: getattr(self, name) for name in names} | {"spacing": [self.spacing]}
@@ -54,8 +75,8 @@ class Grid:
         for some in itertools.product(*values.values()):
             settings = EditSettings(**dict(zip(values, some, strict=True)))
             settings.check()
-            needs_weak = bool(settings.spec.needs("weak"))
-            check_needs(settings, [self.negative_instruction], has_weak and needs_weak)
+            has_weak = self.weak_weights is not None and bool(settings.spec.needs("weak"))
+            check_needs(settings, [self.negative_instruction], has_weak)
             unlike.setdefault(key_of(described(settings)), settings)
         if not unlike:
             raise InputError("nothing to compare: every option needs at least one value")
@@ -81,13 +102,13 @@ class Model:
         return bool(self.settings)
 
 
-def parse_models(texts: Sequence[str], grid: Grid, *, has_weak: bool = False) -> list[Model]:
+def parse_models(config: EvalConfig) -> list[Model]:
     """Models as they are typed: `[NAME=]WEIGHTS[@SETTING=VALUE,...]`.
 
     A model without a name is called by the end of its path, as much of it as tells it apart.
     Raises: InputError for weights that are not there, or settings that cannot be.
     """
-    parsed = [_parse(text) for text in texts]
+    parsed = [_parse(text) for text in config.models]
     unnamed = list(dict.fromkeys(source for name, source, _ in parsed if not name))
     models: dict[str, Model] = {}
     for name, source, overrides in parsed:
@@ -101,13 +122,14 @@ def parse_models(texts: Sequence[str], grid: Grid, *, has_weak: bool = False) ->
                 raise InputError(f"--models: {source} holds pictures, which take no settings")
         else:
             folder = find_folder(source)
-            settings = grid.settings(overrides, has_weak=has_weak)
+            settings = config.settings(overrides)
         earlier = models.get(name, Model(name, source, folder))
         if earlier.folder != folder:
             raise InputError(f"--models: two of them are called {name!r}: write NAME=WEIGHTS")
         unlike = {key_of(described(one)): one for one in (*earlier.settings, *settings)}
         models[name] = replace(earlier, settings=tuple(unlike.values()))
-    if has_weak and not any(s.spec.needs("weak") for m in models.values() for s in m.settings):
+    settings = [one for model in models.values() for one in model.settings]
+    if config.weak_weights and not any(one.spec.needs("weak") for one in settings):
         raise InputError(
             "a weak network is given, but no --guidance uses one: add autoguidance, or leave out "
             "--weak-weights"

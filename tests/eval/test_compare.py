@@ -16,7 +16,7 @@ from ipx2p import names
 from ipx2p.diffusion.guidance.registry import SCHEMES
 from ipx2p.editing.editor import Editor
 from ipx2p.eval.benchmarks.registry import PROTOCOLS
-from ipx2p.eval.engine import EvalConfig
+from ipx2p.eval.models import EvalConfig
 from ipx2p.eval.records import read_records
 from ipx2p.eval.scores import METRICS
 from tests.conftest import GOLDEN, ROOT

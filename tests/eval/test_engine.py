@@ -17,8 +17,8 @@ from ipx2p.editing.settings import EditSettings
 from ipx2p.errors import InputError, NotFiniteError
 from ipx2p.eval import models
 from ipx2p.eval.cases import Case, Sizes, cases_of_images, cases_of_manifest, draw
-from ipx2p.eval.edits import Batching, Maker
-from ipx2p.eval.models import Grid, Model, code_files, make_trials, weights_digest
+from ipx2p.eval.edits import Maker
+from ipx2p.eval.models import EvalConfig, Model, code_files, make_trials, weights_digest
 from ipx2p.eval.records import Records, read_records
 from tests.conftest import GOLDEN, ROOT
 from tests.eval.conftest import INSTRUCTIONS, SPECS, WEIGHTS, run
@@ -47,15 +47,10 @@ def records_of(folder):
     return [*{r.edit: r for r in reversed(by_key) if r.settings}.values()]
 
 
-def model_of(grid, has_weak=False):
-    settings = grid.settings({}, has_weak=has_weak)
-    return Model("a", "a", WEIGHTS, tuple(settings))
-
-
-def trials_of(grid, made_with=None, cases=None, weak=None):
+def trials_of(config, made_with=None, cases=None, weak=None):
     cases = cases or cases_of_images([PICTURE], ["make it snow"])
-    model = model_of(grid, has_weak=weak is not None)
-    return make_trials(cases, model, grid.seeds, made_with or {}, weak=weak)
+    model = Model("a", "a", WEIGHTS, tuple(config.settings({})))
+    return make_trials(cases, model, config.seeds, made_with or {}, weak=weak)
 
 
 def maker_of(trials, folder, world=World()):  # noqa: B008, it does not change
@@ -193,24 +188,26 @@ def test_equal_guidance_has_one_key_and_gives_one_picture(editor, coffee, one, o
 
 def test_near_misses_have_keys_of_their_own():
     specs = ("ip2p", "cads", "cfgpp", "symmetric", "composable", "pag")
-    grid = Grid(guidance=[*specs], guidance_scale=[1.0], image_guidance_scale=[1.0])
-    assert len({trial.edit for trial in trials_of(grid)}) == len(specs)
+    config = EvalConfig(guidance=[*specs], guidance_scale=[1.0], image_guidance_scale=[1.0])
+    assert len({trial.edit for trial in trials_of(config)}) == len(specs)
 
 
 def test_a_stack_typed_in_two_ways_is_one_trial():
-    grid = Grid(guidance=["apg", "ip2p+apg:eta=0", "apg:eta=0.5"])
-    assert len(trials_of(grid)) == 2
+    config = EvalConfig(guidance=["apg", "ip2p+apg:eta=0", "apg:eta=0.5"])
+    assert len(trials_of(config)) == 2
 
 
 def test_a_scale_that_a_scheme_does_not_use_makes_no_further_edits():
     scales = {"guidance_scale": [3.0, 7.0], "image_guidance_scale": [1.0, 1.5, 2.0]}
     counts = {
-        spec: len({trial.edit for trial in trials_of(Grid(guidance=[spec], **scales))})
+        spec: len({trial.edit for trial in trials_of(EvalConfig(guidance=[spec], **scales))})
         for spec in ("ip2p", "joint+apg", "text_only", "image_only", "free:null=-1")
     }
     assert [*counts.values()] == [6, 2, 2, 3, 1]
     # Which value was asked for does not matter either.
-    keys = [trials_of(Grid(guidance=["joint"], image_guidance_scale=[s]))[0].edit for s in (1, 2)]
+    keys = [
+        trials_of(EvalConfig(guidance=["joint"], image_guidance_scale=[s]))[0].edit for s in (1, 2)
+    ]
     assert keys[0] == keys[1]
 
 
@@ -262,9 +259,9 @@ def test_in_a_batch_only_what_is_not_finite_fails(editor, tmp_path, monkeypatch)
         return edit(self, images, *args, seeds=seeds, **settings)
 
     monkeypatch.setattr(Editor, "edit", failing)
-    trials = trials_of(Grid(seeds=[0, 1, 2, 3], num_steps=[1]))
+    trials = trials_of(EvalConfig(seeds=[0, 1, 2, 3], num_steps=[1]))
     maker = maker_of(trials, tmp_path)
-    maker.edit(trials, lambda: (editor, None), Batching())
+    maker.edit(trials, lambda: (editor, None), EvalConfig())
     maker.finish()
     assert {r.seed for r in maker.records.by_key.values() if r.failed} == {1}
     assert len(maker.records.by_key) == 4 and maker.missing(trials) == []
@@ -291,23 +288,23 @@ def test_a_second_network_named_later_leaves_the_other_edits(copied, arguments, 
     ],
 )
 def test_the_key_changes_with_everything_that_shapes_an_edit(change):
-    assert trials_of(Grid())[0].edit != trials_of(Grid(**change))[0].edit
+    assert trials_of(EvalConfig())[0].edit != trials_of(EvalConfig(**change))[0].edit
 
 
 def test_the_key_changes_with_the_second_network_where_it_is_used():
-    grid = Grid(guidance=["ip2p", "autoguidance"])
-    keys = [[trial.edit for trial in trials_of(grid, weak=weak)] for weak in "ab"]
+    config = EvalConfig(guidance=["ip2p", "autoguidance"], weak_weights="b")
+    keys = [[trial.edit for trial in trials_of(config, weak=weak)] for weak in "ab"]
     assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]
 
 
 def test_the_key_changes_with_the_code_of_the_schemes_that_are_used(monkeypatch):
-    grid = Grid(guidance=["ip2p", "apg", "ip2p+apg+rescale"])
-    before = [trial.edit for trial in trials_of(grid)]
+    config = EvalConfig(guidance=["ip2p", "apg", "ip2p+apg+rescale"])
+    before = [trial.edit for trial in trials_of(config)]
     digest = models.digest_file
     monkeypatch.setattr(
         models, "digest_file", lambda path: "new" if path.name == "pushes.py" else digest(path)
     )
-    same = [old == trial.edit for old, trial in zip(before, trials_of(grid), strict=True)]
+    same = [old == trial.edit for old, trial in zip(before, trials_of(config), strict=True)]
     assert same == [True, False, False]
 
 
@@ -325,7 +322,7 @@ def test_the_key_changes_with_picture_instruction_and_weights(tmp_path):
     other = tmp_path / "coffee_64.png"
     other.write_bytes(PICTURE.read_bytes() + b"\0")
     keys = {
-        trials_of(Grid(), {"weights_digest": w}, cases_of_images([path], [text]))[0].edit
+        trials_of(EvalConfig(), {"weights_digest": w}, cases_of_images([path], [text]))[0].edit
         for path, text, w in (
             (PICTURE, "a", 1),
             (other, "a", 1),
@@ -340,7 +337,7 @@ def test_records_do_not_depend_on_where_pictures_and_weights_lie(tmp_path):
     moved = tmp_path / "coffee_64.png"
     moved.write_bytes(PICTURE.read_bytes())
     one, other = (
-        trials_of(Grid(), {"weights": where}, cases_of_images([path], ["a"]))[0].key
+        trials_of(EvalConfig(), {"weights": where}, cases_of_images([path], ["a"]))[0].key
         for path, where in ((PICTURE, "here"), (moved, "there"))
     )
     assert one == other
@@ -353,9 +350,9 @@ def test_the_digest_of_weights_is_of_their_content():
 
 def test_two_processes_share_the_edits_and_see_each_others(editor, tmp_path, monkeypatch):
     monkeypatch.setattr(World, "barrier", lambda self: None)  # one runs after the other
-    trials = trials_of(Grid(guidance_scale=[1.0, 2.0, 3.0], num_steps=[1]))
+    trials = trials_of(EvalConfig(guidance_scale=[1.0, 2.0, 3.0], num_steps=[1]))
     for maker in [maker_of(trials, tmp_path, World(rank, 2)) for rank in (0, 1)]:
-        maker.edit(trials, lambda: (editor, None), Batching(2))
+        maker.edit(trials, lambda: (editor, None), EvalConfig(batch_size=2))
     counts = [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("records_*"))]
     assert counts == [2, 1]
     assert maker_of(trials, tmp_path).missing(trials) == []

@@ -6,13 +6,13 @@ from PIL import Image
 from ipx2p.errors import InputError
 from ipx2p.eval.built_in import built_in_trials, find, found_trials
 from ipx2p.eval.cases import Case, Sizes
-from ipx2p.eval.models import Grid, Model, parse_models
+from ipx2p.eval.models import EvalConfig, Model, parse_models
 from tests.conftest import GOLDEN
 from tests.eval.conftest import WEIGHTS
 
 
 def parse(*texts):
-    return parse_models([str(text) for text in texts], Grid())
+    return parse_models(EvalConfig(models=[str(text) for text in texts]))
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def test_a_model_has_settings_of_its_own_and_the_others_from_the_command(runs):
     one, two = parse(f"{runs}/c@guidance={stack},guidance_scale=3,num_steps=5", runs / "a/weights")
     [settings] = one.settings
     assert (settings.guidance, settings.guidance_scale, settings.num_steps) == (stack, 3.0, 5)
-    assert settings.image_guidance_scale == Grid().image_guidance_scale[0]
-    assert two.settings == (*Grid().settings({}, has_weak=False),)
+    assert settings.image_guidance_scale == EvalConfig().image_guidance_scale[0]
+    assert two.settings == (*EvalConfig().settings({}),)
 
 
 def test_one_model_with_several_settings_is_one_model(runs):
