@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ipx2p.eval.fronts import pareto
 from ipx2p.eval.intervals import Estimate
 
 MARKERS = "osD^v<>P*Xh"  # one more than colours, so that both repeat together only after 110
@@ -27,6 +26,24 @@ class Series:
     label: str
     points: Sequence[tuple[float, Estimate]]
     texts: Sequence[str] = ()
+
+
+def pareto(points: Sequence[Sequence[float]], higher: Sequence[bool]) -> list[bool]:
+    """Which points no other one is better than in one coordinate, and as good in all.
+
+    Args:
+        higher: whether high is better, for each coordinate.
+    """
+    signs = [1 if is_better else -1 for is_better in higher]
+    values = [[sign * x for sign, x in zip(signs, point, strict=True)] for point in points]
+
+    def is_beaten(one: Sequence[float]) -> bool:
+        return any(
+            other != one and all(a >= b for a, b in zip(other, one, strict=True))
+            for other in values
+        )
+
+    return [not any(map(math.isnan, one)) and not is_beaten(one) for one in values]
 
 
 def _bars(score: Estimate) -> tuple[float, float]:
