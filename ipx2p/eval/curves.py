@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ipx2p.eval.intervals import Estimate
-from ipx2p.eval.lines import ALL, SCALES, TRADE_OFF, Line, sortable
+from ipx2p.eval.lines import ALL, SCALES, Line, sortable
 from ipx2p.eval.plots import Series, draw_panels, draw_rows
 from ipx2p.eval.records import IDENTITY, file_stem
 from ipx2p.eval.scores import METRICS
 
+TRADE_OFF = ("clip_direction", "clip_image")
 LARGE_PANEL = (7.5, 6.0)
 MAX_ROWS, MAX_COLUMNS = 24, 4  # of a figure that has a row for each line of the table
 EVALUATIONS = "network evaluations per edit"
@@ -69,7 +70,7 @@ def _curves_of_task(lines: Sequence[Line]) -> list[Curve]:
     curves = []
     for how in dict.fromkeys(_how(line) for line in swept):
         mine = [line for line in guided if _how(line) == how]
-        if traded := [line for line in mine if line.trade_off]:
+        if traded := _traded(mine):
             curves.append(_over_scales(traded, None, math.nan))
         for metric in choosing or [name for name in measured if name == "change"]:
             if there := [line for line in mine if metric in line.scores]:
@@ -80,8 +81,8 @@ def _curves_of_task(lines: Sequence[Line]) -> list[Curve]:
         if len({line.evaluations for line in best}) > 1:
             curves.append(_against_evaluations(best, metric, identity.get(metric, math.nan)))
     if not swept:
-        if len([line for line in edits if line.trade_off]) > 1:
-            curves.append(_trade_off_of_lines([line for line in lines if line.trade_off]))
+        if len(_traded(edits)) > 1:
+            curves.append(_trade_off_of_lines(_traded(lines)))
         if measured and len(lines) <= MAX_ROWS:
             curves.append(_intervals(lines, choosing or measured))
     return curves
@@ -119,7 +120,6 @@ def _over_scales(lines: Sequence[Line], metric: str | None, identity: float) -> 
     along = 1 if metric is None else 0
     if len(used[along]) < 2:
         along = 1 - along
-    lines = sorted(lines, key=lambda line: sortable(line.scales[along]))
     series, (sampler, steps) = _series(lines), _how(lines[0])
     nominal = {label for label, some in series.items() if None in [ln.effective for ln in some]}
     is_moved = any(
@@ -133,10 +133,11 @@ def _over_scales(lines: Sequence[Line], metric: str | None, identity: float) -> 
         panel = panels["" if value is None else f"{NAMES[1 - along]} {value:g}"] = []
         for label, some in series.items():
             mine = [line for line in some if line.scales[1 - along] in (None, value)]
+            mine.sort(key=lambda line: sortable(line.scales[along]))
             places = [(ln.scales if label in nominal else ln.effective)[along] for ln in mine]
             is_used = all(line.scales[along] is not None for line in mine)
             if metric is None:
-                points, texts = [*map(_traded, mine)], [f"{at:g}" for at in places if is_used]
+                points, texts = [*map(_place, mine)], [f"{at:g}" for at in places if is_used]
             elif is_used:
                 points, texts = [*zip(places, (ln.scores[metric] for ln in mine), strict=True)], []
             else:  # it is the same at every value
@@ -161,11 +162,14 @@ def _draw_trade_off(panels: dict[str, list[Series]]) -> bytes:
     return draw_panels(panels, x, y, size=LARGE_PANEL, front=(1, 1))
 
 
-def _traded(line: Line) -> tuple[float, Estimate]:
-    """Its place in the trade-off, with the interval of y if that is over the same edits."""
-    x, y = (line.trade_off[name] for name in TRADE_OFF)
-    score = line.scores[TRADE_OFF[1]]
-    return x, score if math.isclose(score.mean, y) else Estimate(y)
+def _traded(lines: Sequence[Line]) -> list[Line]:
+    """Those that have a place in the trade-off."""
+    return [line for line in lines if {*TRADE_OFF} <= {*line.scores}]
+
+
+def _place(line: Line) -> tuple[float, Estimate]:
+    x, y = (line.scores[name] for name in TRADE_OFF)
+    return x.mean, y
 
 
 def _against_evaluations(lines: Sequence[Line], metric: str, identity: float) -> Curve:
@@ -187,7 +191,7 @@ def _trade_off_of_lines(lines: Sequence[Line]) -> Curve:
     panel = []
     for label, some in _series(lines).items():
         texts = [f"{line.settings['num_steps']} steps" for line in some if len(some) > 1]
-        panel.append(Series(label, [*map(_traded, some)], texts))
+        panel.append(Series(label, [*map(_place, some)], texts))
     caption = f"Keeping the source against following the instruction: {DIRECTIONS}"
     return Curve("trade_off", caption, _draw_trade_off({"": panel}))
 

@@ -43,7 +43,6 @@ TOLD = {
 }
 TOLD_OF_MADE = ("weights {:.6}", "resolution {}", "{}")
 UNITS = ("dB", "%")  # that labels of metrics end with
-TRADE_OFF = ("clip_direction", "clip_image")
 Row = tuple[str, str, tuple[str, ...]]  # of a record and its line
 
 
@@ -55,11 +54,10 @@ class Line:
     for all together. pictures: photographs, which are the samples of the intervals. failed: edits
     that are not finite, and in no mean. evaluations, seconds: of one edit, a mean and a median;
     infinite if no edit is finite. scores: by metric. against: paired differences by label of the
-    reference (the baseline, identity, classical), then by metric. trade_off: means over the edits
-    that have both of its metrics. shared: label of the earlier line with the same edits. best:
-    metrics by which its scales are the best of its scheme at this cost. remarks: what must be said
-    in words. label: short, and unique in its task. made: digest of the weights, resolution and
-    dtype, each "" if it is not known.
+    reference (the baseline, identity, classical), then by metric. shared: label of the earlier line
+    with the same edits. best: metrics by which its scales are the best of its scheme at this cost.
+    remarks: what must be said in words. label: short, and unique in its task. made: digest of the
+    weights, resolution and dtype, each "" if it is not known.
     """
 
     model: str
@@ -72,7 +70,6 @@ class Line:
     seconds: float = 0.0
     scores: dict[str, Estimate] = field(default_factory=dict)
     against: dict[str, dict[str, Difference]] = field(default_factory=dict)
-    trade_off: dict[str, float] = field(default_factory=dict)
     shared: str | None = None
     best: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -192,7 +189,6 @@ class _Task:
         mine = [*self.rows[row].values()]
         finite = [record for record in mine if record.picture is not None]
         scores = estimates(self.values[row], self.pictures)
-        both = [r.scores for r in finite if {*TRADE_OFF} <= {*r.scores}]
         return Line(
             mine[0].model,
             mine[0].settings,
@@ -203,7 +199,6 @@ class _Task:
             evaluations=fmean(record.evaluations for record in finite) if finite else math.inf,
             seconds=median(record.seconds for record in finite) if finite else math.inf,
             scores={name: one for name, one in zip(self.metrics, scores, strict=True) if one},
-            trade_off={name: fmean(one[name] for one in both) for name in TRADE_OFF if both},
             label=self.labels[row],
             made=row[2],
         )

@@ -108,7 +108,8 @@ def columns_of(lines: Sequence[Line]) -> list[str]:
     edited = [line for line in lines if line.settings is not None]
     idle = {
         "task": True,  # the title of a table
-        "weights": len({line.made[0] for line in edited}) == len({line.model for line in edited}),
+        "weights": len({(line.model, line.made[0]) for line in edited})
+        == len({line.model for line in edited}),
         "resolution": len({line.made[1] for line in edited}) < 2,
         "dtype": len({line.made[2] for line in edited}) < 2,
         "failed": not any(line.failed for line in lines),
