@@ -121,7 +121,7 @@ def make_grids(records: Sequence[Record]) -> Iterator[tuple[str, Image.Image]]:
 
 
 def _sheet(before: Sequence[Record], edits: Sequence[Record], title: str) -> Image.Image:
-    """The edits; before the first row, the source and the target, if there is one."""
+    """Rows of edits, each behind the source and the target, if there is one."""
     at = {name: [record.settings[name] for record in edits] for name in ("guidance", *SCALES)}
     columns = sorted({*at["guidance_scale"]}, key=sortable)
     rows = sorted(
@@ -140,11 +140,8 @@ def _sheet(before: Sequence[Record], edits: Sequence[Record], title: str) -> Ima
 
     return contact_sheet(
         [
-            [
-                *(image if number == 0 else None for image in shown),
-                *(picture(placed.get((scheme, scale, image_scale))) for scale in columns),
-            ]
-            for number, (scheme, image_scale) in enumerate(rows)
+            [*shown, *(picture(placed.get((scheme, scale, image_scale))) for scale in columns)]
+            for scheme, image_scale in rows
         ],
         column_labels=[
             *(SHOWN_AS[record.model] for record in before),

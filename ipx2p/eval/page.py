@@ -57,13 +57,13 @@ def make_page(
         f"<h2>Pictures</h2>{CONTROLS}" if shown else "",
         *(_case(case, numbers) for case in shown),
         "<h2>Curves</h2>" if curves else "",
-        *(_figure(curve.png, "png", curve.caption) for curve in curves),
+        *(_figure(curve.png, "png", curve.name, curve.caption) for curve in curves),
     ]
     if sheets := [case for case in shown if case.sheets]:
         parts.append("<h2>All scales</h2><p>Click a sheet to see it at full size.</p>")
         parts += [
             f"<details><summary>{escape(case.name)}</summary>"
-            + "".join(_figure(path.read_bytes(), "jpeg", n) for n, path in case.sheets.items())
+            + "".join(_figure(path.read_bytes(), "jpeg", n, "") for n, path in case.sheets.items())
             + "</details>"
             for case in sheets
         ]
@@ -146,7 +146,6 @@ def _data(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _figure(content: bytes, kind: str, caption: str) -> str:
-    caption = escape(caption)
-    image = f'<img src="{_data(content, kind)}" alt="{caption}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+def _figure(content: bytes, kind: str, name: str, caption: str) -> str:
+    image = f'<img src="{_data(content, kind)}" alt="{escape(name)}">'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"

@@ -28,16 +28,15 @@ class Series:
     texts: Sequence[str] = ()
 
 
-def pareto(points: Sequence[Sequence[float]], higher: Sequence[bool]) -> list[bool]:
+def pareto(points: Sequence[Sequence[float]], better: Sequence[int]) -> list[bool]:
     """Which points no other one is better than in one coordinate, and as good in all.
 
     Args:
-        higher: whether high is better, for each coordinate.
+        better: 1 if high, -1 if low, for each coordinate.
     """
-    signs = [1 if is_better else -1 for is_better in higher]
-    values = [[sign * x for sign, x in zip(signs, point, strict=True)] for point in points]
+    values = [tuple(x * sign for x, sign in zip(one, better, strict=True)) for one in points]
 
-    def is_beaten(one: Sequence[float]) -> bool:
+    def is_beaten(one: tuple) -> bool:
         return any(
             other != one and all(a >= b for a, b in zip(other, one, strict=True))
             for other in values
@@ -130,8 +129,7 @@ def draw_panels(
         if front and all(front):
             points = sorted({(a, b.mean) for series in panel for a, b in series.points})
             points = [point for point in points if math.isfinite(point[1])]
-            is_best = pareto(points, [better > 0 for better in front])
-            best = [*itertools.compress(points, is_best)]
+            best = [*itertools.compress(points, pareto(points, front))]
             axes.plot(*zip(*best, strict=True), color="0.7", linewidth=6, alpha=0.5, zorder=0)
     if math.isfinite(identity):
         _draw_identity(grid, identity)

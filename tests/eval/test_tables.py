@@ -492,8 +492,8 @@ def test_a_scheme_without_a_scale_is_at_each_of_its_values():
 
 def test_the_front_is_what_nothing_beats_in_all_coordinates():
     points = [(20, 60), (25, 60), (25, 120), (30, 240), (25, 60), (math.nan, 1)]
-    assert pareto(points, (True, False)) == [False, True, False, True, True, False]
-    assert pareto([(1, 1), (2, 2)], (True, True)) == [False, True]
+    assert pareto(points, (1, -1)) == [False, True, False, True, True, False]
+    assert pareto([(1, 1), (2, 2)], (1, 1)) == [False, True]
 
 
 def test_cells_of_rows_without_settings_are_empty():
