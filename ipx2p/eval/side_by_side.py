@@ -18,7 +18,7 @@ import torch
 
 from ipx2p.errors import InputError, suggestion
 from ipx2p.eval.lines import ALL, make_lines
-from ipx2p.eval.records import BUILT_IN, IDENTITY, ORACLE, Record, key_of
+from ipx2p.eval.records import IDENTITY, ORACLE, Record, is_built_in, key_of
 from ipx2p.files import atomic_write, digest_bytes, read_json, write_json
 from ipx2p.images import load_image
 from ipx2p.seeds import generator
@@ -74,13 +74,10 @@ def _labelled(records: Sequence[Record]) -> dict[str, list[Record]]:
     """The records of each line of the table, by its label."""
     bare = [replace(record, scores={}, scored_by={}) for record in records]
     lines = [line for line in make_lines(bare) if line.task == ALL]
-    labels = {line.place[1:]: line.label for line in lines}
+    labels = {line.row: line.label for line in lines}
     named: dict[str, list[Record]] = {line.label: [] for line in lines}
     for record in records:
-        built_in = record.model.partition(" (")[0] in BUILT_IN
-        weights = "" if built_in else record.made_with.get("weights_digest") or ""
-        settings = json.dumps(record.settings, sort_keys=True)
-        named[labels[record.model, settings, weights]].append(record)
+        named[labels[record.row]].append(record)
     return named
 
 
@@ -92,7 +89,7 @@ def _chosen(named: Mapping[str, Sequence[Record]], labels: Sequence[str]) -> lis
     if labels:
         chosen = [label for label in models if {label, models[label]} & {*labels}]
     else:
-        chosen = [label for label in models if models[label].partition(" (")[0] not in BUILT_IN]
+        chosen = [label for label in models if not is_built_in(models[label])]
     if len(chosen) < 2:
         raise InputError(
             f"{len(chosen)} to judge ({', '.join(chosen) or 'none'}), expected two or more of "
