@@ -94,10 +94,10 @@ FAULTS = {
         "tests/eval/test_scores.py",
     ),
     "a trade-off plot with swapped axes": (
-        "ipx2p/eval/lines.py",
+        "ipx2p/eval/curves.py",
         'TRADE_OFF = ("clip_direction", "clip_image")',
         'TRADE_OFF = ("clip_image", "clip_direction")',
-        "tests/eval/test_report.py",
+        "tests/eval/test_curves.py",
     ),
     "an interval that takes seeds for samples": (
         "ipx2p/eval/lines.py",

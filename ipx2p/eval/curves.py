@@ -10,16 +10,15 @@ import importlib.util
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
-from ipx2p.eval.grids import scales_of, variant_of
 from ipx2p.eval.intervals import Estimate
-from ipx2p.eval.lines import ALL, SCALES, TRADE_OFF, Line
+from ipx2p.eval.lines import ALL, SCALES, Line, sortable
 from ipx2p.eval.plots import Series, draw_panels, draw_rows
 from ipx2p.eval.records import IDENTITY, file_stem
 from ipx2p.eval.scores import METRICS
 
+TRADE_OFF = ("clip_direction", "clip_image")
 LARGE_PANEL = (7.5, 6.0)
 MAX_ROWS, MAX_COLUMNS = 24, 4  # of a figure that has a row for each line of the table
 EVALUATIONS = "network evaluations per edit"
@@ -66,120 +65,117 @@ def _curves_of_task(lines: Sequence[Line]) -> list[Curve]:
     measured = [name for name in METRICS if any(name in line.scores for line in edits)]
     choosing = [name for name in measured if METRICS[name].chooses]
     guided = [line for line in edits if line.settings is not None]
-    swept = [line for line in guided if len(_alike(line, guided)) > 1]
+    variants = [_variant(line) for line in guided]
+    swept = [line for line in guided if variants.count(_variant(line)) > 1]
     curves = []
     for how in dict.fromkeys(_how(line) for line in swept):
         mine = [line for line in guided if _how(line) == how]
-        if traded := [line for line in mine if line.trade_off]:
-            curves.append(_over_scales(traded, None, identity))
+        if traded := _traded(mine):
+            curves.append(_over_scales(traded, None, math.nan))
         for metric in choosing or [name for name in measured if name == "change"]:
             if there := [line for line in mine if metric in line.scores]:
-                curves.append(_over_scales(there, metric, identity))
+                curves.append(_over_scales(there, metric, identity.get(metric, math.nan)))
     for metric in choosing:
         best = [line for line in edits if metric in line.best or line not in swept]
         best = [line for line in best if metric in line.scores]
         if len({line.evaluations for line in best}) > 1:
             curves.append(_against_evaluations(best, metric, identity.get(metric, math.nan)))
     if not swept:
-        if len([line for line in edits if line.trade_off]) > 1:
-            curves.append(_trade_off_of_lines([line for line in lines if line.trade_off]))
+        if len(_traded(edits)) > 1:
+            curves.append(_trade_off_of_lines(_traded(lines)))
         if measured and len(lines) <= MAX_ROWS:
             curves.append(_intervals(lines, choosing or measured))
     return curves
 
 
-def _alike(line: Line, lines: Sequence[Line]) -> list[Line]:
-    """Those that differ from it in scales alone."""
-    return [other for other in lines if variant_of(other) == variant_of(line)]
+def _variant(line: Line) -> tuple:
+    """Equal for lines that differ in scales alone."""
+    return *line.scheme, (line.settings or {}).get("num_steps")
 
 
 def _how(line: Line) -> tuple[str, int]:
     return line.settings["sampler"], line.settings["num_steps"]
 
 
-def _series_names(lines: Sequence[Line]) -> dict[tuple, str]:
-    """Model, scheme and sampler, as far as they differ; the scheme if nothing does."""
+def _series(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines of each model, scheme and sampler, by what differs; the scheme if nothing does."""
     parts = {}
     for line in lines:
-        settings = line.settings or {}
-        own = (line.model, settings.get("guidance", ""), settings.get("sampler", ""))
-        parts[variant_of(line)] = own
+        model, (weights, *made), guidance, sampler, _ = line.scheme
+        parts[line.scheme] = [model, weights[:6], *made, guidance or "", sampler or ""]
     differ = [len({*column} - {""}) > 1 for column in zip(*parts.values(), strict=True)]
-    differ = differ if any(differ) else [False, True, False]
-    return {
-        variant: ", ".join(filter(None, itertools.compress(own, differ))) or own[0]
-        for variant, own in parts.items()
-    }
+    if not any(differ):
+        differ[-2] = True
+    series: dict[str, list[Line]] = {}
+    for line in lines:
+        own = parts[line.scheme]
+        told = [*filter(None, itertools.compress(own, differ))] or own[:1]
+        series.setdefault(", ".join(told), []).append(line)
+    return series
 
 
-def _over_scales(lines: Sequence[Line], metric: str | None, identity: dict[str, float]) -> Curve:
+def _over_scales(lines: Sequence[Line], metric: str | None, identity: float) -> Curve:
     """A metric against one scale, with a panel for each value of the other; None: the trade-off."""
-    lines, sampler, steps = _at_all_values(lines), *_how(lines[0])
-    names = _series_names(lines)
+    used = [sorted({line.scales[index] for line in lines} - {None}) for index in (0, 1)]
     along = 1 if metric is None else 0
-    if len({scales_of(line)[along] for line in lines}) == 1:
+    if len(used[along]) < 2:
         along = 1 - along
-    across = 1 - along
-    nominal = {variant_of(line) for line in lines if line.effective is None}
-
-    def at(line: Line) -> float:
-        """Its place along the scale: the effective scale, else as it was set."""
-        exact = variant_of(line) not in nominal and SCALES[along] not in line.settings["unused"]
-        return (line.effective if exact else scales_of(line))[along]
-
-    is_moved = any(at(line) != scales_of(line)[along] for line in lines)
-    groups: dict[tuple, list[Line]] = {}
-    for line in sorted(lines, key=lambda line: (scales_of(line)[across], scales_of(line)[along])):
-        groups.setdefault((scales_of(line)[across], variant_of(line)), []).append(line)
-    panels: dict[str, list[Series]] = {}
-    for (value, variant), group in groups.items():
-        texts = []
-        if metric is not None:
-            points = [(at(line), line.scores[metric]) for line in group]
-        else:
-            points = [_traded(line) for line in group]
-            if SCALES[along] in group[0].settings["unused"]:
-                points = points[:1]
-            else:
-                texts = [f"{at(line):g}" for line in group]
-        note = " (nominal scale)" if is_moved and variant in nominal else ""
-        title = "" if value is None else f"{NAMES[across]} {value:g}"
-        panels.setdefault(title, []).append(Series(names[variant] + note, points, texts))
+    series, (sampler, steps) = _series(lines), _how(lines[0])
+    nominal = {label for label, some in series.items() if None in [ln.effective for ln in some]}
+    is_moved = any(
+        line.scales[along] not in (None, line.effective[along])
+        for label, some in series.items()
+        for line in some
+        if label not in nominal
+    )
+    panels = {}
+    for value in used[1 - along] or [None]:
+        panel = panels["" if value is None else f"{NAMES[1 - along]} {value:g}"] = []
+        for label, some in series.items():
+            mine = [line for line in some if line.scales[1 - along] in (None, value)]
+            mine.sort(key=lambda line: sortable(line.scales[along]))
+            places = [(ln.scales if label in nominal else ln.effective)[along] for ln in mine]
+            is_used = all(line.scales[along] is not None for line in mine)
+            if metric is None:
+                points, texts = [*map(_place, mine)], [f"{at:g}" for at in places if is_used]
+            elif is_used:
+                points, texts = [*zip(places, (ln.scores[metric] for ln in mine), strict=True)], []
+            else:  # it is the same at every value
+                points, texts = [(at, mine[0].scores[metric]) for at in used[along]], []
+            note = " (nominal scale)" if is_moved and label in nominal else ""
+            if mine:
+                panel.append(Series(label + note, points, texts))
     how, file = f"{sampler}, {steps} steps", f"{sampler}_{steps}_steps"
     name = f"{'effective ' if is_moved else ''}{NAMES[along]}"
     if metric is None:
-        x, y = (METRICS[one].label for one in TRADE_OFF)
         caption = (
             f"Trade-off at {how}: {DIRECTIONS} Points are labelled by {name}, where there is room."
         )
-        png = draw_panels(panels, x, y, size=LARGE_PANEL, front=(1, 1))
-        return Curve(f"trade_off_{file}", caption, png)
+        return Curve(f"trade_off_{file}", caption, _draw_trade_off(panels))
     label = METRICS[metric].label
     caption = f"{label} against {name}, at {how}: {METRICS[metric].about}."
-    png = draw_panels(panels, name, label, identity.get(metric, math.nan))
-    return Curve(f"{metric}_scale_{file}", caption, png)
+    return Curve(f"{metric}_scale_{file}", caption, draw_panels(panels, name, label, identity))
 
 
-def _traded(line: Line) -> tuple[float, Estimate]:
-    """Its place in the trade-off, with the interval of y if that is over the same edits."""
-    x, y = (line.trade_off[name] for name in TRADE_OFF)
-    score = line.scores[TRADE_OFF[1]]
-    return x, score if math.isclose(score.mean, y) else Estimate(y)
+def _draw_trade_off(panels: dict[str, list[Series]]) -> bytes:
+    x, y = (METRICS[name].label for name in TRADE_OFF)
+    return draw_panels(panels, x, y, size=LARGE_PANEL, front=(1, 1))
 
 
-def _grouped(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """The lines of each model and scheme, by cost."""
-    names = _series_names(lines)
-    groups: dict[str, list[Line]] = {}
-    for line in sorted(lines, key=lambda line: line.evaluations):
-        groups.setdefault(names[variant_of(line)], []).append(line)
-    return groups
+def _traded(lines: Sequence[Line]) -> list[Line]:
+    """Those that have a place in the trade-off."""
+    return [line for line in lines if {*TRADE_OFF} <= {*line.scores}]
+
+
+def _place(line: Line) -> tuple[float, Estimate]:
+    x, y = (line.scores[name] for name in TRADE_OFF)
+    return x.mean, y
 
 
 def _against_evaluations(lines: Sequence[Line], metric: str, identity: float) -> Curve:
     panel = [
-        Series(label, [(line.evaluations, line.scores[metric]) for line in group])
-        for label, group in _grouped(lines).items()
+        Series(label, [(line.evaluations, line.scores[metric]) for line in some])
+        for label, some in _series(sorted(lines, key=lambda line: line.evaluations)).items()
     ]
     label, better = METRICS[metric].label, (-1, METRICS[metric].better)
     caption = (
@@ -193,13 +189,11 @@ def _against_evaluations(lines: Sequence[Line], metric: str, identity: float) ->
 def _trade_off_of_lines(lines: Sequence[Line]) -> Curve:
     """One point for each line."""
     panel = []
-    for label, group in _grouped(lines).items():
-        texts = [f"{line.settings['num_steps']} steps" for line in group if len(group) > 1]
-        panel.append(Series(label, [*map(_traded, group)], texts))
-    x, y = (METRICS[one].label for one in TRADE_OFF)
+    for label, some in _series(lines).items():
+        texts = [f"{line.settings['num_steps']} steps" for line in some if len(some) > 1]
+        panel.append(Series(label, [*map(_place, some)], texts))
     caption = f"Keeping the source against following the instruction: {DIRECTIONS}"
-    png = draw_panels({"": panel}, x, y, size=LARGE_PANEL, front=(1, 1))
-    return Curve("trade_off", caption, png)
+    return Curve("trade_off", caption, _draw_trade_off({"": panel}))
 
 
 def _intervals(lines: Sequence[Line], metrics: Sequence[str]) -> Curve:
@@ -211,20 +205,3 @@ def _intervals(lines: Sequence[Line], metrics: Sequence[str]) -> Curve:
     png = draw_rows([line.label for line in lines], columns, [line.is_built_in for line in lines])
     caption = "Means and 95 % intervals over pictures; in grey the rows that every report has."
     return Curve("intervals", caption, png)
-
-
-def _at_all_values(lines: Sequence[Line]) -> list[Line]:
-    """The lines; one that does not use a scale, once for each value that others have."""
-    spread = [replace(line, settings=line.settings | {"unused": _unused(line)}) for line in lines]
-    for name in SCALES:
-        values = sorted({line.scales[name] for line in lines} - {None}) or [None]
-        spread = [
-            replace(line, settings=line.settings | {name: value})
-            for line in spread
-            for value in (values if line.scales[name] is None else [line.scales[name]])
-        ]
-    return spread
-
-
-def _unused(line: Line) -> list[str]:
-    return [name for name, value in line.scales.items() if value is None]

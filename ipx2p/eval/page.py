@@ -9,33 +9,15 @@ from typing import NamedTuple
 
 from ipx2p.eval.curves import Curve
 from ipx2p.eval.grids import Tile
-from ipx2p.eval.page_parts import SCRIPT, STYLE, VIEWER
+from ipx2p.eval.tables import Cell, Table
 from ipx2p.images import SAVE_OPTIONS, load_image
 
+TEMPLATE = Path(__file__).parent / "page.html"
 LOSSLESS = 256 * 256  # pixels of a picture; larger ones become JPEG of high quality
-
-
-class Cell(NamedTuple):
-    """One cell of a table: its text, a number or word to sort by, and what it says in colour.
-
-    beside: smaller, behind the text. verdict: "better", "worse" or "".
-    """
-
-    text: str
-    value: float | str | None = None
-    beside: str = ""
-    verdict: str = ""
-
-
-class Table(NamedTuple):
-    """A table: title, what it says in words, headings, rows, and the rows that are set off."""
-
-    title: str
-    about: Sequence[str]
-    heads: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    marked: Sequence[int] = ()
-    is_open: bool = True
+CONTROLS = (
+    "<p class='controls'>Click a picture to compare it with any other: a slider, at full size. "
+    "<label>Size here <input type='range' id='size' min='120' max='640' value='300'></label></p>"
+)
 
 
 class Shown(NamedTuple):
@@ -64,39 +46,29 @@ def make_page(
         about: what was compared, by name. notes: what is missing, and how to get it.
         remarks: what the numbers say, in words. lesser: likewise, of lines that matter less.
     """
+    numbers: dict[Path, str] = {}
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in about.items())
     parts = [
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
         f"<details open><summary>What was compared, and how</summary><dl>{facts}</dl></details>",
         _words("Notes", notes),
         _words("In words", remarks, lesser),
         *map(_table, tables),
+        f"<h2>Pictures</h2>{CONTROLS}" if shown else "",
+        *(_case(case, numbers) for case in shown),
+        "<h2>Curves</h2>" if curves else "",
+        *(_figure(curve.png, "png", curve.name, curve.caption) for curve in curves),
     ]
-    if shown:
-        parts.append(
-            "<h2>Pictures</h2><p class='controls'>Click a picture to compare it with any other: "
-            "a slider, at full size. <label>Size here <input type='range' id='size' min='120' "
-            "max='640' value='300'></label></p>"
-        )
-    numbers: dict[Path, str] = {}
-    parts += [_case(case, numbers) for case in shown]
-    if curves:
-        parts.append("<h2>Curves</h2>")
-        parts += [_figure(curve.png, "png", curve.caption) for curve in curves]
-    if any(case.sheets for case in shown):
+    if sheets := [case for case in shown if case.sheets]:
         parts.append("<h2>All scales</h2><p>Click a sheet to see it at full size.</p>")
-    for case in shown:
-        sheets = "".join(
-            _figure(path.read_bytes(), "jpeg", name, show=False)
-            for name, path in case.sheets.items()
-        )
-        if sheets:
-            parts.append(f"<details><summary>{escape(case.name)}</summary>{sheets}</details>")
-    parts.append(f"{VIEWER}<script>{SCRIPT}</script></body></html>\n")
-    return "\n".join(part for part in parts if part)
+        parts += [
+            f"<details><summary>{escape(case.name)}</summary>"
+            + "".join(_figure(path.read_bytes(), "jpeg", n, "") for n, path in case.sheets.items())
+            + "</details>"
+            for case in sheets
+        ]
+    page = TEMPLATE.read_text(encoding="utf-8").replace("{title}", escape(title), 1)
+    return page.replace("{body}", "\n".join(filter(None, parts)), 1)
 
 
 def _words(title: str, texts: Sequence[str], lesser: Sequence[str] = ()) -> str:
@@ -106,9 +78,14 @@ def _words(title: str, texts: Sequence[str], lesser: Sequence[str] = ()) -> str:
 
 
 def _table(table: Table) -> str:
-    heads = "".join(f"<th scope='col'><button>{escape(head)}</button></th>" for head in table.heads)
+    columns = zip(*table.rows, strict=True) if table.rows else [()] * len(table.heads)
+    heads = "".join(
+        f"<th scope='col'{' class=number' * any(map(_is_number, column))}>"
+        f"<button>{escape(head)}</button></th>"
+        for head, column in zip(table.heads, columns, strict=True)
+    )
     rows = "".join(
-        f"<tr{' class=marked' if index in table.marked else ''}>{''.join(map(_cell, row))}</tr>"
+        f"<tr{' class=marked' * (index in table.marked)}>{''.join(map(_cell, row))}</tr>"
         for index, row in enumerate(table.rows)
     )
     said = "".join(f"<p>{escape(text)}</p>" for text in table.about)
@@ -119,11 +96,14 @@ def _table(table: Table) -> str:
     )
 
 
+def _is_number(cell: Cell) -> bool:
+    return isinstance(cell.value, (int, float))
+
+
 def _cell(cell: Cell) -> str:
-    value = cell.text if cell.value is None else cell.value
-    kinds = ["number"] * isinstance(value, (int, float)) + [cell.verdict] * bool(cell.verdict)
-    kind = f' class="{" ".join(kinds)}"' if kinds else ""
-    raw = str(value).replace("inf", "Infinity") if isinstance(value, float) else str(value)
+    kind = " ".join(["number"] * _is_number(cell) + [cell.verdict] * bool(cell.verdict))
+    kind = f' class="{kind}"' if kind else ""
+    raw = str(cell.value).replace("inf", "Infinity") if _is_number(cell) else str(cell.value)
     beside = f" <small>{escape(cell.beside)}</small>" if cell.beside else ""
     return f'<td{kind} data-value="{escape(raw)}">{escape(cell.text)}{beside}</td>'
 
@@ -159,14 +139,13 @@ def _embedded(path: Path) -> str:
     kind = ".png" if image.width * image.height <= LOSSLESS else ".jpg"
     file = io.BytesIO()
     image.save(file, **SAVE_OPTIONS[kind])
-    name = {".png": "png", ".jpg": "jpeg"}[kind]
-    return f"data:image/{name};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return _data(file.getvalue(), {".png": "png", ".jpg": "jpeg"}[kind])
 
 
-def _figure(content: bytes, kind: str, caption: str, *, show: bool = True) -> str:
-    data = base64.b64encode(content).decode()
-    below = f"<figcaption>{escape(caption)}</figcaption>" if show else ""
-    return (
-        f'<figure><img src="data:image/{kind};base64,{data}" alt="{escape(caption)}">'
-        f"{below}</figure>"
-    )
+def _data(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _figure(content: bytes, kind: str, name: str, caption: str) -> str:
+    image = f'<img src="{_data(content, kind)}" alt="{escape(name)}">'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"

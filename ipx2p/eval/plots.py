@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ipx2p.eval.fronts import pareto
 from ipx2p.eval.intervals import Estimate
 
 MARKERS = "osD^v<>P*Xh"  # one more than colours, so that both repeat together only after 110
@@ -27,6 +26,23 @@ class Series:
     label: str
     points: Sequence[tuple[float, Estimate]]
     texts: Sequence[str] = ()
+
+
+def pareto(points: Sequence[Sequence[float]], better: Sequence[int]) -> list[bool]:
+    """Which points no other one is better than in one coordinate, and as good in all.
+
+    Args:
+        better: 1 if high, -1 if low, for each coordinate.
+    """
+    values = [tuple(x * sign for x, sign in zip(one, better, strict=True)) for one in points]
+
+    def is_beaten(one: tuple) -> bool:
+        return any(
+            other != one and all(a >= b for a, b in zip(other, one, strict=True))
+            for other in values
+        )
+
+    return [not any(map(math.isnan, one)) and not is_beaten(one) for one in values]
 
 
 def _bars(score: Estimate) -> tuple[float, float]:
@@ -113,8 +129,7 @@ def draw_panels(
         if front and all(front):
             points = sorted({(a, b.mean) for series in panel for a, b in series.points})
             points = [point for point in points if math.isfinite(point[1])]
-            is_best = pareto(points, [better > 0 for better in front])
-            best = [*itertools.compress(points, is_best)]
+            best = [*itertools.compress(points, pareto(points, front))]
             axes.plot(*zip(*best, strict=True), color="0.7", linewidth=6, alpha=0.5, zorder=0)
     if math.isfinite(identity):
         _draw_identity(grid, identity)

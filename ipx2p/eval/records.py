@@ -19,6 +19,12 @@ MAX_SLUG = 60  # characters of each part of a file name
 STEM = "records"
 BUILT_IN = ("identity", "oracle", "vae", "classical")
 IDENTITY, ORACLE, VAE_ROW, CLASSICAL_ROW = BUILT_IN
+ROW_MADE_WITH = ("weights_digest", "resolution", "dtype")
+
+
+def is_built_in(model: str) -> bool:
+    """Whether it is a row that needs no edit model; there may be several, as in `vae (NAME)`."""
+    return model.partition(" (")[0] in BUILT_IN
 
 
 def key_of(content: Any) -> str:
@@ -76,12 +82,19 @@ class Record:
     folder: Path = Path()
 
     @property
+    def row(self) -> tuple[str, str, tuple[str, ...]]:
+        """Equal for records of one line of the table: model, settings, and how edits were made."""
+        made = {} if is_built_in(self.model) else self.made_with
+        how = (made.get(name) for name in ROW_MADE_WITH)
+        settings = json.dumps(self.settings, sort_keys=True)
+        return self.model, settings, tuple("" if one is None else str(one) for one in how)
+
+    @property
     def place(self) -> str:
         """Equal for records of which only the last counts: made again, by other code."""
         paths = ("source", "target")  # the same pictures may be moved
         case = {name: value for name, value in self.case.items() if name not in paths}
-        weights = self.made_with.get("weights_digest")
-        return key_of([case, self.model, weights, self.settings, self.seed, self.selects])
+        return key_of([case, self.row, self.seed, self.selects])
 
     @property
     def path(self) -> Path:

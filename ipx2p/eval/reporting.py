@@ -5,7 +5,7 @@ OUTPUT/  index.html  table.md  table.csv  table.tex  edits.csv  chosen_on.csv  g
 It is made from records and their pictures alone: no weights, no manifest, no photographs.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,25 @@ from typing import Any
 from ipx2p.eval.benchmarks.judged import mean_over_tasks
 from ipx2p.eval.benchmarks.registry import PROTOCOLS
 from ipx2p.eval.curves import HOW_TO_GET, has_matplotlib, make_curves
-from ipx2p.eval.fronts import match_change
-from ipx2p.eval.grids import by_case, draw_cases, make_grids, make_rows, row_of
-from ipx2p.eval.intervals import Difference, Estimate
+from ipx2p.eval.grids import by_case, draw_cases, make_grids, make_rows
+from ipx2p.eval.intervals import LEAST
 from ipx2p.eval.lines import ALL, EFFECTIVE, Line, has_choice, make_lines
-from ipx2p.eval.page import Cell, Shown, Table, make_page
+from ipx2p.eval.page import Shown, make_page
 from ipx2p.eval.records import Record
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.tables import (
     COLUMNS,
-    cells_of,
-    columns_of,
+    Cell,
+    Table,
+    cell,
     common_settings,
-    computed_on,
     csv_of_edits,
     csv_of_lines,
     escaped,
     latex,
     markdown,
-    markdown_of_differences,
-    markdown_of_match,
-    notes_of,
-    shown_interval,
-    shown_value,
+    tables_of,
+    tables_of_match,
 )
 from ipx2p.files import atomic_write
 from ipx2p.images import save_image
@@ -43,17 +39,6 @@ from ipx2p.images import save_image
 TITLE = "Edits compared"
 GRIDS = 4  # pictures that are shown
 MAX_TOLD = 3  # instructions in the head
-EXPLAINED = {
-    "guidance_scale": "A scale that a scheme does not use is empty.",
-    "effective_guidance_scale": "Effective scales: those at which ip2p is exactly the same; empty "
-    "if there are none. Curves are drawn at them; pictures are labelled with the scales that were "
-    "set.",
-    "failed": "Edits that are not finite are in no mean.",
-    "shared": "Shared with: these edits are the same computation as those of that line, and were "
-    "made once.",
-    "best": "Best scales by: the metrics by which these are the best scales of the scheme at this "
-    "cost.",
-}
 
 
 def write_report(
@@ -62,27 +47,30 @@ def write_report(
     baseline: str | None = None,
     grids: int = GRIDS,
     *,
-    about: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> list[Path]:
     """Write the report, and remove the grids and curves of an earlier one.
 
     Args:
         baseline: label or model of a line that the others are compared with, besides identity.
-        grids: how many pictures are shown. about: more for the head, by name. notes: what is
-            missing, and how to get it.
+        grids: how many pictures are shown. notes: what is missing, and how to get it.
     Returns: the table and the page.
     Raises: InputError for records that do not compare, or a picture that is gone.
     """
     lines = make_lines(records, baseline)
     reported = [record for record in records if not record.selects]
-    about = {**(about or {}), **about_of(reported, lines)}
-    notes = [*notes, *notes_of(records, lines), *_notes(reported)]
-    published = [*_published(reported, lines)]
-    texts = _texts(reported, lines, about, notes)
-    texts["table.md"] += "".join(map(_markdown, published))
+    choosing = [replace(record, selects=False) for record in records if record.selects]
+    about, notes = about_of(reported, lines), [*notes, *notes_of(reported, choosing, lines)]
+    remarks, lesser = remarks_of(lines)
+    tables = [*tables_of(lines), *tables_of_match(lines), *published_tables(reported, lines)]
+    texts = {
+        "table.md": _markdown(about, notes, [*remarks, *lesser], tables),
+        "table.csv": csv_of_lines(lines),
+        "table.tex": latex(lines),
+        "edits.csv": csv_of_edits(reported),
+    }
     (output / "chosen_on.csv").unlink(missing_ok=True)
-    if choosing := [replace(record, selects=False) for record in records if record.selects]:
+    if choosing:
         texts["chosen_on.csv"] = csv_of_lines(make_lines(choosing))
     for name, text in texts.items():
         _write(output / name, text)
@@ -92,55 +80,38 @@ def write_report(
     curves = make_curves(lines) if has_matplotlib() else []
     for curve in curves:
         _write(output / "curves" / f"{curve.name}.png", curve.png)
-    remarks, lesser = remarks_of(lines)
-    tables = [_table_of(lines), *_differences(lines), *published]
     shown = [*_shown(reported, lines, grids, output / "grids")]
-    page = make_page(
-        TITLE,
-        about=about,
-        notes=notes,
-        remarks=remarks,
-        lesser=lesser,
-        tables=tables,
-        curves=curves,
-        shown=shown,
-    )
+    words = {"about": about, "notes": notes, "remarks": remarks, "lesser": lesser}
+    page = make_page(TITLE, **words, tables=tables, curves=curves, shown=shown)
     _write(output / "index.html", page)
     return [output / "table.md", output / "index.html"]
 
 
-def _texts(
-    records: Sequence[Record], lines: Sequence[Line], about: Mapping[str, str], notes: Sequence[str]
-) -> dict[str, str]:
-    """The tables, by name of the file."""
+def _markdown(
+    about: dict[str, str], notes: Sequence[str], remarks: Sequence[str], tables: Sequence[Table]
+) -> str:
     parts = [
         f"# {TITLE}",
         "\n".join(f"- {name}: {escaped(value)}" for name, value in about.items()),
         *map(escaped, notes),
-        markdown(lines),
-        markdown_of_differences(lines),
-        markdown_of_match(*match_change(lines)),
+        "\n".join(f"- {escaped(remark)}" for remark in remarks),
+        *map(markdown, tables),
     ]
-    return {
-        "table.md": "\n\n".join(filter(None, parts)),
-        "table.csv": csv_of_lines(lines),
-        "table.tex": latex(lines),
-        "edits.csv": csv_of_edits(records),
-    }
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def about_of(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, str]:
     """What was compared, for the head of the report."""
     edits = [record for record in records if record.settings is not None]
     cases = [record.case for record in records]
-    models = {}
+    models = []
     for record in edits:
         made = record.made_with
         known = (made.get("weights"), str(made.get("weights_digest", ""))[:8])
-        models[f"{record.model}: {', '.join(filter(None, known))}"] = None
+        models.append(f"{record.model}: {', '.join(filter(None, known))}")
     sizes = [f"{p['width']} x {p['height']}" for p in (r.picture for r in records) if p]
     facts = {
-        "models": "; ".join(models),
+        "models": _listed(models, between="; "),
         "benchmark": _listed(case.get("benchmark") for case in cases),
         "pictures": f"{len({case['group'] for case in cases})} in {len(by_case(records))} cases, "
         f"{_listed(sizes, MAX_TOLD)} pixels",
@@ -156,7 +127,7 @@ def about_of(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, str]
             if name not in EFFECTIVE
         },
         "seeds": _listed(record.seed for record in edits),
-        "computed on": computed_on(records),
+        "computed on": _computed_on(edits),
         "measured by": _measured_by(records),
         "versions": _listed(
             f"ipx2p {on['ipx2p']}, torch {on['torch']}, Python {on['python']}"
@@ -175,6 +146,20 @@ def _listed(values: Iterable[Any], most: int | None = None, between: str = ", ")
     return told if len(unlike) == len(unlike[:most]) else f"{told} and {len(unlike) - most} more"
 
 
+def _computed_on(edits: Iterable[Record]) -> str:
+    """How and on what device the edits were computed, since their seconds depend on it."""
+    ways: dict[str, None] = {}
+    for how in (record.computed_on for record in edits if record.computed_on):
+        place = how["device"].partition(":")[0]
+        threads = f", {how['threads']} threads" if place == "cpu" else ""
+        compiled = ", compiled" if how["compiled"] else ""
+        branches = "" if how["batch_branches"] else ", one branch at a time"
+        device = f"{place} ({how['device_name']}{threads}), {how['dtype']}{compiled}"
+        ways[f"{device}, in batches of {how['batch_size']}{branches}"] = None
+    several = " (seconds of different ones do not compare)" if len(ways) > 1 else ""
+    return "; ".join(ways) + several
+
+
 def _measured_by(records: Iterable[Record]) -> str:
     """The networks that measured, with the names of their metrics."""
     by_how: dict[str, dict[str, None]] = {}
@@ -185,17 +170,31 @@ def _measured_by(records: Iterable[Record]) -> str:
     return "; ".join(f"{', '.join(names)}: {how}" for how, names in by_how.items())
 
 
-def _notes(reported: Sequence[Record]) -> list[str]:
-    """What is missing, or hardly compares."""
+def notes_of(
+    reported: Sequence[Record], choosing: Sequence[Record], lines: Sequence[Line]
+) -> list[str]:
+    """What a reader of the numbers must know, what is missing, or hardly compares."""
     notes = []
+    if few := [line for line in lines if line.scores and line.pictures < LEAST]:
+        which = "" if len(few) == len(lines) else " where there are so few"
+        notes.append(f"No intervals{which}: they need {LEAST} pictures or more.")
+    if has_choice(lines):
+        others = len({record.case["name"] for record in choosing})
+        notes.append(
+            f"Best scales were chosen on {others} other cases, and are reported on these."
+            if others
+            else "Best scales, in the table and in the curves against network evaluations, were "
+            "chosen on the reported pictures themselves, which flatters them: choose on others "
+            "with --select-on."
+        )
     for name in ("resolution", "dtype"):
         values = {r.made_with.get(name) for r in reported if r.settings is not None}
         if len(values) > 1:
             told = ", ".join(sorted(map(str, values)))
             notes.append(f"Edits were made at different {name} ({told}): they hardly compare.")
-    if failed := sum(record.picture is None for record in reported):
-        notes.append(f"{failed} of {len(reported)} edits are not finite, and are in no mean.")
     there = [record for record in reported if record.picture is not None]
+    if failed := len(reported) - len(there):
+        notes.append(f"{failed} of {len(reported)} edits are not finite, and are in no mean.")
     for name, metric in METRICS.items():
         count = sum(name in record.scores for record in there)
         if 0 < count < len(there):
@@ -220,66 +219,7 @@ def remarks_of(lines: Sequence[Line]) -> tuple[list[str], list[str]]:
     return said
 
 
-def _table_of(lines: Sequence[Line]) -> Table:
-    """The table of all lines."""
-    columns = columns_of(lines)
-    rows = []
-    for cells in map(cells_of, lines):
-        rows.append([_cell(name, cells[name]) for name in columns])
-    about = [
-        "Means over pictures and seeds with 95 % intervals, of seconds the median. Click a "
-        "heading to sort. identity is the source, unchanged; oracle the target; vae the target "
-        "through the autoencoder, the best that any edit can be; classical a method without "
-        "learning.",
-        " ".join(
-            f"{METRICS[name].label}: {METRICS[name].about}." for name in columns if name in METRICS
-        ),
-        " ".join(text for name, text in EXPLAINED.items() if name in columns),
-    ]
-    marked = [index for index, line in enumerate(lines) if line.is_built_in]
-    return Table("Table", about, [COLUMNS[name][0] for name in columns], rows, marked)
-
-
-def _cell(name: str, value: Any) -> Cell:
-    """A number, a text, or an estimate with its interval."""
-    raw = value.mean if isinstance(value, Estimate) else value
-    return Cell(shown_value(name, value), "" if raw is None else raw, shown_interval(name, value))
-
-
-def _differences(lines: Sequence[Line]) -> Iterator[Table]:
-    """A table of paired differences for each reference."""
-    tasks = len({line.task for line in lines}) > 1
-    references = [*dict.fromkeys(name for line in lines for name in line.against)]
-    for reference in references:
-        mine = [line for line in lines if line.against.get(reference)]
-        metrics = [n for n in METRICS if any(n in line.against[reference] for line in mine)]
-        rows = []
-        for line in mine:
-            head = [Cell(line.task or "all")] * tasks + [Cell(line.label)]
-            cells = (_difference(name, line.against[reference].get(name)) for name in metrics)
-            rows.append([*head, *cells])
-        about = (
-            f"Each line minus {reference}, on the same pictures, with 95 % intervals; behind them "
-            "pictures won / tied / lost. Green: better, and the interval excludes 0; red: worse."
-        )
-        heads = [*["task"] * tasks, "model", *(METRICS[name].label for name in metrics)]
-        title = f"Paired differences from {reference}"
-        yield Table(title, [about], heads, rows, is_open=reference == references[0])
-
-
-def _difference(name: str, one: Difference | None) -> Cell:
-    if one is None:
-        return Cell("", "")
-    metric, verdict = METRICS[name], ""
-    if one.low is not None:
-        sign = (one.low > 0) - (one.high < 0)
-        verdict = {1: "better", -1: "worse"}.get(sign * metric.better, "")
-    tally = f"\u2003{one.wins} / {one.ties} / {one.losses}" if metric.better else ""
-    text = f"{one.mean:+.{metric.digits}f}"
-    return Cell(text, one.mean, shown_interval(name, one) + tally, verdict)
-
-
-def _published(records: Sequence[Record], lines: Sequence[Line]) -> Iterator[Table]:
+def published_tables(records: Sequence[Record], lines: Sequence[Line]) -> Iterator[Table]:
     """For each published benchmark: our lines, and the rows that they may be compared with."""
     names = [*dict.fromkeys(record.case["benchmark"] for record in records)]
     for protocol in (PROTOCOLS[name] for name in names if name in PROTOCOLS):
@@ -289,29 +229,20 @@ def _published(records: Sequence[Record], lines: Sequence[Line]) -> Iterator[Tab
         for line in ours:
             scores = line.scores
             if protocol.judge and line.task == ALL:
-                edits = [record for record in mine if row_of(record) == row_of(line)]
+                edits = [record for record in mine if record.row == line.row]
                 scores = mean_over_tasks(edits, protocol.metrics)
             shown.append((line.task, line.label, scores, "this report"))
         shown += [(row.task, row.model, row.scores, row.source) for row in protocol.published]
-        rows = [
-            [
-                *(Cell(task or "all"), Cell(label)),
-                *(_cell(name, scores.get(name)) for name in protocol.metrics),
-                Cell(source),
-            ]
-            for task, label, scores, source in shown
-        ]
-        labels = (METRICS[name].label for name in protocol.metrics)
+        several = len({task for task, *_ in shown}) > 1
+        rows = []
+        for task, label, scores, source in shown:
+            named = [task or "all"] * several + [label]
+            numbers = [cell(name, scores.get(name)) for name in protocol.metrics]
+            rows.append([*(Cell(text, text) for text in named), *numbers, Cell(source, source)])
+        heads = ["task"] * several + ["model", *(METRICS[name].label for name in protocol.metrics)]
         title = f"{protocol.name}{', beside published rows' * bool(protocol.published)}"
         about = [protocol.about, *protocol.notes]
-        yield Table(title, about, ["task", "model", *labels, "from"], rows, range(len(ours)))
-
-
-def _markdown(table: Table) -> str:
-    rows = [table.heads, ["---"] * len(table.heads)]
-    rows += [[f"{cell.text} {cell.beside}".strip() for cell in row] for row in table.rows]
-    lines = [f"| {' | '.join(map(escaped, row))} |" for row in rows]
-    return "\n\n".join([f"\n### {table.title}", *map(escaped, table.about), "\n".join(lines), ""])
+        yield Table(title, about, [*heads, "from"], rows, range(len(ours)))
 
 
 def _shown(

@@ -20,11 +20,10 @@ import numpy as np
 import torch
 
 from ipx2p.errors import InputError, suggestion
-from ipx2p.eval.grids import row_of
 from ipx2p.eval.intervals import Estimate, estimates, share
 from ipx2p.eval.lines import ALL, make_lines
-from ipx2p.eval.records import BUILT_IN, IDENTITY, ORACLE, Record, key_of
-from ipx2p.eval.tables import escaped
+from ipx2p.eval.records import IDENTITY, ORACLE, Record, is_built_in, key_of
+from ipx2p.eval.tables import Cell, Table, markdown
 from ipx2p.files import atomic_write, csv_text, digest_bytes, digest_file, read_json, write_json
 from ipx2p.images import load_image
 from ipx2p.seeds import generator
@@ -94,7 +93,7 @@ def find_pairs(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Pa
     chosen = _chosen({line.label: line.model for line in lines}, labels)
     cases: dict[str, dict[str, dict[int | None, Record]]] = {}
     for line in lines:
-        for record in (record for record in records if row_of(record) == row_of(line)):
+        for record in (record for record in records if record.row == line.row):
             about = {k: v for k, v in record.case.items() if k not in ("source", "target")}
             case = cases.setdefault(key_of(about), {})
             case.setdefault(line.label, {})[record.seed] = record
@@ -119,7 +118,7 @@ def _chosen(models: Mapping[str, str], labels: Sequence[str]) -> list[str]:
     if labels:
         chosen = [label for label in models if {label, models[label]} & {*labels}]
     else:
-        chosen = [label for label in models if models[label].partition(" (")[0] not in BUILT_IN]
+        chosen = [label for label in models if not is_built_in(models[label])]
     if len(chosen) < 2:
         raise InputError(
             f"{len(chosen)} to judge ({', '.join(chosen) or 'none'}), expected two or more of "
@@ -303,15 +302,15 @@ def preference_table(choices: Sequence[Choice], question: str) -> tuple[str, str
     """The preferences as Markdown, and as CSV with numbers in full."""
     found = preferences(choices)
     heads = ("task", "first", "second", "pictures", "wins / ties / losses", "share", "preferred")
-    rows = [heads, ["---"] * len(heads)]
+    rows = []
     for one in found:
-        tally = f"{one.wins} / {one.ties} / {one.losses}"
-        percent = ""
+        tally, percent = f"{one.wins} / {one.ties} / {one.losses}", ""
         if one.share is not None:
             percent = f"{100 * one.share:.0f} % ({100 * one.low:.0f} to {100 * one.high:.0f})"
-        rows.append((*one[:3], str(one.pictures), tally, percent, one.preferred or "not shown"))
-    table = "\n".join(f"| {' | '.join(map(escaped, row))} |" for row in rows)
+        texts = (*one[:3], str(one.pictures), tally, percent, one.preferred or "not shown")
+        rows.append([*map(Cell, texts)])
     raters = Counter(choice.rater for choice in choices)
     people = ", ".join(f"{rater} {count}" for rater, count in raters.items())
-    text = f"# Preferences\n\n{question}\n\n{table}\n\n{HOW}\n\nChoices by person: {people}.\n"
+    about = [question, HOW, f"Choices by person: {people}."]
+    text = markdown(Table("Preferences", about, heads, rows)) + "\n"
     return text, csv_text(Preference._fields, (one._asdict() for one in found))

@@ -1,4 +1,4 @@
-"""Lines and records as tables: Markdown, CSV, LaTeX (layer 4).
+"""Lines and records as tables: for the page, in Markdown, CSV and LaTeX (layer 4).
 
 Lines are listed by task and network evaluations, so that those of equal cost stand together; rows
 that cost none come first, identity, which every edit must beat, at the top.
@@ -7,19 +7,20 @@ that cost none come first, identity, which every edit must beat, at the top.
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
-from ipx2p.eval.fronts import Matched
-from ipx2p.eval.intervals import LEAST, Difference, Estimate
+from ipx2p.eval.intervals import Difference, Estimate
 from ipx2p.eval.lines import ALL, EFFECTIVE, SCALES, Line, has_choice
 from ipx2p.eval.records import Record
 from ipx2p.eval.scores import METRICS
 from ipx2p.files import csv_text
 
 SETTINGS = ("guidance", *SCALES, *EFFECTIVE, "sampler", "spacing", "num_steps")
+MADE = ("weights", "resolution", "dtype")
 # Column -> heading with unit, and digits behind the point (None: as it is).
 COLUMNS: dict[str, tuple[str, int | None]] = {
-    **{name: (name.replace("_", " "), None) for name in ("task", "model", "weights", *SETTINGS)},
+    **{name: (name.replace("_", " "), None) for name in ("task", "model", *MADE, *SETTINGS)},
     "num_steps": ("steps", None),
     "pictures": ("pictures", None),
     "edits": ("edits", None),
@@ -30,6 +31,26 @@ COLUMNS: dict[str, tuple[str, int | None]] = {
     "best": ("best scales by", None),
     **{name: (metric.label, metric.digits) for name, metric in METRICS.items()},
 }
+ABOUT = (
+    "Means over pictures and seeds with 95 % intervals, of seconds the median. identity is the "
+    "source, unchanged; oracle the target; vae the target through the autoencoder, the best that "
+    "any edit can be; classical a method without learning."
+)
+EXPLAINED = {
+    "guidance_scale": "A scale that a scheme does not use is empty.",
+    "effective_guidance_scale": "Effective scales: those at which ip2p is exactly the same; empty "
+    "if there are none. Curves are drawn at them; pictures are labelled with the scales that were "
+    "set.",
+    "failed": "Edits that are not finite are in no mean.",
+    "shared": "Shared with: these edits are the same computation as those of that line, and were "
+    "made once.",
+    "best": "Best scales by: the metrics by which these are the best scales of the scheme at this "
+    "cost.",
+}
+PAIRED = (
+    "Each line minus {}, on the same pictures, with its 95 % interval, and cases won / tied / lost."
+    " Green: better, and the interval excludes 0; red: worse."
+)
 ENDS = ("low", "high")
 TALLY = ("wins", "ties", "losses")
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -38,9 +59,34 @@ LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 LATEX |= {"[": "{[}", "*": "{*}"}  # these would belong to the end of the line above
 
 
-def cells_of(line: Line) -> dict[str, Any]:
+class Cell(NamedTuple):
+    """One cell of a table: its text, a number or word to sort by, and what it says in colour.
+
+    beside: smaller, behind the text. verdict: "better", "worse" or "".
+    """
+
+    text: str
+    value: float | str = ""
+    beside: str = ""
+    verdict: str = ""
+
+
+class Table(NamedTuple):
+    """A table: title, what it says in words, headings, rows, and the rows that are set off."""
+
+    title: str
+    about: Sequence[str]
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    marked: Sequence[int] = ()
+    is_open: bool = True
+
+
+def values_of(line: Line) -> dict[str, Any]:
     """The line by column; None where it has no value, an `Estimate` for a metric."""
-    cells = {"task": line.task or "all", "model": line.model, "weights": line.weights[:6] or None}
+    weights, *made = (one or None for one in line.made)
+    cells = {"task": line.task or "all", "model": line.model}
+    cells |= dict(zip(MADE, [weights and weights[:6], *made], strict=True))
     cells |= {"pictures": line.pictures, "edits": line.edits, "failed": line.failed}
     if math.isfinite(line.evaluations):
         cells |= {"evaluations": line.evaluations, "seconds": line.seconds}
@@ -60,131 +106,150 @@ def common_settings(lines: Sequence[Line]) -> dict[str, Any]:
 def columns_of(lines: Sequence[Line]) -> list[str]:
     """Columns that say something: nothing that is everywhere the same, or as it was set."""
     edited = [line for line in lines if line.settings is not None]
-    digests = {(line.model, line.weights) for line in edited}
     idle = {
-        "task": len({line.task for line in lines}) == 1,
-        "weights": len(digests) == len({model for model, _ in digests}),
+        "task": True,  # the title of a table
+        "weights": len({(line.model, line.made[0]) for line in edited})
+        == len({line.model for line in edited}),
+        "resolution": len({line.made[1] for line in edited}) < 2,
+        "dtype": len({line.made[2] for line in edited}) < 2,
         "failed": not any(line.failed for line in lines),
         "pictures": all(line.pictures == line.edits for line in lines),
         "best": not has_choice(lines),
         **dict.fromkeys(common_settings(lines), True),
     }
-    if all(line.effective in (None, (*line.scales.values(),)) for line in edited):
+    if all(line.effective in (None, line.scales) for line in edited):
         idle |= dict.fromkeys(EFFECTIVE, True)
-    cells = [cells_of(line) for line in lines]
+    cells = [values_of(line) for line in lines]
     return [n for n in COLUMNS if not idle.get(n) and any(cell[n] is not None for cell in cells)]
 
 
-def shown_value(name: str, value: Any) -> str:
-    """One cell for people; of an estimate the mean, see `shown_interval`."""
-    if isinstance(value, Estimate):
-        return _number(name, value, value.mean)
-    if not isinstance(value, float):
-        return "" if value is None else str(value)
-    return _number(name, None, value)
-
-
-def shown_interval(name: str, value: Any) -> str:
-    """The interval of a cell, as `[20.90, 21.80]`; empty where there is none."""
-    if not isinstance(value, Estimate) or value.low is None:
-        return ""
-    return f"[{_number(name, value, value.low)}, {_number(name, value, value.high)}]"
-
-
-def _number(name: str, kind: Estimate | None, value: float) -> str:
-    """With the digits of its column; differences with their sign."""
+def cell(name: str, value: Any) -> Cell:
+    """A cell of a column; an estimate with its interval, a difference with cases won and lost."""
+    if value is None:
+        return Cell("")
     digits = COLUMNS[name][1]
-    sign = "+" if isinstance(kind, Difference) else ""
-    return f"{value:g}" if digits is None else f"{value:{sign}.{digits}f}"
+
+    def number(value: float, sign: str = "") -> str:
+        return f"{value:g}" if digits is None else f"{value:{sign}.{digits}f}"
+
+    if not isinstance(value, Estimate):
+        return Cell(number(value) if isinstance(value, float) else str(value), value)
+    sign = "+" if isinstance(value, Difference) else ""
+    has_interval = value.low is not None
+    beside = [f"[{number(value.low, sign)}, {number(value.high, sign)}]"] if has_interval else []
+    verdict, better = "", METRICS[name].better
+    if isinstance(value, Difference) and better:
+        beside.append(" / ".join(str(getattr(value, count)) for count in TALLY))
+        if has_interval:
+            sign_of_all = (value.low > 0) - (value.high < 0)
+            verdict = {1: "better", -1: "worse"}.get(sign_of_all * better, "")
+    return Cell(number(value.mean, sign), value.mean, "\u2003".join(beside), verdict)
 
 
-def markdown(lines: Sequence[Line]) -> str:
-    """One table for each task and number of network evaluations, and what it says in words."""
-    columns = [name for name in columns_of(lines) if name not in ("task", "evaluations")]
-    parts = []
-    for title, group in groups_of(lines):
-        rows = []
-        for cells in map(cells_of, group):
-            values = ((shown_value(n, cells[n]), shown_interval(n, cells[n])) for n in columns)
-            rows.append([" ".join(filter(None, both)) for both in values])
-        parts += [f"### {escaped(title)}", "", *_table([COLUMNS[n][0] for n in columns], rows), ""]
-        if said := [f"- {line.label}: {remark}." for line in group for remark in line.remarks]:
-            parts += [*map(escaped, said), ""]
-    return "\n".join(parts)
-
-
-def markdown_of_differences(lines: Sequence[Line]) -> str:
-    """The paired differences, a table for each task and reference."""
-    several = len({line.task for line in lines}) > 1
-    parts = []
-    for task, reference, metrics, group in differences_of(lines):
-        prefix = f"{task or 'all'}: " if several else ""
-        rows = []
-        for line in group:
-            cells = (line.against[reference].get(name) for name in metrics)
-            rows.append([line.label, *map(_told, metrics, cells)])
-        heads = ["", *(COLUMNS[name][0] for name in metrics)]
-        title = escaped(f"{prefix}differences from {reference}")
-        parts += [f"### {title}", "", *_table(heads, rows), ""]
-    told = "A line minus the reference, its 95 % interval, and cases won / tied / lost."
-    return "\n".join([told, "", *parts]) if parts else ""
-
-
-def differences_of(
-    lines: Sequence[Line],
-) -> Iterator[tuple[str, str, list[str], list[Line]]]:
-    """Task, reference, metrics, and the lines that are compared with it."""
+def tables_of(lines: Sequence[Line]) -> Iterator[Table]:
+    """For each task the lines, then the differences from each reference."""
+    columns = columns_of(lines)
+    about = [
+        ABOUT,
+        " ".join(f"{METRICS[n].label}: {METRICS[n].about}." for n in columns if n in METRICS),
+        " ".join(text for name, text in EXPLAINED.items() if name in columns),
+    ]
     for task, group in itertools.groupby(lines, key=lambda line: line.task):
-        mine = [*group]
-        for reference in dict.fromkeys(name for line in mine for name in line.against):
+        mine, title = [*group], task or "All pictures"
+        rows = [[cell(n, values[n]) for n in columns] for values in map(values_of, mine)]
+        marked = [number for number, line in enumerate(mine) if line.is_built_in]
+        heads = [COLUMNS[name][0] for name in columns]
+        yield Table(title, about if task == ALL else [], heads, rows, marked)
+        references = [*dict.fromkeys(name for line in mine for name in line.against)]
+        for reference in references:
             compared = [line for line in mine if line.against.get(reference)]
-            there = {name for line in compared for name in line.against[reference]}
-            yield task, reference, [name for name in METRICS if name in there], compared
+            heads, rows = _by_label(compared, [line.against[reference] for line in compared])
+            yield Table(
+                f"{title}: differences from {reference}",
+                [PAIRED.format(reference)],
+                heads,
+                rows,
+                is_open=reference == references[0],
+            )
 
 
-def _told(name: str, one: Difference | None) -> str:
-    """A difference with its interval, and cases won, tied and lost."""
-    if one is None:
-        return ""
-    tally = " / ".join(str(getattr(one, count)) for count in TALLY) if METRICS[name].better else ""
-    return " ".join(filter(None, [shown_value(name, one), shown_interval(name, one), tally]))
+def match_change(lines: Sequence[Line]) -> tuple[float, list[Line], list[Line]]:
+    """Schemes where they change the picture equally, and at equal scales.
 
+    The common change is the median over those lines whose change all schemes can reach, between
+    their least and their most. Common scales are those that all schemes were run at; of several,
+    those whose changes are nearest to the common one.
 
-def markdown_of_match(change: float, schemes: Sequence[Matched]) -> str:
-    """Schemes at equal change beside them at equal scales, see `match_change`."""
-    names = [name for name in METRICS if any(name in one.at_change.scores for one in schemes)]
-    heads = ["", *(COLUMNS[name][0] for name in names)]
-    parts = []
-    for title, group in (
-        (f"at equal change, {shown_value('change', change)} %", [m.at_change for m in schemes]),
-        ("at equal scales", [m.at_scales for m in schemes if m.at_scales]),
-    ):
-        rows = [
-            [line.label, *(shown_value(name, line.scores.get(name)) for name in names)]
+    Returns: the change, a line of each scheme at it, and at the common scales (none if there are no
+        such scales); nothing if there are fewer than two schemes, or no common change.
+    """
+    schemes: dict[tuple, list[Line]] = {}
+    for line in lines:
+        if line.settings is not None and line.task == ALL and "change" in line.scores:
+            schemes.setdefault(line.scheme, []).append(line)
+    groups = [*schemes.values()]
+    changes = [[line.means["change"] for line in group] for group in groups]
+    least, most = max(map(min, changes), default=0), min(map(max, changes), default=0)
+    if len(groups) < 2 or least > most:
+        return math.nan, [], []
+    common = median(one for some in changes for one in some if least <= one <= most)
+
+    def distance(line: Line) -> float:
+        return abs(line.means["change"] - common)
+
+    def nearest(group: Sequence[Line], scales: tuple) -> Line | None:
+        """Of the lines at these scales, or at those of them that the scheme uses."""
+        there = [
+            line
             for line in group
+            if all(mine in (None, one) for mine, one in zip(line.scales, scales, strict=True))
         ]
-        parts += [f"### {title}", "", *_table(heads, rows), ""] if rows else []
-    return "\n".join(parts)
+        return min(there, key=distance, default=None)
+
+    every = {line.scales for group in groups for line in group if None not in line.scales}
+    at_scales = [[nearest(group, scales) for group in groups] for scales in sorted(every)]
+    at_scales = [some for some in at_scales if None not in some]
+    best = min(at_scales, key=lambda some: sum(map(distance, some)), default=[])
+    return common, [min(group, key=distance) for group in groups], best
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [heads, *rows]
-    head, *rest = (f"| {' | '.join(map(escaped, cells))} |" for cells in lines)
-    return [head, "|" + "---|" * len(heads), *rest]
+def tables_of_match(lines: Sequence[Line]) -> Iterator[Table]:
+    """Schemes at equal measured change, and beside them at equal scales."""
+    change, at_change, at_scales = match_change(lines)
+    about = "Each scheme once: at equal scales it may be stronger just because it changes more."
+    for how, mine in (
+        (f"equal change, {cell('change', change).text} %", at_change),
+        ("equal scales", at_scales),
+    ):
+        if mine:
+            heads, rows = _by_label(mine, [line.scores for line in mine])
+            yield Table(f"Schemes at {how}", [about], heads, rows)
+
+
+def _by_label(
+    lines: Sequence[Line], values: Sequence[dict[str, Estimate]]
+) -> tuple[list[str], list[list[Cell]]]:
+    """Heads and rows of what lines have of the metrics."""
+    names = [name for name in METRICS if any(name in mine for mine in values)]
+    rows = [
+        [Cell(line.label, line.label), *(cell(name, mine.get(name)) for name in names)]
+        for line, mine in zip(lines, values, strict=True)
+    ]
+    return ["model", *(COLUMNS[name][0] for name in names)], rows
+
+
+def markdown(table: Table) -> str:
+    """The table with its title and words."""
+    rows = [table.heads, ["---"] * len(table.heads)]
+    rows += [[f"{cell.text} {cell.beside}" for cell in row] for row in table.rows]
+    text = "\n".join(f"| {' | '.join(map(escaped, row))} |" for row in rows)
+    parts = [f"### {escaped(table.title)}", *map(escaped, table.about), text]
+    return "\n\n".join(filter(None, parts))
 
 
 def escaped(text: str) -> str:
     """Text as it is, in one line of Markdown."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def groups_of(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
-    """Lines of one task and cost, with a title."""
-    several = len({line.task for line in lines}) > 1
-    for (task, cost), group in itertools.groupby(lines, key=lambda ln: (ln.task, ln.evaluations)):
-        title = f"{cost:g} network evaluations per edit" if cost else "without an edit model"
-        prefix = f"{task or 'all'}: " if several else ""
-        yield prefix + (title if math.isfinite(cost) else "no finite edit"), [*group]
 
 
 def latex(lines: Sequence[Line]) -> str:
@@ -195,13 +260,14 @@ def latex(lines: Sequence[Line]) -> str:
     for task, mine in itertools.groupby(lines, key=lambda line: line.task):
         if task != ALL:
             parts.append(f"% {' '.join(task.split())}")
-        parts += [f"\\begin{{tabular}}{{l{'r' * (len(names) + 1)}}}", "\\toprule", _row_of(heads)]
-        for _, group in groups_of([*mine]):
+        parts += [f"\\begin{{tabular}}{{l{'r' * (len(names) + 1)}}}", "\\toprule"]
+        parts.append(" & ".join(map(latex_text, heads)) + r" \\")
+        for cost, group in itertools.groupby(mine, key=lambda line: line.evaluations):
             parts.append("\\midrule")
             for line in group:
                 cells = [_latex(name, line.scores.get(name)) for name in names]
-                cost = f"{line.evaluations:g}" if math.isfinite(line.evaluations) else "--"
-                parts.append(" & ".join([latex_text(line.label), cost, *cells]) + r" \\")
+                about = [latex_text(line.label), f"{cost:g}" if math.isfinite(cost) else "--"]
+                parts.append(" & ".join([*about, *cells]) + r" \\")
         parts += ["\\bottomrule", "\\end{tabular}", ""]
     return "\n".join(parts)
 
@@ -211,25 +277,27 @@ def latex_text(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
 
 
-def _row_of(heads: Sequence[str]) -> str:
-    return " & ".join(map(latex_text, heads)) + r" \\"
-
-
 def _latex(name: str, score: Estimate | None) -> str:
     if score is None:
         return "--"
-    mean = r"$\infty$" if score.mean == math.inf else shown_value(name, score)
-    interval = shown_interval(name, score)
-    return f"{mean} {{\\scriptsize {interval}}}" if interval else mean
+    shown = cell(name, score)
+    mean = r"$\infty$" if score.mean == math.inf else shown.text
+    return f"{mean} {{\\scriptsize {shown.beside}}}" if shown.beside else mean
 
 
 def csv_of_lines(lines: Sequence[Line]) -> str:
     """The table for programs: all digits, the names of the columns as in the code."""
     there = [name for name in METRICS if any(name in line.scores for line in lines)]
     references = dict.fromkeys(name for line in lines for name in line.against)
+    columns = [name for name in COLUMNS if name not in METRICS]
+    columns[1:1] = ["label"]
+    columns += [name + end for name in there for end in ("", *(f"_{end}" for end in ENDS))]
+    for reference, name in itertools.product(references, there):
+        one = f"{name}_minus_{reference}"
+        columns += [one, *(f"{one}_{part}" for part in (*ENDS, *TALLY))]
 
     def cells(line: Line) -> dict[str, Any]:
-        row = cells_of(line) | {"label": line.label, "remarks": "; ".join(line.remarks) or None}
+        row = values_of(line) | {"label": line.label, "remarks": "; ".join(line.remarks) or None}
         for name, score in line.scores.items():
             row |= {name: score.mean} | {f"{name}_{end}": getattr(score, end) for end in ENDS}
         for reference, metrics in line.against.items():
@@ -239,68 +307,18 @@ def csv_of_lines(lines: Sequence[Line]) -> str:
                     row[f"{name}_minus_{reference}_{part}"] = getattr(one, part)
         return row
 
-    columns = [name for name in COLUMNS if name not in METRICS]
-    columns[1:1] = ["label"]
-    columns += [name + end for name in there for end in ("", *(f"_{end}" for end in ENDS))]
-    for reference, name in itertools.product(references, there):
-        one = f"{name}_minus_{reference}"
-        columns += [one, *(f"{one}_{part}" for part in (*ENDS, *TALLY))]
     return csv_text([*columns, "remarks"], map(cells, lines))
 
 
 def csv_of_edits(records: Sequence[Record]) -> str:
     """One line for each record: its case, settings, cost and scores."""
-
-    def cells(record: Record) -> dict[str, Any]:
-        about = {"key": record.key, "model": record.model, "seed": record.seed}
-        cost = {"evaluations": record.evaluations, "seconds": record.seconds}
-        parts = (
-            record.case,
-            record.settings or {},
-            record.picture or {},
-            cost,
-            {"failed": record.failed},
-        )
-        parts += (record.made_with, record.computed_on, record.scores)
-        for part in parts:
-            about |= part
-        return about
-
-    rows = [*map(cells, records)]
-    return csv_text([*dict.fromkeys(name for row in rows for name in row)], rows)
-
-
-def computed_on(records: Sequence[Record]) -> str:
-    """How and on what device the edits were computed, since their seconds depend on it."""
-    ways: dict[str, None] = {}
+    rows = []
     for record in records:
-        if record.computed_on and record.settings:
-            how = record.computed_on
-            place = how["device"].partition(":")[0]
-            threads = f", {how['threads']} threads" if place == "cpu" else ""
-            compiled = ", compiled" if how["compiled"] else ""
-            branches = "" if how["batch_branches"] else ", one branch at a time"
-            ways[
-                f"{place} ({how['device_name']}{threads}), {how['dtype']}{compiled}, in batches of "
-                f"{how['batch_size']}{branches}"
-            ] = None
-    several = " (seconds of different ones do not compare)" if len(ways) > 1 else ""
-    return "; ".join(ways) + several
-
-
-def notes_of(records: Sequence[Record], lines: Sequence[Line]) -> list[str]:
-    """What a reader of the numbers must know."""
-    notes = []
-    if few := [line for line in lines if line.scores and line.pictures < LEAST]:
-        which = "" if len(few) == len(lines) else " where there are so few"
-        notes.append(f"No intervals{which}: they need {LEAST} pictures or more.")
-    if has_choice(lines):
-        choosing = {record.case["name"] for record in records if record.selects}
-        notes.append(
-            f"Best scales were chosen on {len(choosing)} other cases, and are reported on these."
-            if choosing
-            else "Best scales, in the table and in the curves against network evaluations, were "
-            "chosen on the reported pictures themselves, which flatters them: choose on others "
-            "with --select-on."
+        about = {"key": record.key, "model": record.model, "seed": record.seed}
+        names = ("evaluations", "seconds", "failed")
+        cost = {name: getattr(record, name) for name in names}
+        rows.append(
+            {**about, **record.case, **(record.settings or {}), **(record.picture or {}), **cost}
+            | {**record.made_with, **record.computed_on, **record.scores}
         )
-    return notes
+    return csv_text([*dict.fromkeys(name for row in rows for name in row)], rows)

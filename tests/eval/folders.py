@@ -77,7 +77,7 @@ def write_folder(
 
 
 def _record(folder, case, model, settings, seed, image, source, target) -> Record:
-    key = key_of([case, model, settings, seed])
+    key = key_of([case, model, settings, seed, source.size])
     picture, scores = None, {}
     if image is not None:
         path = folder / "edits" / f"{key}.png"

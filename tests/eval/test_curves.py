@@ -10,17 +10,16 @@ pytest.importorskip("matplotlib")
 
 from ipx2p.eval import curves, plots
 from ipx2p.eval.intervals import Estimate
-from ipx2p.eval.lines import ALL, TRADE_OFF, Line
+from ipx2p.eval.lines import ALL, Line
 from ipx2p.eval.scores import METRICS
 from tests.eval.folders import settings_of
 
 
 def line(guidance, scale, image_scale, evaluations=60, sampler="euler", model="m", **means):
     settings = settings_of(guidance, scale, image_scale, sampler=sampler)
-    both = {name: means[name] for name in TRADE_OFF if name in means}
     scores = {name: Estimate(mean) for name, mean in means.items()}
     label = f"{model}, {guidance}, {scale:g}, {image_scale:g}"
-    given = {"scores": scores, "trade_off": both, "label": label, "best": ("psnr", "ssim")}
+    given = {"scores": scores, "label": label, "best": ("psnr", "ssim")}
     return Line(model, settings, ALL, 2, 2, 0, evaluations, 1.5, **given)
 
 
@@ -106,7 +105,7 @@ def test_models_without_scales_have_a_trade_off_and_intervals(drawn):
     made = curves.make_curves(lines)
     assert [curve.name for curve in made] == ["trade_off", "intervals"]
     (panels, _, _, _, how), (labels, columns, grey) = drawn
-    assert [one.label for one in panels[""]] == ["a", "b"]
+    assert [one.label for one in panels[""]] == ["identity", "a", "b"]
     assert how["front"] == (1, 1)
     assert labels == [one.label for one in lines] and grey == [True, False, False]
     assert [*columns] == ["PSNR, dB"]
@@ -162,11 +161,17 @@ def test_curves_are_drawn_for_the_metrics_that_were_measured(metric, drawn):
     assert [curve.name for curve in curves.make_curves(lines)] == [f"{metric}_scale_euler_20_steps"]
 
 
-def test_a_scheme_without_a_scale_stands_in_every_panel():
-    spread = curves._at_all_values(
-        [line("ip2p", 3.0, 1.0), line("ip2p", 3.0, 2.0), line("joint", 3.0, 1.0)]
-    )
-    assert [curves.scales_of(one) for one in spread] == [(3, 1), (3, 2)] * 2
+def test_a_scheme_without_a_scale_stands_in_every_panel(drawn):
+    lines = [line("ip2p", scale, image, psnr=20.0) for scale in (1.0, 3.0) for image in (1.0, 2.0)]
+    lines += [line("joint", scale, 1.0, psnr=21.0) for scale in (1.0, 3.0)]
+    curves.make_curves([*lines, line("image_only", 1.0, 1.0, psnr=22.0)])
+    [(panels, *_)] = drawn
+    assert [*panels] == ["image guidance scale 1", "image guidance scale 2"]
+    for panel in panels.values():
+        points = {one.label: [(x, y.mean) for x, y in one.points] for one in panel}
+        assert points["ip2p"] == [(1.0, 20.0), (3.0, 20.0)]
+        assert points["joint"] == [(1.0, 21.0), (3.0, 21.0)]
+    assert points == {"ip2p": points["ip2p"], "joint": points["joint"]}
 
 
 def test_a_perfect_edit_and_one_without_scores_are_drawn_too():

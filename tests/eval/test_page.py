@@ -10,7 +10,8 @@ from PIL import Image
 
 from ipx2p.eval.curves import Curve
 from ipx2p.eval.grids import Tile
-from ipx2p.eval.page import LOSSLESS, Cell, Shown, Table, make_page
+from ipx2p.eval.page import LOSSLESS, Shown, make_page
+from ipx2p.eval.tables import Cell, Table
 
 NOTHING = {"about": {}, "notes": [], "remarks": [], "lesser": [], "tables": [], "curves": []}
 
@@ -106,7 +107,7 @@ def test_pictures_without_a_mouse():
 
 
 def test_cells_have_a_value_to_sort_by_an_interval_and_a_verdict():
-    cells = [Cell("20.10", 20.1, "[19.0, 21.0]", "better"), Cell("", ""), Cell("ip2p")]
+    cells = [Cell("20.10", 20.1, "[19.0, 21.0]", "better"), Cell("", ""), Cell("ip2p", "ip2p")]
     cells += [Cell("inf", float("inf")), Cell("-inf", -float("inf"))]
     table = Table("Numbers", ["How to read."], list("abcde"), [cells, cells], marked=[1])
     page = Reader(page_of(tables=[table]))

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from ipx2p.cli import run_command
-from ipx2p.eval import report, reporting
+from ipx2p.eval import grids, report, reporting
 from ipx2p.eval.benchmarks.protocol import Protocol, PublishedRow
 from ipx2p.eval.grids import MAX_TILES, draw_cases, make_grids, make_rows
 from ipx2p.eval.lines import make_lines
@@ -96,7 +96,7 @@ def test_several_folders_make_one_report(finished, tmp_path, capsys):
         *("identity", "oracle", "classical", "bad|<b>", "good", "third")
     ]
     text = (tmp_path / "both" / "index.html").read_text()
-    assert "Paired differences from good" in text
+    assert "All pictures: differences from good" in text
     assert ", ".join(sorted([str(finished), str(other)])) in text
 
 
@@ -136,7 +136,7 @@ def test_what_an_earlier_report_showed_is_removed(swept, tmp_path):
     write_report(tmp_path, swept, grids=1)
     assert not [*(tmp_path / "curves").iterdir()]
     names = sorted(path.name for path in (tmp_path / "grids").iterdir())
-    assert len(names) == 2 * 4 and "old.jpg" not in names  # two seeds: schemes, and each of them
+    assert len(names) == 2 and "old.jpg" not in names  # two seeds
 
 
 def test_the_head_tells_what_was_compared_and_how(finished):
@@ -179,13 +179,13 @@ def test_what_is_missing_or_hardly_compares_is_said(swept, monkeypatch):
     odd = [*swept]
     odd[-1] = replace(odd[-1], picture=None, scores={})
     odd[-2] = replace(odd[-2], scores={"psnr": 1.0}, made_with={"resolution": 7})
-    notes = reporting._notes(odd)
+    notes = reporting.notes_of(odd, [], [])
     assert f"1 of {len(odd)} edits are not finite, and are in no mean." in notes
     there = len(odd) - 1
     assert any(f"SSIM of {there - 1} of {there} pictures: the others" in note for note in notes)
     assert any("different resolution (48, 7)" in note for note in notes)
     monkeypatch.setattr(reporting, "has_matplotlib", lambda: False)
-    assert 'pip install -e ".[plots]"' in reporting._notes(swept)[-1]
+    assert 'pip install -e ".[plots]"' in reporting.notes_of(swept, [], [])[-1]
 
 
 @pytest.mark.usefixtures("plain")
@@ -197,18 +197,16 @@ def test_published_rows_stand_beside_ours_with_their_source_and_notes(tmp_path, 
     edits = [("mine", settings_of(), sharpened(100))]
     records = write_folder(tmp_path, edits, tasks=("deblur",), benchmark="toy")
     lines = make_lines(records)
-    [table] = reporting._published(records, lines)
+    [table] = reporting.published_tables(records, lines)
     assert table.title == "toy, beside published rows" and "Crops do not compare." in table.about
-    assert table.heads == ["task", "model", "PSNR, dB", "judged score", "from"]
+    assert table.heads == ["model", "PSNR, dB", "judged score", "from"]
     cells = [[cell.text for cell in cells] for cells in table.rows]
-    assert [row[1] for row in cells] == ["identity", "oracle", "mine", "theirs"]
-    assert cells[-1] == ["all", "theirs", "30.00", "4.50", "a paper, table 1"]
-    assert cells[1][2] == "inf" and cells[1][4] == "this report"  # the check of our measure
+    assert [row[0] for row in cells] == ["identity", "oracle", "mine", "theirs"]
+    assert cells[-1] == ["theirs", "30.00", "4.50", "a paper, table 1"]
+    assert cells[1][1] == "inf" and cells[1][3] == "this report"  # the check of our measure
     write_report(tmp_path, records)
     assert "a paper, table 1" in (tmp_path / "index.html").read_text()
-    assert (
-        "| all | theirs | 30.00 | 4.50 | a paper, table 1 |" in (tmp_path / "table.md").read_text()
-    )
+    assert "| theirs | 30.00 | 4.50 | a paper, table 1 |" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.usefixtures("plain")
@@ -233,19 +231,9 @@ def test_answers_of_a_judge_are_scores_and_tasks_count_the_same(tmp_path, capsys
     assert code == 0, err
     scored = read_folders([tmp_path])  # with the scores, for later reports
     assert {r.scores.get("judged") for r in scored} == {5.0, 2.0, None}
-    [table] = reporting._published(scored, make_lines(scored))
+    [table] = reporting.published_tables(scored, make_lines(scored))
     [mine] = [row for row in table.rows if (row[0].text, row[1].text) == ("all", "mine")]
     assert mine[table.heads.index("judged score")].value == pytest.approx(3.5)  # (5 + 2) / 2
-
-
-def test_differences_are_green_where_the_line_is_better(finished):
-    lines = make_lines(read_folders([finished]))
-    for table in reporting._differences(lines):
-        if table.title.endswith("identity"):
-            psnr = table.heads.index("PSNR, dB")
-            verdicts = {row[1].text: row[psnr].verdict for row in table.rows if not row[0].value}
-            assert verdicts["bad|<b>"] == "worse" and verdicts["good"] in ("", "better")
-            assert not any(row[table.heads.index("change, %")].verdict for row in table.rows)
 
 
 def test_pictures_are_drawn_from_all_tasks_and_photographs(finished):
@@ -288,14 +276,21 @@ def test_an_edit_that_is_not_finite_has_a_tile_without_a_picture(tmp_path):
     assert [tile.path is None for tile in tiles] == [False, False, True, False]
 
 
-def test_sheets_have_a_column_for_each_scale_and_a_row_for_each_image_scale(swept):
-    mine = draw_cases(swept, 1)[0]
-    sheets = dict(make_grids(mine))
-    assert len(sheets) == 2 * 4  # of each seed: the schemes, and each of them
-    sizes = {name.split("_")[1]: sheet.size for name, sheet in sheets.items()}
-    (width, height), (_, schemes) = sizes["ip2p"], sizes["schemes"]
-    assert width > 5 * 128 and height > 2 * 64  # source, target, three scales; two image scales
-    assert schemes > height  # three schemes
+def test_sheets_have_a_column_for_each_scale_and_a_row_for_each_scheme_and_image_scale(
+    swept, monkeypatch
+):
+    mine, sheets = draw_cases(swept, 1)[0], []
+    monkeypatch.setattr(grids, "contact_sheet", lambda rows, **how: sheets.append((rows, how)))
+    assert len([*make_grids(mine)]) == len(sheets) == 2  # of each seed
+    rows, how = sheets[0]
+    scales = [f"guidance scale {scale}" for scale in (3, 5, 7)]
+    assert how["column_labels"] == ["source", "target", *scales]
+    assert how["row_labels"][:3] == [
+        *("ip2p, image guidance scale 1", "ip2p, image guidance scale 1.5"),
+        "apg, image guidance scale 1",
+    ]
+    assert [len(row) for row in rows] == [5] * 6
+    assert all(rows[0][:2] == row[:2] and None not in row for row in rows)
 
 
 def test_models_with_one_setting_each_have_no_sheets(finished):

@@ -13,24 +13,24 @@ from pathlib import Path
 import pytest
 
 from ipx2p.errors import InputError
-from ipx2p.eval.fronts import match_change, pareto
 from ipx2p.eval.intervals import Difference, Estimate
 from ipx2p.eval.lines import ALL, Line, has_choice, make_lines
+from ipx2p.eval.plots import pareto
 from ipx2p.eval.records import Record
+from ipx2p.eval.reporting import about_of, notes_of
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.tables import (
-    cells_of,
     columns_of,
     common_settings,
-    computed_on,
     csv_of_edits,
     csv_of_lines,
     escaped,
     latex,
     markdown,
-    markdown_of_differences,
-    markdown_of_match,
-    notes_of,
+    match_change,
+    tables_of,
+    tables_of_match,
+    values_of,
 )
 
 CPU = {"device": "cpu", "device_name": "Some CPU", "threads": 2, "dtype": "float32"}
@@ -58,7 +58,12 @@ def record(number, model, settings=None, task="", seed=None, weights=None, **mor
     case |= {"source": f"/photos/{number}.png", "target": None, "benchmark": ""}
     made_with = {"weights_digest": weights or f"of {model}"} if settings else {}
     key = json.dumps([case, model, settings, seed, made_with])
-    fields = {"key": key, "edit": key, "picture": {"file": "a.png", "digest": "d"}, **more}
+    fields = {
+        "key": key,
+        "edit": key,
+        "picture": {"file": "a.png", "digest": "d", "width": 8, "height": 8},
+        **more,
+    }
     if settings:
         fields = {"evaluations": 60, "seconds": 1.5, "computed_on": CPU, **fields}
     return Record(
@@ -151,7 +156,7 @@ def test_seeds_are_not_samples_and_one_picture_has_no_interval():
     assert line.scores["psnr"] == Estimate(44.5)
     assert line.against["identity"]["psnr"] == Difference(24.5, None, None, 1, 0, 0)
     assert line.remarks == ("not shown to beat identity by PSNR (+24.50 dB, no interval)",)
-    assert notes_of(records, [line]) == ["No intervals: they need 5 pictures or more."]
+    assert notes_of(records, [], [line]) == ["No intervals: they need 5 pictures or more."]
 
 
 def test_edits_of_one_photograph_are_one_sample():
@@ -208,7 +213,7 @@ def test_failed_edits_are_counted_and_are_in_no_mean():
     assert "failed" in columns_of([line])
     [line] = make_lines([replace(one, picture=None) for one in records])
     assert line.scores == {} and line.evaluations == math.inf
-    assert "### no finite edit" in markdown([line])
+    assert values_of(line)["evaluations"] is None
 
 
 def test_seconds_are_medians():
@@ -270,6 +275,22 @@ def test_labels_are_short_and_tell_lines_apart():
     assert len({*labels(("a", plain, "0123456"), ("a", plain, "0123457"))}) == 2
 
 
+def test_a_model_at_two_resolutions_or_precisions_has_two_lines():
+    records = [
+        replace(one, made_with=one.made_with | {"resolution": resolution, "dtype": dtype})
+        for resolution, dtype in ((64, "float32"), (128, "float32"), (128, "bfloat16"))
+        for one in rows_of("a", SOURCE, settings_of())
+    ]
+    assert len({one.place for one in records}) == len(records)
+    lines = by_label(make_lines(records + rows_of("identity", SOURCE)))
+    told = ["resolution 128, bfloat16", "resolution 128, float32", "resolution 64, float32"]
+    assert [*lines] == ["identity", *(f"a, {one}" for one in told)]
+    assert [line.edits for line in lines.values()] == [12] * 4
+    assert {"resolution", "dtype"} <= {*columns_of([*lines.values()])}
+    [plain, *_] = [replace(one, model="identity", settings=None) for one in records]
+    assert plain.place == replace(plain, made_with={}).place  # what needs no model is one line
+
+
 def test_lines_of_the_same_edits_are_shared():
     first = rows_of("a", SOURCE, settings_of(scale=1.0))
     same = [replace(one, settings=settings_of("apg", 1.0)) for one in first]
@@ -300,12 +321,14 @@ def test_best_scales_are_those_of_the_records_that_select():
     lines = make_lines(reported + deciding)
     assert [line.best for line in lines] == [(), ("psnr",), ()]
     assert [line.means["psnr"] for line in lines] == [23.5, 24.5, 25.5]
-    assert notes_of(reported + deciding, lines) == [
+    assert notes_of(reported, deciding, lines) == [
         "Best scales were chosen on 6 other cases, and are reported on these."
     ]
-    assert "flatters" in notes_of(reported, lines)[0] and "best" in columns_of(lines)
+    assert "flatters" in notes_of(reported, [], lines)[0] and "best" in columns_of(lines)
     alone = make_lines(sweep_of([20.0]))
-    assert not has_choice(alone) and notes_of([], alone) == [] and "best" not in columns_of(alone)
+    assert (
+        not has_choice(alone) and notes_of([], [], alone) == [] and "best" not in columns_of(alone)
+    )
 
 
 def test_columns_are_those_that_say_something():
@@ -327,34 +350,40 @@ def test_columns_are_those_that_say_something():
     assert {"guidance", "effective_guidance_scale"} <= {*columns_of(several)}
 
 
-def test_markdown_lists_equal_cost_together_and_free_rows_first():
+def shown(lines):
+    """The tables in Markdown, by title."""
+    return {table.title: markdown(table) for table in tables_of(lines)}
+
+
+def test_tables_list_free_rows_first_and_then_those_of_equal_cost():
     records = three_models() + rows_of("twice", SOURCE, settings_of(), evaluations=120)
-    text = markdown(make_lines(records))
-    parts = text.split("### ")[1:]
-    assert [part.splitlines()[0] for part in parts] == [
-        "without an edit model",
-        "60 network evaluations per edit",
-        "120 network evaluations per edit",
-    ]
-    assert "| oracle | 12 | 0.000 | inf |" in parts[0]
-    assert re.search(r"\| better \| 12 \| 1.500 \| \d+\.\d\d \[\d+\.\d\d, \d+\.\d\d\] \|", parts[1])
-    assert "- worse: does not beat identity by PSNR (" in parts[1]
-    assert {line.count("|") for line in parts[1].splitlines() if line.startswith("|")} == {5}
-
-
-def test_markdown_of_differences_has_a_table_for_each_reference():
-    text = markdown_of_differences(make_lines(three_models(), baseline="better"))
-    assert (
-        re.findall("### (.*)", text)
-        == [
-            "differences from identity",
-            "differences from better",
-            "differences from classical",
-        ]
-        or len(re.findall("### ", text)) == 3
+    text = shown(make_lines(records))["All pictures"]
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    models = ["identity", "oracle", "classical", "better", "unclear", "worse", "twice"]
+    assert [row.split(" | ")[0] for row in rows[2:]] == [f"| {model}" for model in models]
+    assert "| oracle | 12 | 0 | 0.000 | inf |" in text and "PSNR, dB: against the target" in text
+    assert re.search(
+        r"\| better \| 12 \| 60 \| 1.500 \| \d+\.\d\d \[\d+\.\d\d, \d+\.\d\d\] \|", text
     )
+    assert {row.count("|") for row in rows} == {6}
+
+
+def test_differences_have_a_table_for_each_reference_and_task():
+    tables = [*tables_of(make_lines(three_models(), baseline="better"))]
+    names = [
+        f"All pictures: differences from {name}" for name in ("identity", "better", "classical")
+    ]
+    assert sorted(table.title for table in tables) == sorted(["All pictures", *names])
+    text = shown(make_lines(three_models()))[names[0]]
     assert re.search(r"\| worse \| -\d\.\d\d \[-\d\.\d\d, -\d\.\d\d\] 0 / 0 / 12 \|", text)
     assert "nan" not in text
+    [first] = [table for table in tables if table.title == names[0]]
+    verdicts = {row[0].text: row[1].verdict for row in first.rows}
+    assert verdicts["better"] == "better" and verdicts["worse"] == "worse"
+    assert verdicts["unclear"] == ""
+    several = [replace(one, case=one.case | {"task": "snow"}) for one in three_models()]
+    tasks = shown(make_lines(three_models() + several))
+    assert "snow" in tasks and "snow: differences from classical" in tasks
 
 
 def test_csv_has_all_digits_and_the_ends_of_intervals():
@@ -410,31 +439,25 @@ def test_no_row_of_latex_is_read_as_the_end_of_the_one_above():
 
 def test_there_are_no_lines_of_nothing():
     lines = make_lines([])
-    assert lines == [] and markdown(lines) == markdown_of_differences(lines) == ""
+    assert lines == [*tables_of(lines)] == [*tables_of_match(lines)] == []
 
 
 def test_what_people_type_is_escaped_in_markdown():
     records = rows_of("a|<b>", SOURCE, settings_of(), task="z|<i>")
     records += rows_of("c", SOURCE, settings_of(), task="=1+1")
-    text = markdown(make_lines(records))
+    text = "".join(shown(make_lines(records)).values())
     assert "<b>" not in text and "<i>" not in text and r"a\|&lt;b>" in text
     assert escaped("a\nb") == "a b"
     assert "'=1+1" in csv_of_lines(make_lines(records))
 
 
-def test_the_trade_off_is_of_the_edits_that_have_both():
-    one = record(0, "a", settings_of(), clip_direction=0.1, clip_image=0.5)
-    other = record(1, "a", settings_of(), clip_image=0.9)
-    [line] = make_lines([one, other])
-    assert line.trade_off == {"clip_direction": 0.1, "clip_image": 0.5}
-    assert line.means["clip_image"] == pytest.approx(0.7)
-
-
 def test_seconds_say_what_they_were_measured_on():
     records = rows_of("identity", SOURCE) + rows_of("a", SOURCE, settings_of())
-    assert computed_on(records) == "cpu (Some CPU, 2 threads), float32, in batches of 4"
+    on = about_of(records, [])["computed on"]
+    assert on == "cpu (Some CPU, 2 threads), float32, in batches of 4"
     records[-1] = replace(records[-1], computed_on=CPU | {"batch_size": 7, "compiled": True})
-    assert "compiled, in batches of 7 (seconds of different ones do not" in computed_on(records)
+    on = about_of(records, [])["computed on"]
+    assert "compiled, in batches of 7 (seconds of different ones do not" in on
 
 
 def change_line(guidance, scale, image, change, steps=20):
@@ -448,13 +471,14 @@ def change_line(guidance, scale, image, change, steps=20):
 def test_schemes_are_matched_at_a_change_that_all_can_reach():
     lines = [change_line("ip2p", s, 1.5, c) for s, c in ((1.0, 2.0), (3.0, 6.0), (7.0, 12.0))]
     lines += [change_line("apg", s, 1.5, c) for s, c in ((3.0, 5.0), (7.0, 7.0), (9.0, 8.0))]
-    change, schemes = match_change([Line("identity", None, ALL, 9, 9), *lines])
+    lines = [Line("identity", None, ALL, 9, 9), *lines]
+    change, at_change, at_scales = match_change(lines)
     assert change == 6.5  # the median of 6, 5, 7 and 8: 2 and 12 are out of reach of apg
-    assert [one.at_change.label for one in schemes] == ["ip2p 3.0", "apg 7.0"]
-    assert [one.at_scales.label for one in schemes] == ["ip2p 3.0", "apg 3.0"]
-    text = markdown_of_match(change, schemes)
-    assert "### at equal change, 6.50 %" in text and "### at equal scales" in text
-    assert match_change(lines[:3])[1] == []  # one scheme
+    assert [one.label for one in at_change] == ["ip2p 3.0", "apg 7.0"]
+    assert [one.label for one in at_scales] == ["ip2p 3.0", "apg 3.0"]
+    titles = [table.title for table in tables_of_match(lines)]
+    assert titles == ["Schemes at equal change, 6.50 %", "Schemes at equal scales"]
+    assert match_change(lines[:4])[1] == []  # one scheme
     far = [change_line("cads", s, 1.5, 20.0 + s) for s in (1.0, 2.0)]
     assert match_change([*lines, *far])[1] == []  # no common change
 
@@ -462,16 +486,16 @@ def test_schemes_are_matched_at_a_change_that_all_can_reach():
 def test_a_scheme_without_a_scale_is_at_each_of_its_values():
     lines = [change_line("ip2p", 3.0, image, 5.0 + image) for image in (1.0, 2.0)]
     lines += [change_line("joint", s, None, 4.0 + s) for s in (2.0, 3.0)]
-    _, schemes = match_change(lines)
-    assert [one.at_scales.label for one in schemes] == ["ip2p 3.0", "joint 3.0"]
+    _, _, at_scales = match_change(lines)
+    assert [one.label for one in at_scales] == ["ip2p 3.0", "joint 3.0"]
 
 
 def test_the_front_is_what_nothing_beats_in_all_coordinates():
     points = [(20, 60), (25, 60), (25, 120), (30, 240), (25, 60), (math.nan, 1)]
-    assert pareto(points, (True, False)) == [False, True, False, True, True, False]
-    assert pareto([(1, 1), (2, 2)], (True, True)) == [False, True]
+    assert pareto(points, (1, -1)) == [False, True, False, True, True, False]
+    assert pareto([(1, 1), (2, 2)], (1, 1)) == [False, True]
 
 
 def test_cells_of_rows_without_settings_are_empty():
-    cells = cells_of(make_lines(rows_of("identity", SOURCE))[0])
+    cells = values_of(make_lines(rows_of("identity", SOURCE))[0])
     assert cells["guidance"] is None and cells["psnr"].low is not None and cells["task"] == "all"
