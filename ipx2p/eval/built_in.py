@@ -28,47 +28,44 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def built_in_trials(cases: Sequence[Case], models: Sequence[Model], sizes: Sizes) -> list[Trial]:
-    """Identity for every case; target, autoencoder and classical method where they can be."""
-    vaes = {name: weights_digest(folder, ["vae"]) for name, folder in autoencoders(models).items()}
+    """Identity for every case; target, autoencoders and classical method where they can be."""
+    vaes = autoencoders(models)
     trials = []
     for case in cases:
         size = sizes.of_scores(case)
-        rows = {IDENTITY: [case.digest, size]}
+        rows: list[tuple[str, list, dict]] = [(IDENTITY, [case.digest, size], {})]
         if case.target is not None:
-            rows[ORACLE] = [case.target_digest, size]
-            for name, digest in vaes.items():
-                rows[name] = [case.target_digest, sizes.of_edit(case), digest]
+            rows.append((ORACLE, [case.target_digest, size], {}))
+            for digest, model in vaes.items():
+                content = [case.target_digest, sizes.of_edit(case), digest]
+                made_with = {"weights": model.source, "weights_digest": digest}
+                rows.append((VAE_ROW, content, made_with))
         if case.task in CLASSICAL:
             code = digest_file(inspect.getsourcefile(CLASSICAL[case.task]))
-            rows[CLASSICAL_ROW] = [case.digest, size, case.task, code]
-        for name, content in rows.items():
-            edit = key_of([name.partition(" ")[0], content])
-            trials.append(Trial(case, name, None, None, edit, {}))
+            rows.append((CLASSICAL_ROW, [case.digest, size, case.task, code], {}))
+        for name, content, made_with in rows:
+            trials.append(Trial(case, name, None, None, key_of([name, content]), made_with))
     return trials
 
 
-def autoencoders(models: Sequence[Model]) -> dict[str, Path]:
-    """The folder of each different autoencoder, by the name of its row."""
+def autoencoders(models: Sequence[Model]) -> dict[str, Model]:
+    """The first model with each of the different autoencoders, by the digest of its weights."""
     different: dict[str, Model] = {}
     for model in models:
         if model.has_weights:
             different.setdefault(weights_digest(model.folder, ["vae"]), model)
-    several = len(different) > 1
-    return {
-        f"{VAE_ROW} ({model.name})" if several else VAE_ROW: model.folder
-        for model in different.values()
-    }
+    return different
 
 
 def make_built_in(
     models: Sequence[Model], sizes: Sizes, device: torch.device
 ) -> Callable[[Trial], Image.Image]:
     """What makes the pictures of built-in rows."""
-    folders = autoencoders(models)
+    different = autoencoders(models)
 
     @cache
-    def vae(name: str) -> VAE:
-        return VAE.load(folders[name] / "vae").to(device)
+    def vae(digest: str) -> VAE:
+        return VAE.load(different[digest].folder / "vae").to(device)
 
     @torch.no_grad()
     def make(trial: Trial) -> Image.Image:
@@ -80,7 +77,7 @@ def make_built_in(
         if trial.model == CLASSICAL_ROW:
             return CLASSICAL[case.task](resize(load_image(case.source), size))
         target = pixels01_from_image(resize(load_image(case.target), sizes.of_edit(case)))
-        network = vae(trial.model)
+        network = vae(trial.made_with["weights_digest"])
         pixels = pixels_from_pixels01(target[None]).to(device)
         latents = network.config.scale(network.encode(pixels).mode())
         return image_from_pixels01(pixels01_from_pixels(network.decode(latents)[0].float().cpu()))
@@ -91,12 +88,14 @@ def make_built_in(
 def found_trials(cases: Sequence[Case], model: Model) -> list[Trial]:
     """The pictures of a folder that was made elsewhere, one for each case.
 
-    Raises: InputError for a case without a picture.
+    Raises: InputError for a case without a picture, or one that is damaged.
     """
-    return [
-        Trial(case, model, None, None, key_of(["picture", digest_file(find(case, model))]), {})
-        for case in cases
-    ]
+    trials = []
+    for case in cases:
+        path = find(case, model)
+        load_image(path)
+        trials.append(Trial(case, model, None, None, key_of(["picture", digest_file(path)]), {}))
+    return trials
 
 
 def find(case: Case, model: Model) -> Path:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ipx2p.cli import Parser, add_how, add_report, add_where, run_command
+from ipx2p.errors import InputError
 from ipx2p.files import check_picture_file
 from ipx2p.names import check_names
 from ipx2p.weights.readers import find_folder
@@ -85,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     check_names(args.sampler, args.spacing, args.guidance)  # report slips at once
     for path in args.image or ():
         check_picture_file(path)
-    find_folder(args.weights)
+    if not (find_folder(args.weights) / "unet").is_dir():
+        raise InputError(f"{args.weights} has no folder unet: expected weights of an edit model")
     from ipx2p.eval.cases import cases_of_folder, cases_of_images, cases_of_manifest, draw
     from ipx2p.eval.engine import config_of, evaluate
 

@@ -4,6 +4,7 @@ OUTPUT/  edits/KEY.png  records_RANK.jsonl                  what was made: the r
          index.html  table.*  edits.csv  grids/  curves/    the report
 """
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -29,6 +30,7 @@ from ipx2p.eval.benchmarks.registry import PROTOCOLS
 from ipx2p.eval.built_in import built_in_trials, find, found_trials, make_built_in
 from ipx2p.eval.cases import Case, Sizes
 from ipx2p.eval.edits import Maker
+from ipx2p.eval.lines import check_baseline
 from ipx2p.eval.models import (
     EvalConfig,
     Model,
@@ -45,6 +47,7 @@ from ipx2p.eval.scores import lacking, measure, pick_metrics, scored_by
 from ipx2p.files import atomic_write, check_writable, hold_lock, remove_stale_temporaries
 from ipx2p.images import load_image, resize
 from ipx2p.models.unet import UNet, UNetConfig
+from ipx2p.models.vae import VAE
 from ipx2p.weights.readers import find_folder
 
 TIMEOUT = timedelta(days=7)  # finished processes wait for the others
@@ -57,6 +60,7 @@ CODE_CHANGED = (
 )
 REQUESTS = "requests.jsonl"  # to a judge
 MEASURED = 16  # edits of a case between writes: its features are computed once for them
+RECORDS = re.compile(r"records_\d+\.jsonl")
 EXTRACTED = "extracted"  # pictures that a benchmark keeps in tables
 
 
@@ -99,6 +103,7 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
         edits = [_trials(model, cases, choosing, sizes, config, device) for model in models]
         built_in = built_in_trials(reported, models, sizes)
         trials = [*built_in, *chain.from_iterable(edits)]
+        check_baseline([trial.record(picture=None) for trial in trials], config.baseline)
         world.check_same("what is compared", key_of([trial.key for trial in trials]))
         lock = _take(config.output, trials, world)
         for warning in warned if world.is_main else ():
@@ -122,6 +127,7 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
 
 def _count(maker: Maker, edits: Sequence[Trial]) -> None:
     """Say what is to be done."""
+    edits = [trial for trial in edits if trial.settings is not None]
     count, todo = len({trial.edit for trial in edits}), len(maker.missing(edits))
     maker.world.print(f"{count} edits, {count - todo} of them are there already")
 
@@ -185,8 +191,7 @@ def pick_sizes(
         if picked[other][1] != multiple:
             raise InputError(
                 f"the autoencoder of {first} rounds sides to {multiple} pixels, that of {other} to "
-                f"{picked[other][1]}: their edits would differ in size: evaluate them apart, and "
-                "report both folders together"
+                f"{picked[other][1]}: their edits would differ in size: evaluate them apart"
             )
         if picked[other][0] != size and not native:
             raise InputError(
@@ -282,7 +287,7 @@ def _check(
         find_folder(config.weak_weights)
     for model in models:
         if model.has_weights:
-            _check_settings(model)
+            _check_model(model)
     output = config.output.resolve()
     for case in cases:
         folders = case.source.resolve().parents
@@ -293,7 +298,10 @@ def _check(
         case.check(of_one_size=not sizes.own)
 
 
-def _check_settings(model: Model) -> None:
+def _check_model(model: Model) -> None:
+    """Raise InputError for settings that its networks do not allow, or damaged weights."""
+    UNet.load(model.folder / "unet", None)  # not copied into memory
+    VAE.load(model.folder / "vae", None)
     schedule = Schedule(ScheduleConfig.load(model.folder))
     with torch.device("meta"):  # the network without its weights
         layers = UNet(UNetConfig.read(model.folder / "unet" / "config.json")).attention_layers
@@ -327,8 +335,9 @@ def _take(output: Path, trials: Sequence[Trial], world: World) -> BinaryIO | Non
 def _check_earlier(output: Path, trials: Sequence[Trial]) -> None:
     """Raise InputError unless what a folder holds compares with the edits to be made."""
     earlier = read_records(output)
-    others = (child.name for child in output.iterdir() if not child.name.startswith("."))
-    if not earlier and any(name != EXTRACTED for name in others):
+    names = {child.name for child in output.iterdir() if not child.name.startswith(".")}
+    others = {name for name in names - {EXTRACTED, "edits"} if not RECORDS.fullmatch(name)}
+    if not earlier and others:
         raise InputError(f"{output} holds other files, and no records: choose another --output")
     made = {trial.model.name: trial.made_with for trial in trials if trial.settings}
     for record in earlier if made else ():

@@ -36,7 +36,7 @@ def by_case(records: Iterable[Record]) -> list[list[Record]]:
     for record in records:
         names = ("name", "task", "instruction", "group")
         cases.setdefault(tuple(record.case.get(name) for name in names), []).append(record)
-    return [*cases.values()]
+    return [mine for _, mine in sorted(cases.items(), key=lambda item: [*map(str, item[0])])]
 
 
 def draw_cases(records: Sequence[Record], count: int) -> list[list[Record]]:

@@ -21,9 +21,9 @@ from ipx2p.eval.records import (
     BUILT_IN,
     CLASSICAL_ROW,
     IDENTITY,
+    MADE,
     ORACLE,
     Record,
-    is_built_in,
     names_of,
 )
 from ipx2p.eval.scores import METRICS
@@ -41,7 +41,7 @@ TOLD = {
     "spacing": "{}",
     "num_steps": "{} steps",
 }
-TOLD_OF_MADE = ("weights {:.6}", "resolution {}", "{}")
+TOLD_OF_MADE = ("weights {:.6}", "resolution {}", "{}", "without {!r}", "weak {:.6}")
 UNITS = ("dB", "%")  # that labels of metrics end with
 Row = tuple[str, str, tuple[str, ...]]  # of a record and its line
 
@@ -74,12 +74,12 @@ class Line:
     best: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     label: str = ""
-    made: tuple[str, ...] = ("", "", "")
+    made: tuple[str, ...] = ("",) * len(MADE)
 
     @property
     def is_built_in(self) -> bool:
         """Whether it is a row that needs no edit model."""
-        return is_built_in(self.model)
+        return self.model in BUILT_IN
 
     @property
     def means(self) -> dict[str, float]:
@@ -165,7 +165,7 @@ class _Task:
 
     def lines(self, baseline: Row | None) -> list[Line]:
         """Its lines, in order."""
-        edited = [mine for row, mine in self.rows.items() if not is_built_in(row[0])]
+        edited = [mine for row, mine in self.rows.items() if row[0] not in BUILT_IN]
         everywhere = {place[:2] for mine in edited for place in mine}
         earlier: dict[frozenset, str] = {}
         lines = []
@@ -242,8 +242,7 @@ def sortable(value: Any) -> tuple[bool, Any]:
 
 def _order(line: Line) -> tuple:
     """Built-in rows first, then by cost, then by name and settings."""
-    kind = line.model.partition(" (")[0]
-    place = BUILT_IN.index(kind) if line.is_built_in else len(BUILT_IN)
+    place = BUILT_IN.index(line.model) if line.is_built_in else len(BUILT_IN)
     how = [sortable((line.settings or {}).get(name)) for name in TOLD]
     return place, line.evaluations, line.model, line.made, how
 
@@ -341,6 +340,12 @@ def _choices(lines: Sequence[Line]) -> list[list[Line]]:
         if line.settings is not None and line.scores:
             groups.setdefault((line.task, line.evaluations, line.scheme), []).append(line)
     return [*groups.values()]
+
+
+def check_baseline(records: Sequence[Record], baseline: str | None) -> None:
+    """Raise InputError for a baseline that is no line of these records, which need no pictures."""
+    if baseline is not None:
+        _find(baseline, _labels({record.row: record for record in records}))
 
 
 def has_choice(lines: Sequence[Line]) -> bool:

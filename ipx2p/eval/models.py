@@ -113,11 +113,13 @@ def parse_models(config: EvalConfig) -> list[Model]:
     models: dict[str, Model] = {}
     for name, source, overrides in parsed:
         folder = Path(source).expanduser()
-        name = name or _shortest(source, unnamed)
-        if name in BUILT_IN or name.startswith("vae ("):
+        if name in BUILT_IN:
             raise InputError(f"--models: {name!r} is a built-in row: write OTHER_NAME={source}")
+        name = name or _shortest(source, unnamed)
+        name = f"./{name}" if name in BUILT_IN else name
         settings: list[EditSettings] = []
-        if not (folder / "unet").is_dir() and _has_pictures(folder):
+        is_other = not (folder / "unet").is_dir() and not (folder / "config.yaml").is_file()
+        if is_other and _has_pictures(folder):
             if overrides:
                 raise InputError(f"--models: {source} holds pictures, which take no settings")
         else:
@@ -139,6 +141,11 @@ def parse_models(config: EvalConfig) -> list[Model]:
 
 def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
     """Name or "", source, settings."""
+    text = text.rstrip("/")
+    if not text:
+        raise InputError("--models: one is empty: expected a weights folder or hub id")
+    if Path(text).expanduser().exists():  # whatever its name has in it
+        return "", text, {}
     source, *rest = re.split(rf"@{_SETTING}", text, maxsplit=1)
     overrides: dict[str, Any] = {}
     for pair in re.split(rf",{_SETTING}", rest[0]) if rest else ():
@@ -153,7 +160,7 @@ def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
         raise InputError(
             f"--models {text}: no setting {match[1]!r}; {suggestion(match[1], [*KINDS])}"
         )
-    named = re.match(r"([\w .+-]+)=(.+)", source)
+    named = re.match(r"([^/=@]+)=(.+)", source)
     if named and not Path(source).expanduser().exists():
         return named[1], named[2], overrides
     return "", source, overrides

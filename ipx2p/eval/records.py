@@ -19,12 +19,14 @@ MAX_SLUG = 60  # characters of each part of a file name
 STEM = "records"
 BUILT_IN = ("identity", "oracle", "vae", "classical")
 IDENTITY, ORACLE, VAE_ROW, CLASSICAL_ROW = BUILT_IN
-ROW_MADE_WITH = ("weights_digest", "resolution", "dtype")
-
-
-def is_built_in(model: str) -> bool:
-    """Whether it is a row that needs no edit model; there may be several, as in `vae (NAME)`."""
-    return model.partition(" (")[0] in BUILT_IN
+# What tells apart rows of one name, and how tables call it.
+MADE = {
+    "weights_digest": "weights",
+    "resolution": "resolution",
+    "dtype": "dtype",
+    "negative_instruction": "negative instruction",
+    "weak_digest": "weak weights",
+}
 
 
 def key_of(content: Any) -> str:
@@ -84,8 +86,7 @@ class Record:
     @property
     def row(self) -> tuple[str, str, tuple[str, ...]]:
         """Equal for records of one line of the table: model, settings, and how edits were made."""
-        made = {} if is_built_in(self.model) else self.made_with
-        how = (made.get(name) for name in ROW_MADE_WITH)
+        how = (self.made_with.get(name) for name in MADE)
         settings = json.dumps(self.settings, sort_keys=True)
         return self.model, settings, tuple("" if one is None else str(one) for one in how)
 
@@ -186,7 +187,11 @@ def read_records(folder: Path) -> list[Record]:
             try:
                 values = json.loads(line)
                 known = {name: value for name, value in values.items() if name in NAMES}
-                found.append(Record(**known, folder=folder))
+                record = Record(**known, folder=folder)
+                for name in ("case", "made_with", "scores", "scored_by", "computed_on"):
+                    if not isinstance(getattr(record, name), dict):
+                        raise TypeError(f"{name} is no object")
+                found.append(record)
             except (ValueError, TypeError, AttributeError) as error:
                 raise InputError(
                     f"{path} line {number} is damaged ({error}): remove the line, and its edit is "
@@ -198,7 +203,7 @@ def read_records(folder: Path) -> list[Record]:
 def read_folders(folders: Sequence[Path]) -> list[Record]:
     """The records of runs that are reported; of those that were made again, the last.
 
-    Raises: InputError for a folder without any.
+    Raises: InputError for a folder without any, or folders in which a case has other sizes.
     """
     by_key: dict[str, Record] = {}
     for folder in folders:
@@ -211,7 +216,21 @@ def read_folders(folders: Sequence[Path]) -> list[Record]:
         for record in records:
             by_key[record.key] = joined(by_key.get(record.key), record)
     shown = [record for record in by_key.values() if not record.case.get("is_step")]
-    return [*{r.place: r for r in sorted(shown, key=lambda r: r.made_at)}.values()]
+    last: dict[str, Record] = {}
+    for record in sorted(shown, key=lambda record: record.made_at):
+        earlier = last.setdefault(record.place, record)
+        if record.model == IDENTITY and _size(earlier) != _size(record):
+            raise InputError(
+                f"{record.case['name']} is compared at {_size(earlier)} pixels in {earlier.folder} "
+                f"and at {_size(record)} in {record.folder}: such numbers do not compare: report "
+                "the folders apart"
+            )
+        last[record.place] = record
+    return [*last.values()]
+
+
+def _size(record: Record) -> str:
+    return f"{record.picture['width']} x {record.picture['height']}"
 
 
 def names_of(records: Iterable[Record]) -> list[str]:

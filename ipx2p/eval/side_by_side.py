@@ -22,7 +22,7 @@ import torch
 from ipx2p.errors import InputError, suggestion
 from ipx2p.eval.intervals import Estimate, estimates, share
 from ipx2p.eval.lines import ALL, make_lines
-from ipx2p.eval.records import IDENTITY, ORACLE, Record, is_built_in, key_of
+from ipx2p.eval.records import BUILT_IN, IDENTITY, ORACLE, Record, key_of
 from ipx2p.eval.tables import Cell, Table, markdown
 from ipx2p.files import atomic_write, csv_text, digest_bytes, digest_file, read_json, write_json
 from ipx2p.images import load_image
@@ -118,7 +118,7 @@ def _chosen(models: Mapping[str, str], labels: Sequence[str]) -> list[str]:
     if labels:
         chosen = [label for label in models if {label, models[label]} & {*labels}]
     else:
-        chosen = [label for label in models if not is_built_in(models[label])]
+        chosen = [label for label in models if models[label] not in BUILT_IN]
     if len(chosen) < 2:
         raise InputError(
             f"{len(chosen)} to judge ({', '.join(chosen) or 'none'}), expected two or more of "

@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 
 from ipx2p.eval.intervals import Difference, Estimate
 from ipx2p.eval.lines import ALL, EFFECTIVE, SCALES, Line, has_choice
-from ipx2p.eval.records import Record
+from ipx2p.eval.records import MADE, Record
 from ipx2p.eval.scores import METRICS
 from ipx2p.files import csv_text
 
 SETTINGS = ("guidance", *SCALES, *EFFECTIVE, "sampler", "spacing", "num_steps")
-MADE = ("weights", "resolution", "dtype")
 # Column -> heading with unit, and digits behind the point (None: as it is).
 COLUMNS: dict[str, tuple[str, int | None]] = {
-    **{name: (name.replace("_", " "), None) for name in ("task", "model", *MADE, *SETTINGS)},
+    **{
+        name: (name.replace("_", " "), None)
+        for name in ("task", "model", *MADE.values(), *SETTINGS)
+    },
     "num_steps": ("steps", None),
     "pictures": ("pictures", None),
     "edits": ("edits", None),
@@ -84,9 +86,9 @@ class Table(NamedTuple):
 
 def values_of(line: Line) -> dict[str, Any]:
     """The line by column; None where it has no value, an `Estimate` for a metric."""
-    weights, *made = (one or None for one in line.made)
     cells = {"task": line.task or "all", "model": line.model}
-    cells |= dict(zip(MADE, [weights and weights[:6], *made], strict=True))
+    for name, one in zip(MADE.values(), line.made, strict=True):
+        cells[name] = (one[:6] if "weights" in name else one) or None
     cells |= {"pictures": line.pictures, "edits": line.edits, "failed": line.failed}
     if math.isfinite(line.evaluations):
         cells |= {"evaluations": line.evaluations, "seconds": line.seconds}
@@ -108,10 +110,11 @@ def columns_of(lines: Sequence[Line]) -> list[str]:
     edited = [line for line in lines if line.settings is not None]
     idle = {
         "task": True,  # the title of a table
-        "weights": len({(line.model, line.made[0]) for line in edited})
-        == len({line.model for line in edited}),
-        "resolution": len({line.made[1] for line in edited}) < 2,
-        "dtype": len({line.made[2] for line in edited}) < 2,
+        **{
+            name: len({(line.model, line.made[i]) for line in lines})
+            == len({line.model for line in lines})
+            for i, name in enumerate(MADE.values())
+        },
         "failed": not any(line.failed for line in lines),
         "pictures": all(line.pictures == line.edits for line in lines),
         "best": not has_choice(lines),
@@ -313,7 +316,7 @@ def csv_of_lines(lines: Sequence[Line]) -> str:
 def csv_of_edits(records: Sequence[Record]) -> str:
     """One line for each record: its case, settings, cost and scores."""
     rows = []
-    for record in records:
+    for record in sorted(records, key=lambda record: (record.case["name"], record.row, record.key)):
         about = {"key": record.key, "model": record.model, "seed": record.seed}
         names = ("evaluations", "seconds", "failed")
         cost = {name: getattr(record, name) for name in names}
