@@ -92,8 +92,11 @@ def find_pairs(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Pa
     lines = [line for line in lines if line.task == ALL]
     chosen = _chosen({line.label: line.model for line in lines}, labels)
     cases: dict[str, dict[str, dict[int | None, Record]]] = {}
+    made: dict[tuple, list[Record]] = {}
+    for record in records:
+        made.setdefault(record.row, []).append(record)
     for line in lines:
-        for record in (record for record in records if record.row == line.row):
+        for record in made[line.row]:
             about = {k: v for k, v in record.case.items() if k not in ("source", "target")}
             case = cases.setdefault(key_of(about), {})
             case.setdefault(line.label, {})[record.seed] = record
