@@ -16,6 +16,7 @@ from ipx2p.eval.records import CLASSICAL_ROW, IDENTITY, ORACLE, VAE_ROW, key_of
 from ipx2p.files import digest_file
 from ipx2p.images import (
     image_from_pixels01,
+    image_size,
     load_image,
     pixels01_from_image,
     pixels01_from_pixels,
@@ -24,6 +25,7 @@ from ipx2p.images import (
 )
 from ipx2p.models.vae import VAE
 
+ROUNDED = 1.6  # how far the shape of an edit may differ, since sides are rounded
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -93,7 +95,13 @@ def found_trials(cases: Sequence[Case], model: Model) -> list[Trial]:
     trials = []
     for case in cases:
         path = find(case, model)
-        load_image(path)
+        width, height = load_image(path).size
+        wanted = image_size(case.target or case.source)
+        if not 1 / ROUNDED < width * wanted[1] / (height * wanted[0]) < ROUNDED:
+            raise InputError(
+                f"{path} is {width} x {height}, its target {wanted[0]} x {wanted[1]}: expected the "
+                "edit alone, in the same shape"
+            )
         trials.append(Trial(case, model, None, None, key_of(["picture", digest_file(path)]), {}))
     return trials
 

@@ -11,7 +11,7 @@ Shapes: M metrics, N edits, G pictures.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -20,8 +20,7 @@ import torch
 from ipx2p.seeds import generator
 
 LEAST = 5  # pictures; the interval of four is more than twice as wide as it need be
-DRAWS = 1999
-LOW, HIGH = 49, 1949  # places of 2.5 % and 97.5 % among the sorted draws
+MOST_DRAWS, LEAST_DRAWS = 49_999, 1_999  # of few pictures, whose draws are few and unlike; of many
 NORMAL = 1.959963984540054  # 97.5 % of the normal distribution
 ROUNDING = 1e-12  # relative: values that differ by no more are equal
 
@@ -38,6 +37,12 @@ class Estimate:
     mean: float
     low: float | None = None
     high: float | None = None
+
+    def within(self, least: float, most: float) -> "Estimate":
+        """The same where no value can lie outside these bounds."""
+        if self.low is None:
+            return self
+        return replace(self, low=max(self.low, least), high=min(self.high, most))
 
 
 @dataclass(frozen=True)
@@ -155,22 +160,24 @@ def _bootstrap_t(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.n
     spread[spread <= ROUNDING * squares] = 0
     with np.errstate(invalid="ignore", divide="ignore"):
         t = np.where(shift == 0, 0, shift * edits / np.sqrt(spread))
-    t = np.partition(t, (LOW, HIGH), axis=0)
+    low, high = (round(part * (len(t) + 1)) - 1 for part in (0.025, 0.975))
+    t = np.partition(t, (low, high), axis=0)
     with np.errstate(invalid="ignore"):
         error = np.where(squares == 0, 0, np.sqrt(squares) / counts.sum())
-        ends = [np.where(error == 0, means, means - t[place] * error) for place in (HIGH, LOW)]
+        ends = [np.where(error == 0, means, means - t[place] * error) for place in (high, low)]
     return ends[0], ends[1]
 
 
 @lru_cache(maxsize=8)
 def _drawn(pictures: int) -> np.ndarray:
     """How often each picture is drawn, (draws, G); the same for all metrics and lines."""
+    draws = 40 * min(max(15_000 // pictures, (LEAST_DRAWS + 1) // 40), (MOST_DRAWS + 1) // 40) - 1
     which = torch.randint(
-        pictures, (DRAWS, pictures), generator=generator(0, "bootstrap", pictures)
+        pictures, (draws, pictures), generator=generator(0, "bootstrap", pictures)
     )
-    flat = which + torch.arange(DRAWS)[:, None] * pictures
-    counts = torch.bincount(flat.flatten(), minlength=DRAWS * pictures)
-    return counts.view(DRAWS, pictures).double().numpy()
+    flat = which + torch.arange(draws)[:, None] * pictures
+    counts = torch.bincount(flat.flatten(), minlength=draws * pictures)
+    return counts.view(draws, pictures).double().numpy()
 
 
 def _minus(values: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ipx2p.errors import InputError, suggestion
+from ipx2p.errors import InputError
 from ipx2p.eval.intervals import Difference, Estimate, differences, estimates, paired
 from ipx2p.eval.records import (
     BUILT_IN,
@@ -55,7 +55,7 @@ class Line:
     that are not finite, and in no mean. evaluations, seconds: of one edit, a mean and a median;
     infinite if no edit is finite. scores: by metric. against: paired differences by label of the
     reference (the baseline, identity, classical), then by metric. shared: label of the earlier line
-    with the same edits. best: metrics by which its scales are the best of its scheme at this cost.
+    with the same edits. best: metrics by which its scales are the best of its scheme.
     remarks: what must be said in words. label: short, and unique in its task. made: digest of the
     weights, resolution and dtype, each "" if it is not known.
     """
@@ -198,7 +198,11 @@ class _Task:
             failed=len(mine) - len(finite),
             evaluations=fmean(record.evaluations for record in finite) if finite else math.inf,
             seconds=median(record.seconds for record in finite) if finite else math.inf,
-            scores={name: one for name, one in zip(self.metrics, scores, strict=True) if one},
+            scores={
+                name: one.within(*METRICS[name].bounds)
+                for name, one in zip(self.metrics, scores, strict=True)
+                if one
+            },
             label=self.labels[row],
             made=row[2],
         )
@@ -286,8 +290,8 @@ def _find(baseline: str, labels: dict[Row, str]) -> Row:
     ):
         if len(rows) == 1:
             return rows[0]
-    known = suggestion(baseline, [*labels.values()])
-    raise InputError(f"the baseline {baseline!r} is not one line of the table; {known}")
+    known = "; ".join(dict.fromkeys([*labels.values(), *(row[0] for row in labels)]))
+    raise InputError(f"the baseline {baseline!r} is not one line of the table, expected: {known}")
 
 
 def _check_scored_by(records: Iterable[Record]) -> None:
@@ -334,11 +338,12 @@ def _verdict(one: Difference, better: int) -> str:
 
 
 def _choices(lines: Sequence[Line]) -> list[list[Line]]:
-    """The lines of each scheme, in each task and at each cost: its best scales are one of them."""
+    """The lines of each scheme, in each task and number of steps: one has its best scales."""
     groups: dict[tuple, list[Line]] = {}
     for line in lines:
         if line.settings is not None and line.scores:
-            groups.setdefault((line.task, line.evaluations, line.scheme), []).append(line)
+            steps = line.settings["num_steps"]
+            groups.setdefault((line.task, steps, line.scheme), []).append(line)
     return [*groups.values()]
 
 
@@ -354,7 +359,7 @@ def has_choice(lines: Sequence[Line]) -> bool:
 
 
 def _choose(lines: Sequence[Line], choosing: Sequence[Line]) -> list[Line]:
-    """The same lines, the best scales of each scheme at its cost marked.
+    """The same lines, the best scales of each scheme marked.
 
     Args:
         choosing: lines of the same rows, for the pictures that decide.

@@ -4,6 +4,7 @@ A metric says what it needs beside the source and the edit, and is one function 
 one is one more entry of `METRICS`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,7 +104,7 @@ class Metric:
     compares: what with what, in words. needs: names of `NEEDS`. measure: of an edit, (1,). better:
     1 if higher is better, -1 if lower is, 0 if neither. chooses: scales may be chosen by it. least:
     the shortest side that it can measure, in pixels. default: it is measured wherever its needs are
-    met, without being asked for.
+    met, without being asked for. bounds: no value lies outside.
     """
 
     label: str
@@ -115,6 +116,7 @@ class Metric:
     chooses: bool = False
     least: int = 1
     default: bool = False
+    bounds: tuple[float, float] = (0.0, math.inf)
 
     @property
     def about(self) -> str:
@@ -155,23 +157,32 @@ def _outside(label: str, compares: str, digits: int, measure: Distance, **more: 
 
 
 def _judged(label: str) -> Metric:
-    return Metric(label, "of a judge", ("judge",), 2, _unmeasured)
+    return Metric(label, "of a judge", ("judge",), 2, _unmeasured, bounds=(0.0, 10.0))
 
 
 OUTSIDE = "outside the mask, which is made black in both pictures as PIE-Bench does: that flatters"
+COSINE, PERCENT = (-1.0, 1.0), (0.0, 100.0)  # bounds
 METRICS = {
     "change": Metric(
         *("change, %", "mean absolute difference from the source, in % of the range of values"),
         *((), 2, lambda v: 100 * l1(v.edited, v.source), 0),
         default=True,
+        bounds=PERCENT,
     ),
     "clipped": Metric(
         *("clipped, %", "values at 0 or 255, in % of all: over-saturation", (), 2, _clipped, 0),
         default=True,
+        bounds=PERCENT,
     ),
     "psnr": _to_target("PSNR, dB", "against the target", 2, psnr, default=True),
     "ssim": _to_target(
-        "SSIM", "against the target, at most 1", 4, ssim, least=SSIM_WINDOW, default=True
+        "SSIM",
+        "against the target, at most 1",
+        4,
+        ssim,
+        least=SSIM_WINDOW,
+        default=True,
+        bounds=COSINE,
     ),
     "l1": _to_target("L1", "mean absolute difference from the target, in [0, 1]", 4, l1, better=-1),
     "l2": _to_target(
@@ -183,11 +194,18 @@ METRICS = {
     "ssim_y": _to_target(
         *("SSIM of Y", "of luma in 16..235 against the target, as for rain", 4, ssim_y),
         least=SSIM_WINDOW,
+        bounds=COSINE,
     ),
     "ssim_3d": _to_target(
-        "SSIM, MATLAB", "MATLAB's ssim of all channels at once, as for GoPro and SIDD", 4, ssim_3d
+        "SSIM, MATLAB",
+        "MATLAB's ssim of all channels at once, as for GoPro and SIDD",
+        4,
+        ssim_3d,
+        bounds=COSINE,
     ),
-    "haarpsi": _to_target("HaarPSI", "perceptual similarity to the target, 0 to 1", 4, haarpsi),
+    "haarpsi": _to_target(
+        "HaarPSI", "perceptual similarity to the target, 0 to 1", 4, haarpsi, bounds=(0.0, 1.0)
+    ),
     "invented": Metric(
         "invented detail",
         "fine detail beyond that of source and target, in levels of 0..255",
@@ -200,34 +218,40 @@ METRICS = {
         *(("clip",), 4, lambda v: v.cosine("clip", "source")),
         better=0,
         default=True,
+        bounds=COSINE,
     ),
     "clip_image_target": Metric(
         *("CLIP image similarity to target", "at most 1"),
         *(("clip", "target"), 4, lambda v: v.cosine("clip", "target")),
         chooses=True,
         default=True,
+        bounds=COSINE,
     ),
     "clip_text": Metric(
         *("CLIP similarity to target caption", "of the edit"),
         *(("clip", "caption"), 4, lambda v: v.cosine("clip", "target_caption")),
         default=True,
+        bounds=COSINE,
     ),
     "clip_direction": Metric(
         "CLIP direction similarity",
         "cosine between the change of the picture and that of the captions, 0 for none",
         *(("clip", "captions"), 4, _direction),
         default=True,
+        bounds=COSINE,
     ),
     "dino": Metric(
         *("DINO similarity to target", "cosine of class tokens, at most 1"),
         *(("dino", "target"), 4, lambda v: v.cosine("dino", "target")),
         chooses=True,
         default=True,
+        bounds=COSINE,
     ),
     "dino_source": Metric(
         *("DINO similarity to source", "cosine of class tokens, at most 1: how much is kept"),
         *(("dino",), 4, lambda v: v.cosine("dino", "source")),
         better=0,
+        bounds=COSINE,
     ),
     "dino_structure": Metric(
         "DINO structure distance",
@@ -250,7 +274,9 @@ METRICS = {
     ),
     "background_psnr": _outside("background PSNR, dB", "against the source", 2, psnr),
     "background_mse": _outside("background MSE", "from the source", 5, l2, better=-1),
-    "background_ssim": _outside("background SSIM", "to the source", 4, ssim, least=SSIM_WINDOW),
+    "background_ssim": _outside(
+        "background SSIM", "to the source", 4, ssim, least=SSIM_WINDOW, bounds=COSINE
+    ),
     "background_lpips": Metric(
         *("background LPIPS", f"from the source, {OUTSIDE}"),
         *(("lpips", "background"), 4, lambda v: v.networks.lpips(*v.background), -1),
@@ -260,6 +286,7 @@ METRICS = {
         "CLIP similarity to target caption, within the mask",
         "of the edit, black where it may not change",
         *(("clip", "caption", "mask"), 4, lambda v: v.cosine("clip", "target_caption", "inside")),
+        bounds=COSINE,
     ),
     "judged": _judged("judged score"),
     "judged_sc": _judged("judged semantic consistency"),

@@ -46,8 +46,8 @@ EXPLAINED = {
     "failed": "Edits that are not finite are in no mean.",
     "shared": "Shared with: these edits are the same computation as those of that line, and were "
     "made once.",
-    "best": "Best scales by: the metrics by which these are the best scales of the scheme at this "
-    "cost.",
+    "best": "Best scales by: the metrics by which these are the best scales of the scheme with so "
+    "many steps.",
 }
 PAIRED = (
     "Each line minus {}, on the same pictures, with its 95 % interval, and cases won / tied / lost."

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from ipx2p.eval import intervals
 from ipx2p.eval.intervals import (
-    DRAWS,
     LEAST,
     NORMAL,
     Difference,
@@ -53,7 +53,9 @@ def test_coverage_in_many_draws(kind, pictures, seeds, incomplete):
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
-def test_the_interval_is_that_of_a_loop_over_draws():
+def test_the_interval_is_that_of_a_loop_over_draws(monkeypatch):
+    monkeypatch.setattr(intervals, "MOST_DRAWS", 1999)
+    _drawn.cache_clear()
     random = np.random.default_rng(1)
     edits = [3, 1, 2, 2, 3, 1, 4]
     pictures = np.repeat(np.arange(len(edits)), edits)
@@ -74,10 +76,25 @@ def test_the_interval_is_that_of_a_loop_over_draws():
         # A picture that is drawn alone has no spread, but for what rounding leaves.
         t.append((m - mean) / e if e > 1e-9 else math.copysign(math.inf, m - mean))
     t.sort()
-    low, high = (mean - t[round(part * (DRAWS + 1)) - 1] * error for part in (0.975, 0.025))
+    low, high = (mean - t[round(part * (len(t) + 1)) - 1] * error for part in (0.975, 0.025))
     [one] = estimates(values[None], pictures)
     assert (one.mean, one.low, one.high) == pytest.approx((mean, low, high))
     assert one.mean == pytest.approx(values.mean())
+    _drawn.cache_clear()
+
+
+def test_the_interval_of_few_pictures_is_that_of_all_draws():
+    """Seven values for which 1999 draws give ends far from those of all 7^7."""
+    values = np.array([21.4, 21.9, 22.0, 22.3, 22.4, 22.9, 23.6])
+    mean, error = values.mean(), values.std() / math.sqrt(7)
+    drawn = values[np.stack(np.unravel_index(np.arange(7**7), (7,) * 7), axis=1)]
+    spread = drawn.std(axis=1) / math.sqrt(7)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(drawn.mean(axis=1) == mean, 0, (drawn.mean(axis=1) - mean) / spread)
+    exact = [mean - np.quantile(t, part) * error for part in (0.975, 0.025)]
+    for order in (values, values[::-1]):
+        [one] = estimates(order[None], np.arange(7))
+        assert (one.low, one.high) == pytest.approx(exact, abs=0.05)
 
 
 def test_intervals_are_the_same_every_time_and_of_each_metric_alone():

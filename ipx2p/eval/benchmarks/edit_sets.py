@@ -19,6 +19,7 @@ from ipx2p.data.published.source import Chunk, Fault, caption, sentence
 from ipx2p.errors import InputError
 from ipx2p.eval.benchmarks.protocol import SIDE, Protocol, entries, extract, usable
 from ipx2p.eval.cases import Case
+from ipx2p.files import read_json
 from ipx2p.seeds import generator
 
 PIE_TYPES = (
@@ -153,9 +154,13 @@ def read_instructpix2pix(folder: Path, extracted: Path) -> list[Case]:
     """The test prompts of InstructPix2Pix, of each one pair, always the same."""
     source = InstructPix2Pix(folder, {})
     items = [item for chunk in source.chunks() for item in chunk.items]
-    usable(item for item in items if isinstance(item, Fault))
+    prompts = [entry[0] for entry in read_json(folder / "seeds.json", list)]
+    test = {*prompts[len(prompts) * 95 // 100 :]}
+    faults = (item for item in items if isinstance(item, Fault))
+    usable(fault for fault in faults if fault.name.partition("/")[0] in test)
+    items = [item for item in items if not isinstance(item, Fault) and item[2] == "test"]
     drawn = []
-    for prompt, some in groupby((x for x in items if x[2] == "test"), key=itemgetter(0)):
+    for prompt, some in groupby(items, key=itemgetter(0)):
         pairs = [*some]
         place = torch.randint(len(pairs), (), generator=generator(0, f"pair of {prompt}"))
         drawn.append(pairs[place])

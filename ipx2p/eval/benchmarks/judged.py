@@ -206,13 +206,16 @@ def mean_over_tasks(records: Sequence[Record], names: Iterable[str]) -> dict[str
     _, pictures = np.unique(pictures, return_inverse=True)
     tasks, place = np.unique([record.case["task"] for record in records], return_inverse=True)
     counts = np.bincount(place)
+    small = counts.min() < 2  # a task of one picture has no spread of its own
     found = {}
     for name in names:
         values = np.array([record.scores[name] for record in records])
         means = np.bincount(place, values) / counts
-        weights = len(values) / (len(tasks) * counts)
+        weights = len(values) / (len(tasks) * np.sqrt(counts * np.maximum(counts - 1, 1)))
         even = means.mean() + weights[place] * (values - means[place])
         [found[name]] = estimates(even[None], pictures)
+        if small:
+            found[name] = Estimate(found[name].mean)
     return found
 
 
