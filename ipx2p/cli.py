@@ -81,7 +81,13 @@ def add_report(add: Callable[..., object]) -> None:
     add("--lpips", metavar="FILE", help="weights of the backbone, for LPIPS")
     add("--dists", metavar="FILE", help="likewise for DISTS")
     add("--paper-compat", action="store_true", help="as published scripts measure, bugs included")
-    add("--baseline", metavar="NAME", help="what differences are taken to (default: identity)")
+    add_shown(add)
+
+
+def add_shown(add: Callable[..., object]) -> None:
+    """Arguments of all commands that report."""
+    also = "also give differences from this row (always: from identity and classical)"
+    add("--baseline", metavar="NAME", help=also)
     add("--grids", metavar="N", type=int, default=4, help="pictures that are shown (default: 4)")
 
 

@@ -94,7 +94,7 @@ def found_trials(cases: Sequence[Case], model: Model) -> list[Trial]:
     """
     trials = []
     for case in cases:
-        path = find(case, model)
+        path = find_result(case, model)
         width, height = load_image(path).size
         wanted = image_size(case.target or case.source)
         if not 1 / ROUNDED < width * wanted[1] / (height * wanted[0]) < ROUNDED:
@@ -106,7 +106,7 @@ def found_trials(cases: Sequence[Case], model: Model) -> list[Trial]:
     return trials
 
 
-def find(case: Case, model: Model) -> Path:
+def find_result(case: Case, model: Model) -> Path:
     """The picture of a case in a folder of results, by the names that it may have."""
     stems = [str(Path(name).with_suffix("")) for name in case.results] or [case.name]
     paths = [model.folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]

@@ -71,13 +71,13 @@ class Sizes:
     """Sizes of pictures, in pixels.
 
     resolution: the long side of edits; None is that of the picture. multiple: of their sides.
-    own: pictures are compared at the size of the target (the source, if there is none); otherwise
-    at that of the edit.
+    at_target: pictures are compared at the size of the target (the source, if there is none);
+    otherwise at that of the edit.
     """
 
     resolution: int | None
     multiple: int
-    own: bool = False
+    at_target: bool = False
 
     def of_edit(self, case: Case) -> tuple[int, int]:
         """(width, height) of its edits."""
@@ -85,7 +85,7 @@ class Sizes:
 
     def of_scores(self, case: Case) -> tuple[int, int]:
         """(width, height) at which its edits are compared with source and target."""
-        return image_size(case.target or case.source) if self.own else self.of_edit(case)
+        return image_size(case.target or case.source) if self.at_target else self.of_edit(case)
 
 
 def cases_of_images(

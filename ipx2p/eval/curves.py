@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ipx2p.eval.intervals import Estimate
-from ipx2p.eval.lines import ALL, SCALES, Line, sortable
+from ipx2p.eval.lines import ALL, SCALES, TOLD_OF_MADE, Line, sortable
 from ipx2p.eval.plots import Series, draw_panels, draw_rows
 from ipx2p.eval.records import IDENTITY, file_stem
 from ipx2p.eval.scores import METRICS
@@ -101,8 +101,11 @@ def _series(lines: Sequence[Line]) -> dict[str, list[Line]]:
     """The lines of each model, scheme and sampler, by what differs; the scheme if nothing does."""
     parts = {}
     for line in lines:
-        model, (weights, *made), guidance, sampler, _ = line.scheme
-        parts[line.scheme] = [model, weights[:6], *made, guidance or "", sampler or ""]
+        model, made, guidance, sampler, _ = line.scheme
+        told = [
+            form.format(one) if one else "" for form, one in zip(TOLD_OF_MADE, made, strict=True)
+        ]
+        parts[line.scheme] = [model, *told, guidance or "", sampler or ""]
     differ = [len({*column} - {""}) > 1 for column in zip(*parts.values(), strict=True)]
     if not any(differ):
         differ[-2] = True
@@ -203,5 +206,5 @@ def _intervals(lines: Sequence[Line], metrics: Sequence[str]) -> Curve:
         for name in metrics[:MAX_COLUMNS]
     }
     png = draw_rows([line.label for line in lines], columns, [line.is_built_in for line in lines])
-    caption = "Means and 95 % intervals over pictures; in grey the rows that every report has."
+    caption = "Means and 95 % intervals over pictures; built-in rows in grey."
     return Curve("intervals", caption, png)

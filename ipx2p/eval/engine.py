@@ -27,7 +27,7 @@ from ipx2p.errors import InputError
 from ipx2p.eval.benchmarks.judged import export_requests
 from ipx2p.eval.benchmarks.protocol import OWN_PAIRS, Protocol, decode_mask
 from ipx2p.eval.benchmarks.registry import PROTOCOLS
-from ipx2p.eval.built_in import built_in_trials, find, found_trials, make_built_in
+from ipx2p.eval.built_in import built_in_trials, find_result, found_trials, make_built_in
 from ipx2p.eval.cases import Case, Sizes
 from ipx2p.eval.edits import Maker
 from ipx2p.eval.lines import check_baseline
@@ -140,7 +140,7 @@ def _make(
         where = (model.folder, config.weak_weights, device, config.dtype, config.compile)
         maker.edit(trials, partial(load_editor, *where), config)
     else:
-        maker.copy(trials, lambda trial: load_image(find(trial.case, model)))
+        maker.copy(trials, lambda trial: load_image(find_result(trial.case, model)))
 
 
 def _report(
@@ -181,9 +181,9 @@ def pick_sizes(
     for model in models:
         if model.has_weights:
             picked[model.name] = pick_resolution(model.folder, resolution)
-    own = protocol.score_at_target
+    at_target = protocol.score_at_target
     if not picked:  # pictures that were made elsewhere
-        return Sizes(resolution, 1, own), []
+        return Sizes(resolution, 1, at_target), []
     first, *others = picked
     size, multiple, _ = picked[first]
     native = protocol.native and resolution is None
@@ -199,7 +199,7 @@ def pick_sizes(
                 "--resolution for both"
             )
     notes = dict.fromkeys(note for _, _, more in picked.values() for note in more)
-    return Sizes(None if native else size, multiple, own), [*notes]
+    return Sizes(None if native else size, multiple, at_target), [*notes]
 
 
 def _trials(
@@ -235,7 +235,7 @@ def score(
     world: World,
 ) -> None:
     """Measure what has no scores yet; cases are shared among the processes."""
-    how = scored_by(metrics, networks, at_target=sizes.own)
+    how = scored_by(metrics, networks, at_target=sizes.at_target)
     todo: dict[Case, list[Record]] = {}
     for trial in {trial.key: trial for trial in trials}.values():
         record = records.by_key[trial.key]
@@ -251,7 +251,7 @@ def score(
         for some in (mine[i : i + MEASURED] for i in range(0, len(mine), MEASURED)):
             pictures = (load_image(record.path) for record in some)
             compared = (source, target, case.captions, mask, networks, metrics)
-            numbers = measure(pictures, *compared, at_target=sizes.own)
+            numbers = measure(pictures, *compared, at_target=sizes.at_target)
             for place, record in enumerate(some):
                 scores = {name: values[place].item() for name, values in numbers.items()}
                 records.add(replace(record, scores=scores, scored_by=how))
@@ -295,7 +295,7 @@ def _check(
             raise InputError(
                 f"{case.source} lies in the output folder {config.output}: choose another --output"
             )
-        case.check(of_one_size=not sizes.own)
+        case.check(of_one_size=not sizes.at_target)
 
 
 def _check_model(model: Model) -> None:

@@ -18,13 +18,14 @@ CASES:      a manifest; a folder of photographs, with --instruction; or the root
             has for itself; or [NAME=]FOLDER with pictures that were made elsewhere
 benchmarks: {benchmarks}
 
-Rows that are always there: identity (the source), oracle (the target), vae (the target through the
-autoencoder: the best that any edit can be), classical (a method without learning, where there is
-one). Run again, or with more models, the command computes only what is missing; OUTPUT/index.html
-has tables, curves and pictures, and `python -m ipx2p.eval.report OUTPUT` makes it again.
+Rows that need no edit model: identity (the source); with targets, oracle (the target) and vae (the
+target through the autoencoder: a ceiling for edits); classical (a method without learning, where
+there is one). Run again, or with more models, the command computes only what is
+missing; OUTPUT/index.html has tables, curves and pictures, and `python -m ipx2p.eval.report OUTPUT`
+makes it again.
 
 examples:
-  # three models on the test pairs, without guidance; differences are taken to the first
+  # three models on the test pairs, without guidance; differences from the third as well
   python -m ipx2p.eval.evaluate pairs/test.jsonl --models runs/a/weights runs/b/weights \\
       old=runs/c/weights --guidance-scale 1 --image-guidance-scale 1 --baseline old
 

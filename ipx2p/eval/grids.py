@@ -34,7 +34,7 @@ def by_case(records: Iterable[Record]) -> list[list[Record]]:
     """The records of each case."""
     cases: dict[tuple, list[Record]] = {}
     for record in records:
-        names = ("name", "task", "instruction", "group")
+        names = ("benchmark", "name", "task", "instruction", "group")
         cases.setdefault(tuple(record.case.get(name) for name in names), []).append(record)
     return [mine for _, mine in sorted(cases.items(), key=lambda item: [*map(str, item[0])])]
 

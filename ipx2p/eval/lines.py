@@ -227,9 +227,8 @@ class _Task:
 
 def _place_of(record: Record) -> tuple[str, str, tuple]:
     """Its photograph, its case, wherever the files are, and its seed."""
-    about = {name: value for name, value in record.case.items() if name not in ("source", "target")}
     photograph = [record.case.get("benchmark"), record.case["group"]]
-    case = json.dumps(about, sort_keys=True)
+    case = json.dumps(record.about, sort_keys=True)
     return json.dumps(photograph), case, sortable(record.seed)
 
 
@@ -291,7 +290,7 @@ def _find(baseline: str, labels: dict[Row, str]) -> Row:
         if len(rows) == 1:
             return rows[0]
     known = "; ".join(dict.fromkeys([*labels.values(), *(row[0] for row in labels)]))
-    raise InputError(f"the baseline {baseline!r} is not one line of the table, expected: {known}")
+    raise InputError(f"the baseline {baseline!r} is not one row of the table, expected: {known}")
 
 
 def _check_scored_by(records: Iterable[Record]) -> None:

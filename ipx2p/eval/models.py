@@ -38,8 +38,8 @@ class EvalConfig:
 
     models: see `parse_models`; settings, with several values, are combined with one another.
     networks: what measures, by name: clip, dino, lpips, dists. metrics: None is those of the
-    benchmark, else the usual ones. baseline: what differences are taken to. select_on: the manifest
-    that scales are chosen on. grids: how many pictures are shown.
+    benchmark, else the usual ones. baseline: the row that differences are also taken from.
+    select_on: the manifest that scales are chosen on. grids: how many pictures are shown.
     """
 
     models: list[str] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Model:
 def parse_models(config: EvalConfig) -> list[Model]:
     """Models as they are typed: `[NAME=]WEIGHTS[@SETTING=VALUE,...]`.
 
-    A model without a name is called by the end of its path, as much of it as tells it apart.
+    A model without a name is named after the end of its path, as long as needed to be unique.
     Raises: InputError for weights that are not there, or settings that cannot be.
     """
     parsed = [_parse(text) for text in config.models]

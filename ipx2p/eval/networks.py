@@ -280,7 +280,7 @@ def _quiet() -> Iterator[None]:
 def _load(kind: type, source: str, label: str, example: str, **options: Any) -> nn.Module:
     if not os.path.isdir(os.path.expanduser(source)) and not HUB_ID.fullmatch(source):
         raise InputError(
-            f"{source} is no folder with a {label} model: expected one, or a hub id such as "
+            f"{source} is not a folder with a {label} model: expected one, or a hub id such as "
             f"{example}"
         )
     options |= {"dtype": torch.float32, "output_loading_info": True}
@@ -288,7 +288,7 @@ def _load(kind: type, source: str, label: str, example: str, **options: Any) -> 
     lacking = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
     if lacking:
         raise InputError(
-            f"{source} is no whole {label} model: {len(lacking)} tensors are missing or of "
+            f"{source} is not a complete {label} model: {len(lacking)} tensors are missing or of "
             f"another shape ({lacking[0]}, ...): name the folder of the whole model"
         )
     return model

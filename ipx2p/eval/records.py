@@ -93,9 +93,13 @@ class Record:
     @property
     def place(self) -> str:
         """Equal for records of which only the last counts: made again, by other code."""
-        paths = ("source", "target")  # the same pictures may be moved
-        case = {name: value for name, value in self.case.items() if name not in paths}
-        return key_of([case, self.row, self.seed, self.selects])
+        return key_of([self.about, self.row, self.seed, self.selects])
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Its case without paths: the same pictures may be moved."""
+        paths = ("source", "target")
+        return {name: value for name, value in self.case.items() if name not in paths}
 
     @property
     def path(self) -> Path:

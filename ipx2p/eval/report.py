@@ -3,15 +3,15 @@
 import argparse
 from pathlib import Path
 
-from ipx2p.cli import Parser, run_command
+from ipx2p.cli import Parser, add_shown, run_command
 from ipx2p.errors import InputError
 
 DESCRIPTION = "Make the report of finished comparisons again, of one folder or of several together."
 
 EXAMPLES = """\
 FOLDER: the --output of compare or evaluate. Its records and pictures are enough: weights, manifest
-and photographs may be gone, and the folder may have been moved. Of several folders, cases that
-are the same in all of them are compared; scores must have been measured in the same way.
+and photographs may be gone, and the folder may have been moved. Cases that several
+folders share are compared; scores must have been measured in the same way, and at equal sizes.
 
 examples:
   # the tables, curves and pictures of a run, in its folder
@@ -20,7 +20,7 @@ examples:
   # what a judge answered to the requests of a benchmark that is judged
   python -m ipx2p.eval.report evaluation --answers answers.jsonl
 
-  # two runs, of one machine each; differences are taken to a model of the first
+  # two runs, of one machine each; differences from a model of the first
   python -m ipx2p.eval.report runs/here runs/there --output together --baseline old
 """
 
@@ -34,8 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output", metavar="DIR", type=Path, help=where)
     answers = "a judge's answers to requests.jsonl: its scores are kept, and reported"
     add("--answers", metavar="FILE", type=Path, help=answers)
-    add("--baseline", metavar="NAME", help="what differences are taken to (default: identity)")
-    add("--grids", metavar="N", type=int, default=4, help="pictures that are shown (default: 4)")
+    add_shown(add)
     args = parser.parse_args(argv)
     if args.output is None and len(args.folders) > 1:
         parser.error("--output is required with several folders")
@@ -51,7 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     for folder in args.folders:
         if not folder.is_dir():
-            raise InputError(f"{folder} is no folder: expected the --output of compare or evaluate")
+            raise InputError(
+                f"{folder} is not a folder: expected the --output of compare or evaluate"
+            )
     from ipx2p.eval.benchmarks.judged import add_answers
     from ipx2p.eval.records import read_folders
     from ipx2p.eval.reporting import write_report

@@ -37,15 +37,14 @@ from ipx2p.files import atomic_write
 from ipx2p.images import save_image
 
 TITLE = "Edits compared"
-GRIDS = 4  # pictures that are shown
 MAX_TOLD = 3  # instructions in the head
 
 
 def write_report(
     output: Path,
     records: Sequence[Record],
-    baseline: str | None = None,
-    grids: int = GRIDS,
+    baseline: str | None,
+    grids: int,
     *,
     notes: Sequence[str] = (),
 ) -> list[Path]:
@@ -105,16 +104,16 @@ def about_of(records: Sequence[Record], lines: Sequence[Line]) -> dict[str, str]
     edits = [record for record in records if record.settings is not None]
     cases = [record.case for record in records]
     models = []
-    for record in edits:
+    for record in records:
         made = record.made_with
-        known = (made.get("weights"), str(made.get("weights_digest", ""))[:8])
-        models.append(f"{record.model}: {', '.join(filter(None, known))}")
+        if made.get("weights"):
+            models.append(f"{record.model}: {made['weights']}, {made['weights_digest'][:6]}")
     sizes = [f"{p['width']} x {p['height']}" for p in (r.picture for r in records) if p]
     facts = {
         "models": _listed(models, between="; "),
         "benchmark": _listed(case.get("benchmark") for case in cases),
-        "pictures": f"{len({case['group'] for case in cases})} in {len(by_case(records))} cases, "
-        f"{_listed(sizes, MAX_TOLD)} pixels",
+        "pictures": f"{len({case['group'] for case in cases})} in {len(by_case(records))} cases; "
+        f"width x height: {_listed(sizes, MAX_TOLD)}",
         "tasks": _listed(case["task"] for case in cases),
         "instructions": _listed((case["instruction"] for case in cases), MAX_TOLD, "; "),
         **{
@@ -191,7 +190,7 @@ def notes_of(
         values = {r.made_with.get(name) for r in reported if r.settings is not None}
         if len(values) > 1:
             told = ", ".join(sorted(map(str, values)))
-            notes.append(f"Edits were made at different {name} ({told}): they hardly compare.")
+            notes.append(f"Edits were made at different {name}s ({told}): they hardly compare.")
     there = [record for record in reported if record.picture is not None]
     if failed := len(reported) - len(there):
         notes.append(f"{failed} of {len(reported)} edits are not finite, and are in no mean.")
@@ -199,8 +198,8 @@ def notes_of(
         count = sum(name in record.scores for record in there)
         if 0 < count < len(there):
             notes.append(
-                f"{metric.label} of {count} of {len(there)} pictures: the others lack what it "
-                "needs, or are too small."
+                f"{metric.label}: measured on {count} of {len(there)} edits; the others lack what "
+                "it needs, or are too small."
             )
     if not has_matplotlib():
         notes.append(f"No curves: {HOW_TO_GET}.")

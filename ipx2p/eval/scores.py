@@ -161,7 +161,7 @@ def _judged(label: str) -> Metric:
 
 
 OUTSIDE = "outside the mask, which is made black in both pictures as PIE-Bench does: that flatters"
-COSINE, PERCENT = (-1.0, 1.0), (0.0, 100.0)  # bounds
+SIGNED, PERCENT = (-1.0, 1.0), (0.0, 100.0)  # bounds
 METRICS = {
     "change": Metric(
         *("change, %", "mean absolute difference from the source, in % of the range of values"),
@@ -182,11 +182,11 @@ METRICS = {
         ssim,
         least=SSIM_WINDOW,
         default=True,
-        bounds=COSINE,
+        bounds=SIGNED,
     ),
     "l1": _to_target("L1", "mean absolute difference from the target, in [0, 1]", 4, l1, better=-1),
     "l2": _to_target(
-        "L2", "mean squared difference from the target, in [0, 1], no root", 4, l2, better=-1
+        "L2", "mean squared difference from the target, values in [0, 1]", 4, l2, better=-1
     ),
     "psnr_y": _to_target(
         "PSNR of Y, dB", "of luma in 16..235 against the target, as for rain", 2, psnr_y
@@ -194,14 +194,14 @@ METRICS = {
     "ssim_y": _to_target(
         *("SSIM of Y", "of luma in 16..235 against the target, as for rain", 4, ssim_y),
         least=SSIM_WINDOW,
-        bounds=COSINE,
+        bounds=SIGNED,
     ),
     "ssim_3d": _to_target(
         "SSIM, MATLAB",
         "MATLAB's ssim of all channels at once, as for GoPro and SIDD",
         4,
         ssim_3d,
-        bounds=COSINE,
+        bounds=SIGNED,
     ),
     "haarpsi": _to_target(
         "HaarPSI", "perceptual similarity to the target, 0 to 1", 4, haarpsi, bounds=(0.0, 1.0)
@@ -218,40 +218,40 @@ METRICS = {
         *(("clip",), 4, lambda v: v.cosine("clip", "source")),
         better=0,
         default=True,
-        bounds=COSINE,
+        bounds=SIGNED,
     ),
     "clip_image_target": Metric(
         *("CLIP image similarity to target", "at most 1"),
         *(("clip", "target"), 4, lambda v: v.cosine("clip", "target")),
         chooses=True,
         default=True,
-        bounds=COSINE,
+        bounds=SIGNED,
     ),
     "clip_text": Metric(
-        *("CLIP similarity to target caption", "of the edit"),
+        *("CLIP similarity to target caption", "cosine between the edit and the caption"),
         *(("clip", "caption"), 4, lambda v: v.cosine("clip", "target_caption")),
         default=True,
-        bounds=COSINE,
+        bounds=SIGNED,
     ),
     "clip_direction": Metric(
         "CLIP direction similarity",
         "cosine between the change of the picture and that of the captions, 0 for none",
         *(("clip", "captions"), 4, _direction),
         default=True,
-        bounds=COSINE,
+        bounds=SIGNED,
     ),
     "dino": Metric(
         *("DINO similarity to target", "cosine of class tokens, at most 1"),
         *(("dino", "target"), 4, lambda v: v.cosine("dino", "target")),
         chooses=True,
         default=True,
-        bounds=COSINE,
+        bounds=SIGNED,
     ),
     "dino_source": Metric(
         *("DINO similarity to source", "cosine of class tokens, at most 1: how much is kept"),
         *(("dino",), 4, lambda v: v.cosine("dino", "source")),
         better=0,
-        bounds=COSINE,
+        bounds=SIGNED,
     ),
     "dino_structure": Metric(
         "DINO structure distance",
@@ -275,7 +275,7 @@ METRICS = {
     "background_psnr": _outside("background PSNR, dB", "against the source", 2, psnr),
     "background_mse": _outside("background MSE", "from the source", 5, l2, better=-1),
     "background_ssim": _outside(
-        "background SSIM", "to the source", 4, ssim, least=SSIM_WINDOW, bounds=COSINE
+        "background SSIM", "to the source", 4, ssim, least=SSIM_WINDOW, bounds=SIGNED
     ),
     "background_lpips": Metric(
         *("background LPIPS", f"from the source, {OUTSIDE}"),
@@ -284,9 +284,9 @@ METRICS = {
     ),
     "clip_text_edited": Metric(
         "CLIP similarity to target caption, within the mask",
-        "of the edit, black where it may not change",
+        "the same, of the edit made black where it may not change",
         *(("clip", "caption", "mask"), 4, lambda v: v.cosine("clip", "target_caption", "inside")),
-        bounds=COSINE,
+        bounds=SIGNED,
     ),
     "judged": _judged("judged score"),
     "judged_sc": _judged("judged semantic consistency"),

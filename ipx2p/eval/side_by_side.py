@@ -97,8 +97,7 @@ def find_pairs(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Pa
         made.setdefault(record.row, []).append(record)
     for line in lines:
         for record in made[line.row]:
-            about = {k: v for k, v in record.case.items() if k not in ("source", "target")}
-            case = cases.setdefault(key_of(about), {})
+            case = cases.setdefault(key_of(record.about), {})
             case.setdefault(line.label, {})[record.seed] = record
     pairs = []
     for case in cases.values():
@@ -215,7 +214,9 @@ def read_choices(key_file: Path, files: Sequence[Path]) -> list[Choice]:
     """
     key = read_json(key_file)
     if not isinstance(key.get("pairs"), list) or not {"page", "lines"} <= {*key}:
-        raise InputError(f"{key_file} is no key of a page: expected key.json, written beside it")
+        raise InputError(
+            f"{key_file} is not the key of a page: expected key.json, written beside it"
+        )
     found, raters, digests = [], {}, {}
     for number, path in enumerate(files, 1):
         answers = read_json(path)
@@ -298,7 +299,7 @@ def _share(won: Sequence[bool], pictures: Sequence[str]) -> Estimate:
     [drawn] = estimates(np.array([won], dtype=float), where)
     if drawn.low is None or drawn.low == drawn.high:
         return share(drawn.mean * len(numbers), len(numbers))
-    return Estimate(drawn.mean, max(drawn.low, 0.0), min(drawn.high, 1.0))
+    return drawn.within(0.0, 1.0)
 
 
 def preference_table(choices: Sequence[Choice], question: str) -> tuple[str, str]:

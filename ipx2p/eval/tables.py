@@ -34,9 +34,9 @@ COLUMNS: dict[str, tuple[str, int | None]] = {
     **{name: (metric.label, metric.digits) for name, metric in METRICS.items()},
 }
 ABOUT = (
-    "Means over pictures and seeds with 95 % intervals, of seconds the median. identity is the "
-    "source, unchanged; oracle the target; vae the target through the autoencoder, the best that "
-    "any edit can be; classical a method without learning."
+    "Means over pictures and seeds with 95 % intervals; seconds are medians. identity is the "
+    "source, unchanged; oracle the target; vae the target through the autoencoder, a ceiling "
+    "for edits; classical a method without learning."
 )
 EXPLAINED = {
     "guidance_scale": "A scale that a scheme does not use is empty.",
@@ -44,13 +44,13 @@ EXPLAINED = {
     "if there are none. Curves are drawn at them; pictures are labelled with the scales that were "
     "set.",
     "failed": "Edits that are not finite are in no mean.",
-    "shared": "Shared with: these edits are the same computation as those of that line, and were "
+    "shared": "Shared with: these edits are the same computation as those of that row, and were "
     "made once.",
-    "best": "Best scales by: the metrics by which these are the best scales of the scheme with so "
-    "many steps.",
+    "best": "Best scales by: the metrics by which these are the best scales of the scheme with "
+    "that number of steps.",
 }
 PAIRED = (
-    "Each line minus {}, on the same pictures, with its 95 % interval, and cases won / tied / lost."
+    "Each row minus {}, on the same pictures, with its 95 % interval, and cases won / tied / lost."
     " Green: better, and the interval excludes 0; red: worse."
 )
 ENDS = ("low", "high")

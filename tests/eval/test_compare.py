@@ -52,7 +52,7 @@ LDM = GOLDEN / "ldm.safetensors"
             ["--metrics", "clip_direction"],
             r"clip_direction needs a CLIP model .* and captions",
         ),
-        (["--clip", "nowhere"], "nowhere is no folder with a CLIP model"),
+        (["--clip", "nowhere"], "nowhere is not a folder with a CLIP model"),
         (["--clip", WEIGHTS], "holds no CLIP model"),
         (["--image", "no.png"], r"no\.png: cannot be read \(No such file"),
         (["--instruction", "a", "b"], "1 pictures but 2 instructions"),

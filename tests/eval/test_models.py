@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ipx2p.errors import InputError
-from ipx2p.eval.built_in import built_in_trials, find, found_trials
+from ipx2p.eval.built_in import built_in_trials, find_result, found_trials
 from ipx2p.eval.cases import Case, Sizes
 from ipx2p.eval.models import EvalConfig, Model, parse_models
 from tests.conftest import GOLDEN
@@ -100,7 +100,10 @@ def test_results_made_elsewhere_are_found_by_their_names(tmp_path):
     model = Model("theirs", str(folder), folder)
     official = Case("139-1", tmp_path / "source.png", "x", results=("139/139_1.png", "139/x.png"))
     own = Case("own", tmp_path / "source.png", "x")
-    assert find(official, model).name == "139_1.png" and find(own, model).name == "own.jpg"
+    assert (
+        find_result(official, model).name == "139_1.png"
+        and find_result(own, model).name == "own.jpg"
+    )
     assert len(found_trials([official, own], model)) == 2
     with pytest.raises(InputError, match="has no result for 'gone': expected gone.png"):
         found_trials([Case("gone", tmp_path / "source.png", "x")], model)

@@ -271,7 +271,7 @@ def test_a_folder_without_all_of_clip_is_refused(tmp_path, folder):
     def load(source):
         return Networks.load(CPU, clip=str(source))
 
-    with pytest.raises(InputError, match="is no folder with a CLIP model"):
+    with pytest.raises(InputError, match="is not a folder with a CLIP model"):
         load(tmp_path / "nowhere")
     with pytest.raises(InputError, match="holds no CLIP model"):
         load(tmp_path)
@@ -280,7 +280,7 @@ def test_a_folder_without_all_of_clip_is_refused(tmp_path, folder):
     config = json.loads((tmp_path / "config.json").read_text())
     config["vision_config"]["num_hidden_layers"] = 2
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"no whole CLIP model: \d+ tensors are missing"):
+    with pytest.raises(InputError, match=r"not a complete CLIP model: \d+ tensors are missing"):
         load(tmp_path)
     for path in tmp_path.glob("*okenizer*"):
         path.unlink()
@@ -290,13 +290,13 @@ def test_a_folder_without_all_of_clip_is_refused(tmp_path, folder):
 
 
 def test_a_folder_without_all_of_dino_is_refused(tmp_path, folder):
-    with pytest.raises(InputError, match="is no folder with a DINO model.*dino-vits16"):
+    with pytest.raises(InputError, match="is not a folder with a DINO model.*dino-vits16"):
         Networks.load(CPU, dino=str(tmp_path / "nowhere"))
     (tmp_path / "config.json").write_bytes((folder / "dino" / "config.json").read_bytes())
     tensors = load_file(folder / "dino" / "model.safetensors")
     tensors.popitem()
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="no whole DINO model: 1 tensors are missing"):
+    with pytest.raises(InputError, match="not a complete DINO model: 1 tensors are missing"):
         Networks.load(CPU, dino=str(tmp_path))
 
 

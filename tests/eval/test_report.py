@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
         ("bad|<b>", settings_of(), brightened(0.5)),
     ]
     write_folder(folder, edits, photos=PHOTOS)
-    write_report(folder, read_folders([folder]))
+    write_report(folder, read_folders([folder]), None, 4)
     return folder
 
 
@@ -105,7 +105,7 @@ def test_several_folders_make_one_report(finished, tmp_path, capsys):
     [
         (["{a}", "{a}"], "--output is required with several folders"),
         (["{a}", "--grids", "-1"], "--grids is -1"),
-        (["nowhere"], "nowhere is no folder"),
+        (["nowhere"], "nowhere is not a folder"),
         (["{empty}"], "holds no records"),
         (["{a}", "--baseline", "goood"], "did you mean.*good|goood"),
     ],
@@ -133,7 +133,7 @@ def test_what_an_earlier_report_showed_is_removed(swept, tmp_path):
     for folder in ("grids", "curves"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "old.jpg").touch()
-    write_report(tmp_path, swept, grids=1)
+    write_report(tmp_path, swept, None, 1)
     assert not [*(tmp_path / "curves").iterdir()]
     names = sorted(path.name for path in (tmp_path / "grids").iterdir())
     assert len(names) == 2 and "old.jpg" not in names  # two seeds
@@ -204,7 +204,7 @@ def test_published_rows_stand_beside_ours_with_their_source_and_notes(tmp_path, 
     assert [row[0] for row in cells] == ["identity", "oracle", "mine", "theirs"]
     assert cells[-1] == ["theirs", "30.00", "4.50", "a paper, table 1"]
     assert cells[1][1] == "inf" and cells[1][3] == "this report"  # the check of our measure
-    write_report(tmp_path, records)
+    write_report(tmp_path, records, None, 4)
     assert "a paper, table 1" in (tmp_path / "index.html").read_text()
     assert "| theirs | 30.00 | 4.50 | a paper, table 1 |" in (tmp_path / "table.md").read_text()
 
@@ -302,7 +302,7 @@ def test_records_that_select_are_in_no_table_and_no_picture(tmp_path, plain):
     records = write_folder(tmp_path / "a", edits, photos=("cat",), tasks=("deblur",))
     others = write_folder(tmp_path / "b", edits, photos=("bee",), tasks=("deblur",))
     others = [replace(record, selects=True) for record in others if record.settings]
-    write_report(tmp_path, [*records, *others])
+    write_report(tmp_path, [*records, *others], None, 4)
     text = (tmp_path / "index.html").read_text()
     assert "Best scales were chosen on 1 other" in text and "bee" not in text
     assert {row["name"] for row in rows_of(tmp_path / "edits.csv")} == {"cat-deblur"}
@@ -311,7 +311,7 @@ def test_records_that_select_are_in_no_table_and_no_picture(tmp_path, plain):
 
 def test_names_that_are_no_text_are_written_escaped(tmp_path, plain):
     edits = [("m\udcff", settings_of(), sharpened(9))]
-    write_report(tmp_path / "out", write_folder(tmp_path / "a", edits, photos=("cat",)))
+    write_report(tmp_path / "out", write_folder(tmp_path / "a", edits, photos=("cat",)), None, 4)
     assert r"m\udcff" in (tmp_path / "out" / "table.md").read_text()
 
 

@@ -81,8 +81,8 @@ QUESTIONS = {
 }
 
 
-def export_requests(records: Iterable[Record], path: Path, judge: str) -> int:
-    """Write the questions about the edits of a judged benchmark, and say how many.
+def export_requests(records: Iterable[Record], path: Path, judge: str) -> None:
+    """Write the questions about the edits of a judged benchmark.
 
     Args:
         records: of one benchmark; the identity records among them show the sources.
@@ -106,7 +106,6 @@ def export_requests(records: Iterable[Record], path: Path, judge: str) -> int:
             lines.append(json.dumps(request) + "\n")
     with atomic_write(path) as temporary:
         temporary.write_text("".join(lines))
-    return len(lines)
 
 
 def add_answers(path: Path, folder: Path) -> None:
