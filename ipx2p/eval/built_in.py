@@ -32,6 +32,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 def built_in_trials(cases: Sequence[Case], models: Sequence[Model], sizes: Sizes) -> list[Trial]:
     """Identity for every case; target, autoencoders and classical method where they can be."""
     vaes = autoencoders(models)
+    resizing = digest_file(inspect.getsourcefile(resize))
     trials = []
     for case in cases:
         size = sizes.of_scores(case)
@@ -46,7 +47,9 @@ def built_in_trials(cases: Sequence[Case], models: Sequence[Model], sizes: Sizes
             code = digest_file(inspect.getsourcefile(CLASSICAL[case.task]))
             rows.append((CLASSICAL_ROW, [case.digest, size, case.task, code], {}))
         for name, content, made_with in rows:
-            trials.append(Trial(case, name, None, None, key_of([name, content]), made_with))
+            trials.append(
+                Trial(case, name, None, None, key_of([name, content, resizing]), made_with)
+            )
     return trials
 
 
@@ -87,7 +90,7 @@ def make_built_in(
     return make
 
 
-def found_trials(cases: Sequence[Case], model: Model) -> list[Trial]:
+def found_trials(cases: Sequence[Case], model: Model, sizes: Sizes) -> list[Trial]:
     """The pictures of a folder that was made elsewhere, one for each case.
 
     Raises: InputError for a case without a picture, or one that is damaged.
@@ -102,7 +105,10 @@ def found_trials(cases: Sequence[Case], model: Model) -> list[Trial]:
                 f"{path} is {width} x {height}, its target {wanted[0]} x {wanted[1]}: expected the "
                 "edit alone, in the same shape"
             )
-        trials.append(Trial(case, model, None, None, key_of(["picture", digest_file(path)]), {}))
+        edit = key_of(
+            ["picture", digest_file(path), sizes.of_scores(case)]
+        )  # its scores depend on it
+        trials.append(Trial(case, model, None, None, edit, {}))
     return trials
 
 

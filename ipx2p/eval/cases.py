@@ -151,12 +151,13 @@ def draw(cases: Sequence[Case], limit: int | None) -> list[Case]:
     """At most `limit` of the cases, always the same ones, in order, and those that they follow."""
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected 1 or more pictures")
-    if limit is None or limit >= len(cases):
+    reported = [case for case in cases if not case.is_step]
+    if limit is None or limit >= len(reported):
         return [*cases]
-    drawn = torch.randperm(len(cases), generator=generator(0, "compare limit"))[:limit]
+    drawn = torch.randperm(len(reported), generator=generator(0, "compare limit"))[:limit]
     named = {case.name: case for case in cases}
     taken: set[str] = set()
-    for case in (cases[item] for item in drawn.tolist()):
+    for case in (reported[item] for item in drawn.tolist()):
         while case is not None and case.name not in taken:
             taken.add(case.name)
             case = named.get(case.after)

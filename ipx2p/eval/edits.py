@@ -93,6 +93,8 @@ class Maker:
         mine, is_main = self.world.share(todo), self.world.is_main
         for trial in tqdm(mine, unit="picture", desc="other rows", disable=not is_main):
             self.keep(trial, make(trial))
+        self.world.barrier()
+        self.records.read()
 
     def edit(
         self,
@@ -108,6 +110,8 @@ class Maker:
         editor = None
         for depth in range(max((trial.depth for trial in trials), default=-1) + 1):
             todo = self.missing([trial for trial in trials if trial.depth == depth])
+            if not todo:  # for none of the processes
+                continue
             self.world.barrier()  # all have counted before anyone adds one
             if mine := self._part_of(todo, config.batch_size):
                 editor = editor or _EditRun(self, *load(), config)

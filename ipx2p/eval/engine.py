@@ -5,6 +5,7 @@ OUTPUT/  edits/KEY.png  records_RANK.jsonl                  what was made: the r
 """
 
 import re
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -41,7 +42,7 @@ from ipx2p.eval.models import (
     weights_digest,
 )
 from ipx2p.eval.networks import Networks
-from ipx2p.eval.records import Record, Records, file_stem, key_of, read_records
+from ipx2p.eval.records import IDENTITY, Record, Records, file_stem, key_of, read_records
 from ipx2p.eval.reporting import write_report
 from ipx2p.eval.scores import lacking, measure, pick_metrics, scored_by
 from ipx2p.files import atomic_write, check_writable, hold_lock, remove_stale_temporaries
@@ -105,7 +106,7 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
         trials = [*built_in, *chain.from_iterable(edits)]
         check_baseline([trial.record(picture=None) for trial in trials], config.baseline)
         world.check_same("what is compared", key_of([trial.key for trial in trials]))
-        lock = _take(config.output, trials, world)
+        lock = _take(config.output, trials, sizes, world)
         for warning in warned if world.is_main else ():
             warnings.warn(warning, stacklevel=2)
         maker = Maker(trials, Records(config.output, world.rank), world, sizes)
@@ -155,7 +156,8 @@ def _report(
     paths = write_report(config.output, shown, config.baseline, config.grids, notes=notes)
     if protocol.judge:
         paths.append(config.output / REQUESTS)
-        export_requests(shown, paths[-1], protocol.judge)
+        asked = [record for record in shown if not record.selects]
+        export_requests(asked, paths[-1], protocol.judge)
     return paths
 
 
@@ -212,7 +214,7 @@ def _trials(
 ) -> list[Trial]:
     """All edits of a model: of the cases, and of those that choose its scales."""
     if not model.has_weights:
-        return found_trials([case for case in cases if not case.is_step], model)
+        return found_trials([case for case in cases if not case.is_step], model, sizes)
     made_with = {
         "weights": model.source,
         "weights_digest": weights_digest(model.folder),
@@ -254,7 +256,9 @@ def score(
             numbers = measure(pictures, *compared, at_target=sizes.at_target)
             for place, record in enumerate(some):
                 scores = {name: values[place].item() for name, values in numbers.items()}
-                records.add(replace(record, scores=scores, scored_by=how))
+                all_scores, all_how = record.scores | scores, record.scored_by | how
+                now = round(time.time(), 3)
+                records.add(replace(record, scores=all_scores, scored_by=all_how, scored_at=now))
     world.barrier()
     records.read()
 
@@ -310,7 +314,7 @@ def _check_model(model: Model) -> None:
         one.spec.check_layers(layers)
 
 
-def _take(output: Path, trials: Sequence[Trial], world: World) -> BinaryIO | None:
+def _take(output: Path, trials: Sequence[Trial], sizes: Sizes, world: World) -> BinaryIO | None:
     """Lock the output folder until the main process closes the returned lock.
 
     Raises: InputError for a folder with other files, edits that would not compare with these, or
@@ -318,7 +322,7 @@ def _take(output: Path, trials: Sequence[Trial], world: World) -> BinaryIO | Non
     """
     check_writable(output)
     world.check_shared(output, "--output")
-    _check_earlier(output, trials)
+    _check_earlier(output, trials, sizes)
     world.barrier()  # all have checked before anything is written
     lock = hold_lock(output / ".lock") if world.is_main else None
     if world.any(world.is_main and lock is None):
@@ -326,13 +330,13 @@ def _take(output: Path, trials: Sequence[Trial], world: World) -> BinaryIO | Non
             f"another process is computing in {output}: wait for it, or choose another --output"
         )
     if world.is_main:
-        _check_earlier(output, trials)  # another run may have just finished in it
+        _check_earlier(output, trials, sizes)  # another run may have just finished in it
         remove_stale_temporaries(output / "edits")
     world.barrier()
     return lock
 
 
-def _check_earlier(output: Path, trials: Sequence[Trial]) -> None:
+def _check_earlier(output: Path, trials: Sequence[Trial], sizes: Sizes) -> None:
     """Raise InputError unless what a folder holds compares with the edits to be made."""
     earlier = read_records(output)
     names = {child.name for child in output.iterdir() if not child.name.startswith(".")}
@@ -355,3 +359,19 @@ def _check_earlier(output: Path, trials: Sequence[Trial]) -> None:
                 raise InputError(
                     f"{output} holds edits that were made {why}: choose another --output"
                 )
+    rows = {t.key: t for t in trials if t.model == IDENTITY}
+    sizes_now = {
+        t.record(picture=None).place: "{} x {}".format(*sizes.of_scores(t.case))
+        for t in rows.values()
+    }
+    for record in earlier:
+        if record.case.get("benchmark") != trials[0].case.benchmark:
+            raise InputError(
+                f"{output} holds edits of another benchmark ({record.case.get('benchmark')!r}): "
+                "choose another --output"
+            )
+        if record.model == IDENTITY and sizes_now.get(record.place, record.size) != record.size:
+            raise InputError(
+                f"{output} holds {record.case['name']} at {record.size}, now it is "
+                f"{sizes_now[record.place]}: choose another --output"
+            )

@@ -121,6 +121,11 @@ def make_lines(records: Sequence[Record], baseline: str | None = None) -> list[L
     Raises: InputError for an unknown baseline, or scores of one metric that were made differently.
     """
     _check_scored_by(records)
+    benchmarks = sorted({str(record.case.get("benchmark") or "own pairs") for record in records})
+    if len(benchmarks) > 1:
+        raise InputError(
+            f"{' and '.join(benchmarks)} have no common mean: report their folders apart"
+        )
     reported = [record for record in records if not record.selects]
     lines = _lines(reported, baseline)
     choosing = _lines([record for record in records if record.selects])
@@ -299,6 +304,7 @@ def _check_scored_by(records: Iterable[Record]) -> None:
     for record in records:
         for name in record.scores:
             how = record.scored_by.get(name, "")
+            how = how.partition(" (")[2] or how  # a network may be called by its path
             known, other = first.setdefault(name, (how, record))
             if how != known:
                 raise InputError(
@@ -370,6 +376,8 @@ def _choose(lines: Sequence[Line], choosing: Sequence[Line]) -> list[Line]:
             measured = [(line.task, line.row) for line in group if name in line.scores]
             if measured and metric.chooses:
                 known = [deciding.get(place, {}).get(name) for place in measured]
+                if all(one is None for one in known):
+                    continue
                 worths = [-math.inf if one is None else metric.better * one for one in known]
                 best.setdefault(measured[worths.index(max(worths))], []).append(name)
     return [replace(line, best=tuple(best.get((line.task, line.row), ()))) for line in lines]

@@ -26,7 +26,10 @@ from ipx2p.weights.readers import find_folder
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 # What every edit runs through, besides the files of its schemes.
-CODE = ("models/*.py", "diffusion/**/*.py", "editing/editor.py", "editing/settings.py")
+CODE = (
+    *("models/*.py", "diffusion/**/*.py", "editing/editor.py", "editing/settings.py"),
+    *("images.py", "seeds.py"),
+)
 SCALES = {"guidance_scale": "text", "image_guidance_scale": "image"}
 KINDS = {item.name: type(item.default) for item in fields(EditSettings)}
 _SETTING = rf"(?=(?:{'|'.join(KINDS)})=)"  # commas and @ also occur in stacks and paths

@@ -56,7 +56,7 @@ class Record:
     the scales at which ip2p is the same, `effective_guidance_scale` and
     `effective_image_guidance_scale`; None for built-in rows.
     made_with: weights and their digest, code, resolution, dtype, negative instruction.
-    made_at: seconds since 1970.
+    made_at, scored_at: seconds since 1970.
     picture: `file` in the folder, `digest`, `width`, `height`; None if the edit is not finite.
     failed: why there is no picture.
     computed_on: device, threads, versions, batch.
@@ -75,6 +75,7 @@ class Record:
     picture: dict[str, Any] | None
     failed: str = ""
     made_at: float = 0.0
+    scored_at: float = 0.0
     evaluations: int = 0
     seconds: float = 0.0
     computed_on: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +101,11 @@ class Record:
         """Its case without paths: the same pictures may be moved."""
         paths = ("source", "target")
         return {name: value for name, value in self.case.items() if name not in paths}
+
+    @property
+    def size(self) -> str:
+        """Of its picture, for messages."""
+        return f"{self.picture['width']} x {self.picture['height']}"
 
     @property
     def path(self) -> Path:
@@ -137,8 +143,8 @@ class Records:
         self.file = folder / f"{STEM}_{rank:03d}.jsonl"
         if self.file.exists():  # drop a line that a killed run left half written
             os.truncate(self.file, self.file.read_bytes().rfind(b"\n") + 1)
-        self.by_key: dict[str, Record] = {}
-        self.by_edit: dict[str, Record] = {}
+        self.by_key: dict[str, Record]
+        self.by_edit: dict[str, Record]
         self.lost: set[tuple[str, float]] = set()
         self.read()
         whole: dict[str, bool] = {}
@@ -147,11 +153,11 @@ class Records:
                 whole[record.edit] = record.has_picture
             if not whole[record.edit]:
                 self.lost.add((record.edit, record.made_at))
-        self.by_key, self.by_edit = {}, {}
         self.read()
 
     def read(self) -> None:
         """Read the records that any process has written."""
+        self.by_key, self.by_edit = {}, {}
         for record in read_records(self.folder):
             self._keep(record)
 
@@ -168,17 +174,15 @@ class Records:
 
 
 def joined(one: Record | None, other: Record) -> Record:
-    """Two records of a key: the one that was made later, or one with the scores of both."""
+    """Two records of a key, the other written later: it, with the scores of both."""
     if one is None or one.made_at < other.made_at:
         return other
-    if one.made_at > other.made_at:
-        return one
     scores, scored_by = one.scores | other.scores, one.scored_by | other.scored_by
     return replace(other, scores=scores, scored_by=scored_by)
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All lines of a folder, in order.
+    """All lines of a folder, in the order in which they were written.
 
     Raises: InputError for a damaged line.
     """
@@ -201,7 +205,12 @@ def read_records(folder: Path) -> list[Record]:
                     f"{path} line {number} is damaged ({error}): remove the line, and its edit is "
                     "computed again"
                 ) from error
-    return found
+    return sorted(found, key=in_time)
+
+
+def in_time(record: Record) -> tuple[float, float]:
+    """The order in which records were written."""
+    return record.made_at, record.scored_at
 
 
 def read_folders(folders: Sequence[Path]) -> list[Record]:
@@ -210,6 +219,7 @@ def read_folders(folders: Sequence[Path]) -> list[Record]:
     Raises: InputError for a folder without any, or folders in which a case has other sizes.
     """
     by_key: dict[str, Record] = {}
+    everything: list[Record] = []
     for folder in folders:
         records = read_records(folder)
         if not records:
@@ -217,24 +227,21 @@ def read_folders(folders: Sequence[Path]) -> list[Record]:
                 f"{folder} holds no records ({STEM}_*.jsonl): expected the --output of compare or "
                 "evaluate"
             )
-        for record in records:
-            by_key[record.key] = joined(by_key.get(record.key), record)
+        everything += records
+    for record in sorted(everything, key=in_time):
+        by_key[record.key] = joined(by_key.get(record.key), record)
     shown = [record for record in by_key.values() if not record.case.get("is_step")]
     last: dict[str, Record] = {}
-    for record in sorted(shown, key=lambda record: record.made_at):
+    for record in sorted(shown, key=in_time):
         earlier = last.setdefault(record.place, record)
-        if record.model == IDENTITY and _size(earlier) != _size(record):
+        if record.model == IDENTITY and earlier.size != record.size:
             raise InputError(
-                f"{record.case['name']} is compared at {_size(earlier)} pixels in {earlier.folder} "
-                f"and at {_size(record)} in {record.folder}: such numbers do not compare: report "
+                f"{record.case['name']} is compared at {earlier.size} pixels in {earlier.folder} "
+                f"and at {record.size} in {record.folder}: such numbers do not compare: report "
                 "the folders apart"
             )
         last[record.place] = record
     return [*last.values()]
-
-
-def _size(record: Record) -> str:
-    return f"{record.picture['width']} x {record.picture['height']}"
 
 
 def names_of(records: Iterable[Record]) -> list[str]:

@@ -63,6 +63,9 @@ def main(argv: list[str] | None = None) -> None:
     records = read_folders(args.folders)
     output = args.output or args.folders[0]
     check_writable(output)
+    there = {path.name for path in output.iterdir()}
+    if there and not {"edits.csv", "table.tex"} <= there and output not in args.folders:
+        raise InputError(f"{output} holds other files, and no report: choose another --output")
     print(*write_report(output, records, args.baseline, args.grids), sep="\n")
 
 

@@ -196,7 +196,12 @@ def notes_of(
         notes.append(f"{failed} of {len(reported)} edits are not finite, and are in no mean.")
     for name, metric in METRICS.items():
         count = sum(name in record.scores for record in there)
-        if 0 < count < len(there):
+        if 0 < count < len(there) and not all(name in record.scored_by for record in there):
+            notes.append(
+                f"{metric.label}: measured on {count} of {len(there)} edits so far; run the "
+                "command again for the others."
+            )
+        elif 0 < count < len(there):
             notes.append(
                 f"{metric.label}: measured on {count} of {len(there)} edits; the others lack what "
                 "it needs, or are too small."
@@ -219,16 +224,13 @@ def remarks_of(lines: Sequence[Line]) -> tuple[list[str], list[str]]:
 
 
 def published_tables(records: Sequence[Record], lines: Sequence[Line]) -> Iterator[Table]:
-    """For each published benchmark: our lines, and the rows that they may be compared with."""
-    names = [*dict.fromkeys(record.case["benchmark"] for record in records)]
-    for protocol in (PROTOCOLS[name] for name in names if name in PROTOCOLS):
-        mine = [record for record in records if record.case["benchmark"] == protocol.name]
-        ours = make_lines(mine) if len(names) > 1 else lines
+    """Of a published benchmark: our lines, and the rows that they may be compared with."""
+    for protocol in filter(None, [PROTOCOLS.get(records[0].case["benchmark"])]):
         shown = []
-        for line in ours:
+        for line in lines:
             scores = line.scores
             if protocol.judge and line.task == ALL:
-                edits = [record for record in mine if record.row == line.row]
+                edits = [record for record in records if record.row == line.row]
                 scores = mean_over_tasks(edits, protocol.metrics)
             shown.append((line.task, line.label, scores, "this report"))
         shown += [(row.task, row.model, row.scores, row.source) for row in protocol.published]
@@ -241,7 +243,7 @@ def published_tables(records: Sequence[Record], lines: Sequence[Line]) -> Iterat
         heads = ["task"] * several + ["model", *(METRICS[name].label for name in protocol.metrics)]
         title = f"{protocol.name}{', beside published rows' * bool(protocol.published)}"
         about = [protocol.about, *protocol.notes]
-        yield Table(title, about, [*heads, "from"], rows, range(len(ours)))
+        yield Table(title, about, [*heads, "from"], rows, range(len(lines)))
 
 
 def _shown(

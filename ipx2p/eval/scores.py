@@ -4,9 +4,11 @@ A metric says what it needs beside the source and the edit, and is one function 
 one is one more entry of `METRICS`.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from ipx2p.errors import InputError, suggestion
 from ipx2p.eval.cases import Case
 from ipx2p.eval.networks import Networks, direction_similarity
+from ipx2p.files import digest_bytes, digest_file
 from ipx2p.images import pixels01_from_image, resize
 from ipx2p.metrics import (
     INVENTED_WINDOW,
@@ -384,5 +387,12 @@ def scored_by(
         used = [str(getattr(networks, need)) for need in needs if need in networks.given]
         if SHOWN_WHOLE.isdisjoint(needs):
             used.append("at the size of the target, bicubic" if at_target else "at the edit's size")
-        told[name] = ", ".join(used)
+        told[name] = ", ".join([*used, f"code {_code()}"])
     return told
+
+
+@cache
+def _code() -> str:
+    """A hash of the code that measures."""
+    files = (inspect.getsourcefile(one) for one in (psnr, measure, Networks))
+    return digest_bytes("".join(map(digest_file, files)).encode(), 4)

@@ -238,7 +238,7 @@ def test_a_person_counts_once(made, tmp_path):
     ("argv", "message"),
     [
         (("read", "nokey.json", "c.json"), r"nokey\.json does not exist"),
-        (("read", "c.json", "c.json"), r"c\.json is no key of a page"),
+        (("read", "c.json", "c.json"), r"c\.json is not the key of a page"),
         (("make", "nowhere"), "nowhere holds no records"),
         (("make", "run", "--models", "mine"), "no edits of 'mine'; did you mean mine-secret"),
         (("make", "run", "--models", "oracle"), "1 to judge .oracle., expected two or more"),

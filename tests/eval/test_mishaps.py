@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,8 @@ import ipx2p.eval.evaluate
 from ipx2p.cli import run_command
 from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
-from ipx2p.eval.records import read_folders
+from ipx2p.eval.cases import Case, draw
+from ipx2p.eval.records import Records, read_folders
 from tests.conftest import GOLDEN
 from tests.eval.conftest import WEIGHTS
 
@@ -81,3 +83,43 @@ def test_weights_may_lie_in_a_folder_called_as_a_row(tmp_path, monkeypatch):
         warnings.filterwarnings("ignore", "resolution")
         ipx2p.eval.compare.main([*map(str, (*argv, "--resolution", 16, *FAST))])
     assert (tmp_path / "compare/index.html").exists()
+
+
+def test_results_made_elsewhere_are_scored_again_at_another_size(manifest, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name in ("a-snow", "b-night"):
+        shutil.copy(GOLDEN / "coffee_64.png", theirs / f"{name}.png")
+    argv = ["--models", theirs, "--output", tmp_path / "out"]
+    assert evaluate(manifest, tmp_path / "out", *argv[:2]) == 0
+    with pytest.raises(SystemExit) as exit_:
+        run_command(
+            lambda: ipx2p.eval.evaluate.main(
+                [*map(str, (manifest, *argv, "--resolution", 32, "--grids", 0))]
+            )
+        )
+    assert exit_.value.code == 2  # the folder holds the cases at 16 x 16
+
+
+def test_later_scores_count_whatever_process_wrote_them(manifest, tmp_path):
+    out = tmp_path / "out"
+    assert evaluate(manifest, out) == 0
+    (out / "records_000.jsonl").rename(out / "records_001.jsonl")  # as a second process had
+    records = Records(out)
+    one = next(iter(records.by_key.values()))
+    records.add(replace(one, scores={"psnr": -1.0}, scored_at=one.scored_at + 1))
+    records.read()
+    assert records.by_key[one.key].scores["psnr"] == -1.0
+    assert Records(out).by_key[one.key].scores["psnr"] == -1.0
+    assert {r.key: r for r in read_folders([out])}[one.key].scores["psnr"] == -1.0
+
+
+def test_a_limit_counts_what_is_reported_of_a_chain():
+    chain = [
+        Case(f"{n}{turn}", GOLDEN, "x", after=f"{n}{turn - 1}" if turn else None, is_step=turn < 2)
+        for n in "ab"
+        for turn in range(3)
+    ]
+    drawn = draw(chain, 1)
+    assert [case.is_step for case in drawn] == [True, True, False]
+    assert draw(chain, 2) == chain

@@ -104,6 +104,6 @@ def test_results_made_elsewhere_are_found_by_their_names(tmp_path):
         find_result(official, model).name == "139_1.png"
         and find_result(own, model).name == "own.jpg"
     )
-    assert len(found_trials([official, own], model)) == 2
+    assert len(found_trials([official, own], model, Sizes(8, 8))) == 2
     with pytest.raises(InputError, match="has no result for 'gone': expected gone.png"):
-        found_trials([Case("gone", tmp_path / "source.png", "x")], model)
+        found_trials([Case("gone", tmp_path / "source.png", "x")], model, Sizes(8, 8))

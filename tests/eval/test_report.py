@@ -143,7 +143,7 @@ def test_the_head_tells_what_was_compared_and_how(finished):
     text = (finished / "table.md").read_text()
     for told in (
         "- models: good: weights/mine, abc123; bad\\|&lt;b>: weights/mine, abc123",
-        "- pictures: 5 in 10 cases, ",
+        "- pictures: 5 in 10 cases; ",
         "- resolution: 48\n",
         "- guidance scale: 7\n",
         "- sampler: euler\n",
@@ -182,8 +182,8 @@ def test_what_is_missing_or_hardly_compares_is_said(swept, monkeypatch):
     notes = reporting.notes_of(odd, [], [])
     assert f"1 of {len(odd)} edits are not finite, and are in no mean." in notes
     there = len(odd) - 1
-    assert any(f"SSIM of {there - 1} of {there} pictures: the others" in note for note in notes)
-    assert any("different resolution (48, 7)" in note for note in notes)
+    assert any(f"SSIM: measured on {there - 1} of {there} edits" in note for note in notes)
+    assert any("different resolutions (48, 7)" in note for note in notes)
     monkeypatch.setattr(reporting, "has_matplotlib", lambda: False)
     assert 'pip install -e ".[plots]"' in reporting.notes_of(swept, [], [])[-1]
 

@@ -243,7 +243,7 @@ def test_scores_made_in_different_ways_have_no_common_mean():
 def test_a_baseline_is_one_line(name):
     records = rows_of("a", SOURCE, settings_of(scale=1.0))
     records += rows_of("a", SOURCE, settings_of(scale=2.0)) + rows_of("b", SOURCE, settings_of())
-    with pytest.raises(InputError, match=rf"baseline '{name}' is not one line.*a, guidance 1"):
+    with pytest.raises(InputError, match=rf"baseline '{name}' is not one row.*a, guidance 1"):
         make_lines(records, baseline=name)
     lines = by_label(make_lines(records, baseline="a, guidance 1"))
     assert "a, guidance 1" in lines["b, guidance 7"].against

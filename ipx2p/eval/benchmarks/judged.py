@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from ipx2p.eval.benchmarks.protocol import Protocol, entries, extract
 from ipx2p.eval.cases import Case
 from ipx2p.eval.intervals import Estimate, estimates
 from ipx2p.eval.records import IDENTITY, Record, Records, read_folders
-from ipx2p.files import atomic_write
+from ipx2p.files import atomic_write, hold_lock
 
 _FORM = 'Answer with JSON only: {"score": [%s], "reasoning": "one sentence"}.'
 _LIST = re.compile(r'"scores?"\s*:\s*\[([^\]]*)\]')
@@ -113,9 +114,14 @@ def add_answers(path: Path, folder: Path) -> None:
     asked = [record for record in read_folders([folder]) if record.case["benchmark"] in JUDGES]
     if not asked:
         raise InputError(f"{folder} has no edits of {', '.join(JUDGES)}: leave out --answers")
-    records = Records(folder)
-    for record in read_answers(path, asked, JUDGES[asked[0].case["benchmark"]]):
-        records.add(record)
+    answered = read_answers(path, asked, JUDGES[asked[0].case["benchmark"]])
+    lock = hold_lock(folder / ".lock")
+    if lock is None:
+        raise InputError(f"another process is computing in {folder}: wait for it")
+    with lock:
+        records, now = Records(folder), round(time.time(), 3)
+        for record in answered:
+            records.add(replace(record, scored_at=now))
 
 
 def read_answers(path: Path, records: Sequence[Record], judge: str) -> list[Record]:
