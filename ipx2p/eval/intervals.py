@@ -5,7 +5,7 @@ interval is the studentized one (bootstrap-t) of Efron and Tibshirani, "An Intro
 Bootstrap", 1993, sec. 12.5: the mean minus its standard error times quantiles of t, where t is that
 of pictures drawn with replacement. In simulations of 10 to 50 pictures with several seeds, normal
 or skewed as an exponential, it holds the true mean in 93 to 97 % of cases. Draws are always the
-same ones.
+same ones; of a few pictures, all that there are.
 Shapes: M metrics, N edits, G pictures.
 """
 
@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import combinations_with_replacement
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ import torch
 from ipx2p.seeds import generator
 
 LEAST = 5  # pictures; intervals of fewer are too wide to be useful
-MOST_DRAWS, LEAST_DRAWS = 49_999, 1_999  # of few pictures, whose draws are few and unlike; of many
+EXACT = 8  # pictures; of no more than these, all draws are enumerated
+MOST_DRAWS, LEAST_DRAWS = 9_999, 1_999  # of few pictures, of many
 NORMAL = 1.959963984540054  # 97.5 % of the normal distribution
 ROUNDING = 1e-12  # relative: values that differ by no more are equal
 
@@ -152,7 +154,7 @@ def _bootstrap_t(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.n
     rest = sums - means[:, None] * counts  # (M, G), its sums are 0
     rest[np.abs(rest) <= ROUNDING * np.abs(sums).max(axis=1, keepdims=True)] = 0
     squares = (rest**2).sum(axis=1)
-    drawn = _drawn(len(counts))  # (draws, G)
+    drawn, weights = _drawn(len(counts))  # (draws, G), (draws,)
     edits = (drawn @ counts)[:, None]
     shift = drawn @ rest.T / edits  # (draws, M), of the drawn mean from the mean
     spread = drawn @ (rest**2).T - 2 * shift * (drawn @ (rest * counts).T)
@@ -160,24 +162,34 @@ def _bootstrap_t(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.n
     spread[spread <= ROUNDING * squares] = 0
     with np.errstate(invalid="ignore", divide="ignore"):
         t = np.where(shift == 0, 0, shift * edits / np.sqrt(spread))
-    low, high = (round(part * (len(t) + 1)) - 1 for part in (0.025, 0.975))
-    t = np.partition(t, (low, high), axis=0)
+    order = t.argsort(axis=0)
+    shares = weights[order].cumsum(axis=0)
+    places = [(shares < part - ROUNDING).sum(axis=0)[None] for part in (0.975, 0.025)]
+    quantiles = [np.take_along_axis(t, np.take_along_axis(order, at, 0), 0)[0] for at in places]
     with np.errstate(invalid="ignore"):
         error = np.where(squares == 0, 0, np.sqrt(squares) / counts.sum())
-        ends = [np.where(error == 0, means, means - t[place] * error) for place in (high, low)]
+        ends = [np.where(error == 0, means, means - quantile * error) for quantile in quantiles]
     return ends[0], ends[1]
 
 
 @lru_cache(maxsize=8)
-def _drawn(pictures: int) -> np.ndarray:
-    """How often each picture is drawn, (draws, G); the same for all metrics and lines."""
-    draws = 40 * min(max(15_000 // pictures, (LEAST_DRAWS + 1) // 40), (MOST_DRAWS + 1) // 40) - 1
+def _drawn(pictures: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each picture is drawn, (draws, G), and how likely such a draw is, (draws,).
+
+    They are the same for all metrics and lines.
+    """
+    if pictures <= EXACT:
+        which = np.array([*combinations_with_replacement(range(pictures), pictures)])
+        counts = (which[:, None] == np.arange(pictures)[:, None]).sum(axis=2)  # (draws, G)
+        orders = np.array([math.prod(map(math.factorial, row)) for row in counts.tolist()])
+        return counts.astype(float), math.factorial(pictures) / pictures**pictures / orders
+    draws = 40 * min(max(3_000 // pictures, (LEAST_DRAWS + 1) // 40), (MOST_DRAWS + 1) // 40) - 1
     which = torch.randint(
         pictures, (draws, pictures), generator=generator(0, "bootstrap", pictures)
     )
     flat = which + torch.arange(draws)[:, None] * pictures
     counts = torch.bincount(flat.flatten(), minlength=draws * pictures)
-    return counts.view(draws, pictures).double().numpy()
+    return counts.view(draws, pictures).double().numpy(), np.full(draws, 1 / draws)
 
 
 def _minus(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
