@@ -1,7 +1,7 @@
 """Rows that need no edit model: what every edit must beat, and what none can (layer 4)."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case, Sizes
-from ipx2p.eval.classical import CLASSICAL
+from ipx2p.eval.classical import CLASSICAL, denoise
 from ipx2p.eval.models import Model, Trial, weights_digest
 from ipx2p.eval.records import CLASSICAL_ROW, IDENTITY, ORACLE, VAE_ROW, key_of
 from ipx2p.files import digest_file
@@ -29,10 +29,13 @@ ROUNDED = 1.6  # how far the shape of an edit may differ, since sides are rounde
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def built_in_trials(cases: Sequence[Case], models: Sequence[Model], sizes: Sizes) -> list[Trial]:
-    """Identity for every case; target, autoencoders and classical method where they can be."""
-    vaes = autoencoders(models)
-    resizing = digest_file(inspect.getsourcefile(resize))
+def built_in_trials(cases: Sequence[Case], vaes: Mapping[str, Model], sizes: Sizes) -> list[Trial]:
+    """Identity for every case; target, autoencoders and classical method where they can be.
+
+    Args:
+        vaes: see `autoencoders`.
+    """
+    resizing, restoring = (digest_file(inspect.getsourcefile(one)) for one in (resize, denoise))
     trials = []
     for case in cases:
         size = sizes.of_scores(case)
@@ -44,8 +47,7 @@ def built_in_trials(cases: Sequence[Case], models: Sequence[Model], sizes: Sizes
                 made_with = {"weights": model.source, "weights_digest": digest}
                 rows.append((VAE_ROW, content, made_with))
         if case.task in CLASSICAL:
-            code = digest_file(inspect.getsourcefile(CLASSICAL[case.task]))
-            rows.append((CLASSICAL_ROW, [case.digest, size, case.task, code], {}))
+            rows.append((CLASSICAL_ROW, [case.digest, size, case.task, restoring], {}))
         for name, content, made_with in rows:
             trials.append(
                 Trial(case, name, None, None, key_of([name, content, resizing]), made_with)
@@ -63,14 +65,13 @@ def autoencoders(models: Sequence[Model]) -> dict[str, Model]:
 
 
 def make_built_in(
-    models: Sequence[Model], sizes: Sizes, device: torch.device
+    vaes: Mapping[str, Model], sizes: Sizes, device: torch.device
 ) -> Callable[[Trial], Image.Image]:
     """What makes the pictures of built-in rows."""
-    different = autoencoders(models)
 
     @cache
     def vae(digest: str) -> VAE:
-        return VAE.load(different[digest].folder / "vae").to(device)
+        return VAE.load(vaes[digest].folder / "vae").to(device)
 
     @torch.no_grad()
     def make(trial: Trial) -> Image.Image:

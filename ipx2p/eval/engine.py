@@ -28,7 +28,13 @@ from ipx2p.errors import InputError
 from ipx2p.eval.benchmarks.judged import export_requests
 from ipx2p.eval.benchmarks.protocol import OWN_PAIRS, Protocol, decode_mask
 from ipx2p.eval.benchmarks.registry import PROTOCOLS
-from ipx2p.eval.built_in import built_in_trials, find_result, found_trials, make_built_in
+from ipx2p.eval.built_in import (
+    autoencoders,
+    built_in_trials,
+    find_result,
+    found_trials,
+    make_built_in,
+)
 from ipx2p.eval.cases import Case, Sizes
 from ipx2p.eval.edits import Maker
 from ipx2p.eval.lines import check_baseline
@@ -45,9 +51,15 @@ from ipx2p.eval.networks import Networks
 from ipx2p.eval.records import IDENTITY, Record, Records, file_stem, key_of, read_records
 from ipx2p.eval.reporting import write_report
 from ipx2p.eval.scores import lacking, measure, pick_metrics, scored_by
-from ipx2p.files import atomic_write, check_writable, hold_lock, remove_stale_temporaries
+from ipx2p.files import (
+    atomic_write,
+    check_writable,
+    digest_file,
+    hold_lock,
+    remove_stale_temporaries,
+)
 from ipx2p.images import load_image, resize
-from ipx2p.models.unet import UNet, UNetConfig
+from ipx2p.models.unet import UNet
 from ipx2p.models.vae import VAE
 from ipx2p.weights.readers import find_folder
 
@@ -101,8 +113,10 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
         )
         asked = config.metrics or [*protocol.measured] or None
         metrics = pick_metrics(asked, reported, networks)
-        edits = [_trials(model, cases, choosing, sizes, config, device) for model in models]
-        built_in = built_in_trials(reported, models, sizes)
+        weak = config.weak_weights and weights_digest(find_folder(config.weak_weights))
+        edits = [_trials(model, cases, choosing, sizes, config, device, weak) for model in models]
+        vaes = autoencoders(models)
+        built_in = built_in_trials(reported, vaes, sizes)
         trials = [*built_in, *chain.from_iterable(edits)]
         check_baseline([trial.record(picture=None) for trial in trials], config.baseline)
         world.check_same("what is compared", key_of([trial.key for trial in trials]))
@@ -111,7 +125,7 @@ def evaluate(config: EvalConfig, cases: Sequence[Case], choosing: Sequence[Case]
             warnings.warn(warning, stacklevel=2)
         maker = Maker(trials, Records(config.output, world.rank), world, sizes)
         _count(maker, [*chain.from_iterable(edits)])
-        maker.copy(built_in, make_built_in(models, sizes, device))
+        maker.copy(built_in, make_built_in(vaes, sizes, device))
         for model, mine in zip(models, edits, strict=True):
             _make(maker, model, mine, config, device)
         maker.finish()
@@ -168,6 +182,8 @@ def export_results(trials: Sequence[Trial], records: Records) -> None:
         if trial.settings is not None and trial.case.results and record.picture is not None:
             folder = file_stem(record.model, key_of([asdict(trial.settings), record.seed]))
             path = records.folder / "results" / folder / trial.case.results[0]
+            if path.is_file() and digest_file(path) == record.picture["digest"]:
+                continue
             with atomic_write(path) as temporary:
                 temporary.write_bytes(record.path.read_bytes())
 
@@ -211,6 +227,7 @@ def _trials(
     sizes: Sizes,
     config: EvalConfig,
     device: torch.device,
+    weak: str | None,
 ) -> list[Trial]:
     """All edits of a model: of the cases, and of those that choose its scales."""
     if not model.has_weights:
@@ -223,7 +240,6 @@ def _trials(
         "resolution": sizes.resolution,
         "dtype": dtype_name(pick_dtype(config.dtype, device)),
     }
-    weak = config.weak_weights and weights_digest(find_folder(config.weak_weights))
     make = partial(make_trials, model=model, seeds=config.seeds, made_with=made_with, weak=weak)
     return [*make(cases), *make(choosing, selects=True)]
 
@@ -304,11 +320,9 @@ def _check(
 
 def _check_model(model: Model) -> None:
     """Raise InputError for settings that its networks do not allow, or damaged weights."""
-    UNet.load(model.folder / "unet", None)  # not copied into memory
     VAE.load(model.folder / "vae", None)
+    layers = UNet.load(model.folder / "unet", None).attention_layers  # weights stay on disk
     schedule = Schedule(ScheduleConfig.load(model.folder))
-    with torch.device("meta"):  # the network without its weights
-        layers = UNet(UNetConfig.read(model.folder / "unet" / "config.json")).attention_layers
     for one in model.settings:
         one.spec.check_plan(make_plan(schedule, one.sampler, one.spacing, one.num_steps))
         one.spec.check_layers(layers)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ipx2p.errors import InputError
 from ipx2p.eval.intervals import Difference, Estimate, differences, estimates, paired
+from ipx2p.eval.models import SCALES
 from ipx2p.eval.records import (
     BUILT_IN,
     CLASSICAL_ROW,
@@ -30,7 +31,6 @@ from ipx2p.eval.scores import METRICS
 
 ALL = ""  # the task of lines about all pictures
 MUST_BEAT = (IDENTITY, CLASSICAL_ROW)
-SCALES = ("guidance_scale", "image_guidance_scale")
 EFFECTIVE = tuple(f"effective_{name}" for name in SCALES)
 # What labels tell of the settings in which lines differ.
 TOLD = {
@@ -326,12 +326,17 @@ def _remarks(against: dict[str, dict[str, Difference]]) -> list[str]:
             if unit not in UNITS:
                 label, unit = metric.label, ""
             mean, low, high = (
-                "" if value is None else f"{value:+.{metric.digits}f}"
+                "" if value is None else rounded(value, metric.digits, "+")
                 for value in (one.mean, one.low, one.high)
             )
             mean, spread = f"{mean} {unit}".strip(), f"{low} to {high}" if low else "no interval"
             said.setdefault(f"{verdict} {reference} by", []).append(f"{label} ({mean}, {spread})")
     return [f"{start} {', '.join(shown)}" for start, shown in said.items()]
+
+
+def rounded(value: float, digits: int, sign: str = "") -> str:
+    """A number in print; zero has no minus."""
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
 
 
 def _verdict(one: Difference, better: int) -> str:

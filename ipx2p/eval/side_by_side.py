@@ -34,7 +34,7 @@ CHOICES = ("left", "tie", "right")
 HOW = (
     "Wins are choices of the first. The share of wins is among choices that are not ties, with its "
     "95 % interval: over pictures where several choices are about one picture, else Wilson's. A "
-    "line is preferred where the interval is on one side of 50 %."
+    "row is preferred where the interval is on one side of 50 %."
 )
 
 

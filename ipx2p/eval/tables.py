@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from ipx2p.eval.intervals import Difference, Estimate
-from ipx2p.eval.lines import ALL, EFFECTIVE, SCALES, Line, has_choice
+from ipx2p.eval.lines import ALL, EFFECTIVE, SCALES, Line, has_choice, rounded
 from ipx2p.eval.records import MADE, Record
 from ipx2p.eval.scores import METRICS
 from ipx2p.files import csv_text
@@ -133,7 +133,7 @@ def cell(name: str, value: Any) -> Cell:
     digits = COLUMNS[name][1]
 
     def number(value: float, sign: str = "") -> str:
-        return f"{value:g}" if digits is None else f"{value:{sign}.{digits}f}"
+        return f"{value:g}" if digits is None else rounded(value, digits, sign)
 
     if not isinstance(value, Estimate):
         return Cell(number(value) if isinstance(value, float) else str(value), value)

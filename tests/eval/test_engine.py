@@ -438,14 +438,6 @@ def test_names_of_cases_differ_and_a_limit_is_draw(tmp_path):
     drawn = draw(many, 9)
     assert drawn == sorted(drawn, key=lambda case: case.name) == draw(many, 9) and len(drawn) == 9
     assert draw(many[:3], 5) == many[:3]
-    chain = [
-        Case("0", PICTURE, "a"),
-        *(Case(f"{n}", PICTURE, "a", after=f"{n - 1}") for n in (1, 2)),
-    ]
-    assert all(
-        chain[: chain.index(case)] == chain[: len(draw(chain, 1)) - 1]
-        for case in draw(chain, 1)[-1:]
-    )
 
 
 @pytest.mark.slow

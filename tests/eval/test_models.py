@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ipx2p.errors import InputError
-from ipx2p.eval.built_in import built_in_trials, find_result, found_trials
+from ipx2p.eval.built_in import autoencoders, built_in_trials, find_result, found_trials
 from ipx2p.eval.cases import Case, Sizes
 from ipx2p.eval.models import EvalConfig, Model, parse_models
 from tests.conftest import GOLDEN
@@ -80,7 +80,7 @@ def test_built_in_rows_are_those_that_can_be(tmp_path):
     models, sizes = parse(WEIGHTS), Sizes(16, 8)
 
     def rows(case, models=models):
-        return [trial.model for trial in built_in_trials([case], models, sizes)]
+        return [trial.model for trial in built_in_trials([case], autoencoders(models), sizes)]
 
     assert rows(Case("a", source, "x")) == ["identity"]
     pair = Case("a", source, "x", "denoise", target)

@@ -81,17 +81,22 @@ def test_square_clip_features_are_those_of_the_whole_model(networks, pictures):
     assert str(clip).endswith("resized to 32 x 32")
 
 
-def test_cropped_clip_features_are_those_of_clips_own_preparation(networks, pictures):
-    clip = Clip(networks.clip.model, networks.clip.tokenizer, "tiny", "crop", paper_compat=True)
+def centres(pictures, short, mean, std):
+    """As torchvision prepares them: the shorter side bicubic, the centre, normalized."""
     prepare = transforms.Compose(
         [
-            transforms.Resize(32, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.Resize(short, interpolation=transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(32),
             transforms.ToTensor(),
-            transforms.Normalize(CLIP_MEAN, CLIP_STD),
+            transforms.Normalize(mean, std),
         ]
     )
-    shown = torch.stack([prepare(image(picture)) for picture in pictures])
+    return torch.stack([prepare(image(picture)) for picture in pictures])
+
+
+def test_cropped_clip_features_are_those_of_clips_own_preparation(networks, pictures):
+    clip = Clip(networks.clip.model, networks.clip.tokenizer, "tiny", "crop", paper_compat=True)
+    shown = centres(pictures, 32, CLIP_MEAN, CLIP_STD)
     torch.testing.assert_close(looks(clip, pictures), clip_of(clip, shown))
     assert str(clip) == f"tiny ({networks.clip.digest[:12]}), shorter side bicubic to 32, centre 32"
 
@@ -106,15 +111,7 @@ def test_paper_compat_shows_clip_pixels_in_minus_one_to_one(networks, pictures, 
 
 
 def test_dino_features_are_class_tokens_of_the_centre(networks, pictures):
-    prepare = transforms.Compose(
-        [
-            transforms.Resize(36, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(32),
-            transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
-    shown = torch.stack([prepare(image(picture)) for picture in pictures])
+    shown = centres(pictures, 36, IMAGENET_MEAN, IMAGENET_STD)
     with torch.no_grad():
         tokens = networks.dino.model(shown).last_hidden_state[:, 0]
     torch.testing.assert_close(looks(networks.dino, pictures), unit(tokens))

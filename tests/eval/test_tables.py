@@ -20,6 +20,7 @@ from ipx2p.eval.records import Record
 from ipx2p.eval.reporting import about_of, notes_of
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.tables import (
+    cell,
     columns_of,
     common_settings,
     csv_of_edits,
@@ -501,3 +502,9 @@ def test_the_front_is_what_nothing_beats_in_all_coordinates():
 def test_cells_of_rows_without_settings_are_empty():
     cells = values_of(make_lines(rows_of("identity", SOURCE))[0])
     assert cells["guidance"] is None and cells["psnr"].low is not None and cells["task"] == "all"
+
+
+def test_no_minus_stands_before_zeros():
+    assert cell("psnr", Estimate(-0.001, -0.004, 0.001)).text == "0.00"
+    assert cell("psnr", Difference(-0.001, -0.2, 0.001)).text == "+0.00"
+    assert cell("psnr", Difference(-0.001, -0.2, 0.001)).beside.startswith("[-0.20, +0.00]")
