@@ -21,16 +21,15 @@ EXAMPLES = f"""\
             stack them on guidance with +, parameters after a colon
 
 examples:
-  # one picture
+  # one picture, with the settings and the size that the weights folder names
   python sample.py weights/ip2p --image photo.jpg --instruction "cartoonize it"
 
   # published weights, straight from the hub
   python sample.py timbrooks/instruct-pix2pix --image photo.jpg --instruction "make it night"
 
-  # the model that configs/quickstart.yaml trains, which works on small pictures
+  # the model that configs/quickstart.yaml trains
   python sample.py runs/quickstart/weights --image assets/photos/*.jpg \\
-      --instruction "enhance the low-light image" --sampler euler --spacing trailing --steps 5 \\
-      --guidance-scale 1 --image-guidance-scale 1
+      --instruction "enhance the low-light image"
 
   # one instruction for several pictures, four variants of each, and a contact sheet of them all
   python sample.py weights/ip2p --image a.jpg b.jpg --instruction "make it snow" --num-images 4
@@ -73,5 +72,5 @@ def main(argv: list[str] | None = None) -> None:
     from ipx2p.editing.files import edit_files
     from ipx2p.editing.settings import EditSettings
 
-    settings = EditSettings(**{field.name: args.pop(field.name) for field in fields(EditSettings)})
-    print(*edit_files(settings=settings, **args), sep="\n")
+    given = {field.name: args.pop(field.name) for field in fields(EditSettings)}
+    print(*edit_files(given=given, **args), sep="\n")
