@@ -13,8 +13,9 @@ DESCRIPTION = "Edit pictures with every combination of guidance and scales, meas
 
 # Plain text so that --help need not import torch; a test compares it with the code.
 EXAMPLES = """\
-Options with several values are combined with one another. Run again, or with more values, the
-command computes only what is missing; OUTPUT/index.html has the tables, curves and pictures.
+Options with several values are combined with one another; those left out are as the weights folder
+says. Run again, or with more values, the command computes only what is missing; OUTPUT/index.html
+has the tables, curves and pictures.
 
 examples:
   # one picture: three schemes at 3 x 3 scales
