@@ -54,7 +54,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     what = "what to do: one for all pictures, or one for each"
     add("--instruction", metavar="TEXT", dest="instructions", **several, help=what)
     add("--output", metavar="DIR", type=Path, default=Path("edits"), help="(default: edits)")
-    add = parser.add_argument_group("how to edit").add_argument
+    says = "The model's defaults are in the edit_settings.json of its folder."
+    add = parser.add_argument_group("how to edit", says).add_argument
     add_how(add)
     add("--seed", metavar="N", type=int, default=0, help="of the first variant (default: 0)")
     add("--num-images", metavar="N", type=int, default=1, help="variants of each (default: 1)")
