@@ -42,23 +42,26 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_how(add: Callable[..., object], *, several: bool = False) -> None:
-    """Arguments of the commands that edit: how. several: most of them take several values."""
+    """Arguments of the commands that edit: how. several: most of them take several values.
 
-    def option(name: str, default: object, text: str, **more: object) -> None:
-        more |= {"nargs": "+", "default": [default]} if several else {"default": default}
-        add(name, help=f"{text} (default: {default})".strip(), **more)
+    None, the default, is what the weights folder says; help shows what is usual without its file.
+    """
 
-    option("--sampler", "euler_ancestral", "", metavar="NAME")
-    add("--spacing", metavar="NAME", default="linspace", help="(default: %(default)s)")
-    option("--steps", 20, "1 to 1000", metavar="N", dest="num_steps", type=int)
+    def option(name: str, usual: object, text: str, **more: object) -> None:
+        add(name, help=f"{text} (default: the model's, or {usual})".strip(), **more)
+
+    many = {"nargs": "+"} if several else {}
+    option("--sampler", "euler_ancestral", "", metavar="NAME", **many)
+    option("--spacing", "linspace", "", metavar="NAME")
+    option("--steps", 20, "1 to 1000", metavar="N", dest="num_steps", type=int, **many)
     stack = 'a scheme and modifiers, as "ip2p+apg:eta=0,norm=7.5+rescale"'
-    option("--guidance", "ip2p", stack, metavar="STACK")
-    scale = {"metavar": "S", "type": float}
+    option("--guidance", "ip2p", stack, metavar="STACK", **many)
+    scale = {"metavar": "S", "type": float, **many}
     option("--guidance-scale", 7.0, "how strongly to follow the instruction", **scale)
     option("--image-guidance-scale", 1.5, "how closely to keep to the picture", **scale)
     add("--negative-instruction", metavar="TEXT", default="", help="what to steer away from")
     add("--weak-weights", metavar="WEIGHTS", help="a weaker model, for --guidance autoguidance")
-    size = "the long side becomes N pixels (default: what the model was trained at)"
+    size = "the long side becomes N pixels (default: the model's)"
     add("--resolution", metavar="N", type=int, help=size)
 
 

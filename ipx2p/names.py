@@ -37,9 +37,13 @@ BENCHMARKS = (
 )
 
 
-def check_names(samplers: Iterable[str], spacing: str, stacks: Iterable[str]) -> None:
-    """Raise InputError for an unknown name; the parameters of guidance are not checked here."""
-    parts = [part for stack in stacks for part in re.split(r"(?<!=)\+(?=\s*[a-z_])", stack)]
+def check_names(
+    samplers: Iterable[str | None], spacing: str | None, stacks: Iterable[str | None]
+) -> None:
+    """Raise InputError for an unknown name; None, and parameters of guidance, are not checked."""
+    parts = [
+        part for stack in filter(None, stacks) for part in re.split(r"(?<!=)\+(?=\s*[a-z_])", stack)
+    ]
     schemes = [part.partition(":")[0].strip() for part in parts]
     for kind, names, known in (
         ("sampler", samplers, SAMPLERS),
@@ -47,5 +51,5 @@ def check_names(samplers: Iterable[str], spacing: str, stacks: Iterable[str]) ->
         ("guidance scheme", schemes, (*GUIDANCE, *MODIFIERS)),
     ):
         for name in names:
-            if name not in known:
+            if name is not None and name not in known:
                 raise InputError(f"unknown {kind} {name[:60]!r}; {suggestion(name, known)}")

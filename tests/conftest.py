@@ -1,5 +1,6 @@
 """What many tests need: the golden files and models loaded from them."""
 
+import json
 import os
 from pathlib import Path
 
@@ -16,6 +17,15 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
+
+
+def golden_folder(folder: Path, **settings: object) -> Path:
+    """The golden weights in a folder of their own, which says how they are used."""
+    folder.mkdir()
+    for path in (GOLDEN / "diffusers").iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "edit_settings.json").write_text(json.dumps(settings))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from ipx2p.cli import ENVIRONMENT, run_command
 from ipx2p.diffusion.guidance.registry import SCHEMES
 from ipx2p.diffusion.samplers import SAMPLERS
 from ipx2p.names import SPACINGS
-from tests.conftest import GOLDEN, ROOT
+from tests.conftest import GOLDEN, ROOT, golden_folder
 
 FOLDER, LDM = GOLDEN / "diffusers", GOLDEN / "ldm.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -211,15 +212,15 @@ def test_examples_in_help_parse():
             module.parse(shlex.split(line))
 
 
-def test_defaults_of_the_command_are_those_of_the_code():
+@pytest.mark.parametrize("name", ["sample", "ipx2p.eval.compare", "ipx2p.eval.evaluate"])
+def test_defaults_in_help_are_those_of_the_code(command, name):
     from ipx2p.editing.settings import EditSettings
 
-    args, settings = (
-        ipx2p.commands.edit.parse(["w", "--image", "a", "--instruction", "b"]),
-        EditSettings(),
-    )
-    for name, value in vars(settings).items():
-        assert getattr(args, name) == value
+    _, out, _ = command(name, "--help")
+    for option, value in vars(EditSettings()).items():
+        flag = "--" + option.removeprefix("num_").replace("_", "-")
+        text = re.search(rf"^  {flag} .*?(?=^  --)", out, re.DOTALL | re.MULTILINE)[0]
+        assert f"(default: the model's, or {value})" in " ".join(text.split())
 
 
 # train.py
@@ -293,6 +294,42 @@ def test_several_edits_get_a_sheet_and_their_own_seeds(command, picture, tmp_pat
     ]
     with Image.open(out / "sheet-000.png") as sheet:
         assert sheet.width > 3 * 256 and sheet.height > 2 * 256
+
+
+def test_without_flags_a_picture_is_edited_as_the_weights_folder_says(command, tmp_path):
+    settings = {"sampler": "euler", "spacing": "trailing", "num_steps": 2, "guidance_scale": 3.0}
+    settings |= {"guidance": "ip2p+rescale", "image_guidance_scale": 1.2, "resolution": 64}
+    own = golden_folder(tmp_path / "own", **settings)
+    flags = [
+        f"--{name.removeprefix('num_').replace('_', '-')}={settings[name]}" for name in settings
+    ]
+    out = tmp_path / "out"
+
+    def edit(folder, *more):
+        argv = ("--image", PHOTO, "--instruction", "make it snow", "--device", "cpu")
+        code, stdout, err = command("sample", folder, *argv, "--output", out, *more)
+        path = Path(stdout.strip())
+        assert code == 0, err
+        return path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+
+    (says, record), (told, _) = edit(own), edit(FOLDER, *flags)
+    assert says == told and settings.items() <= record.items()
+    for flag in flags:  # one for which the picture is another, and it alone
+        name, _, value = flag.partition("=")
+        other = {"--sampler": "ddim", "--spacing": "linspace", "--guidance": "ip2p"}
+        picture, now = edit(own, name, other.get(name) or round(float(value)) + 8)
+        key = name[2:].replace("-", "_").replace("steps", "num_steps")
+        changed = {one for one in settings if now[one] != settings[one]}
+        assert changed == {key} and picture != says
+
+
+def test_a_folder_that_cannot_be_used_as_it_says_gets_one_line(command, picture, tmp_path):
+    own = golden_folder(tmp_path / "own", num_step=2)
+    argv = ("sample", own, "--image", picture, "--instruction", "x", "--output", tmp_path / "out")
+    assert_one_line(
+        command(*argv), r"own/edit_settings\.json: unknown key 'num_step'; did you mean"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("extra", [["--one-branch-at-a-time"], ["--batch-size", "1"]])

@@ -21,16 +21,15 @@ EXAMPLES = f"""\
             stack them on guidance with +, parameters after a colon
 
 examples:
-  # one picture
+  # one picture, with the settings and the size that the weights folder names
   python sample.py weights/ip2p --image photo.jpg --instruction "cartoonize it"
 
   # published weights, straight from the hub
   python sample.py timbrooks/instruct-pix2pix --image photo.jpg --instruction "make it night"
 
-  # the model that configs/quickstart.yaml trains, which works on small pictures
+  # the model that configs/quickstart.yaml trains
   python sample.py runs/quickstart/weights --image assets/photos/*.jpg \\
-      --instruction "enhance the low-light image" --sampler euler --spacing trailing --steps 5 \\
-      --guidance-scale 1 --image-guidance-scale 1
+      --instruction "enhance the low-light image"
 
   # one instruction for several pictures, four variants of each, and a contact sheet of them all
   python sample.py weights/ip2p --image a.jpg b.jpg --instruction "make it snow" --num-images 4
@@ -55,7 +54,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     what = "what to do: one for all pictures, or one for each"
     add("--instruction", metavar="TEXT", dest="instructions", **several, help=what)
     add("--output", metavar="DIR", type=Path, default=Path("edits"), help="(default: edits)")
-    add = parser.add_argument_group("how to edit").add_argument
+    says = "The model's defaults are in the edit_settings.json of its folder."
+    add = parser.add_argument_group("how to edit", says).add_argument
     add_how(add)
     add("--seed", metavar="N", type=int, default=0, help="of the first variant (default: 0)")
     add("--num-images", metavar="N", type=int, default=1, help="variants of each (default: 1)")
@@ -73,5 +73,5 @@ def main(argv: list[str] | None = None) -> None:
     from ipx2p.editing.files import edit_files
     from ipx2p.editing.settings import EditSettings
 
-    settings = EditSettings(**{field.name: args.pop(field.name) for field in fields(EditSettings)})
-    print(*edit_files(settings=settings, **args), sep="\n")
+    given = {field.name: args.pop(field.name) for field in fields(EditSettings)}
+    print(*edit_files(given=given, **args), sep="\n")

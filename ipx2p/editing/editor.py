@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from ipx2p.editing.settings import (
     EditResult,
     EditSettings,
     Evaluation,
+    FolderSettings,
     Request,
     check_instructions,
     check_needs,
@@ -59,14 +60,23 @@ class Editor:
         unet: an edit model, 8 input channels; edits run on its device and in its dtype.
         vae, text: on the same device, each in its own dtype.
         schedule: the training schedule of the U-Net.
+        settings: of edits where nothing else is said; None: the defaults of `EditSettings`.
     """
 
-    def __init__(self, unet: UNet, vae: VAE, text: TextEncoder, schedule: Schedule) -> None:
+    def __init__(
+        self,
+        unet: UNet,
+        vae: VAE,
+        text: TextEncoder,
+        schedule: Schedule,
+        settings: FolderSettings | None = None,
+    ) -> None:
         _check_unet(unet, text)
         self.unet = unet
         self.vae = vae
         self.text = text
         self.schedule = schedule
+        self.settings = settings or FolderSettings()
 
     @classmethod
     def load(
@@ -87,11 +97,12 @@ class Editor:
         device = pick_device(str(device))
         dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(dtype, device)
         folder = find_folder(weights)
+        settings = FolderSettings.read(folder)
         schedule = Schedule(ScheduleConfig.load(folder))
         text = TextEncoder.load(folder)
         vae = VAE.load(folder / "vae")
         unet = UNet.load(folder / "unet", dtype)
-        return cls(unet.to(device), vae.to(device), text.to(device), schedule)
+        return cls(unet.to(device), vae.to(device), text.to(device), schedule, settings)
 
     def load_weak(self, weights: str | Path) -> UNet:
         """The U-Net of another weights folder or hub id, as the weak network of guidance.
@@ -130,9 +141,9 @@ class Editor:
 
     @property
     def resolution(self) -> int | None:
-        """Pixels of the training pictures; None where the weights do not say."""
+        """Of the settings, else pixels of the training pictures; None if neither is known."""
         size = self.unet.config.sample_size
-        return size and size * self.vae.config.downscale
+        return self.settings.resolution or (size and size * self.vae.config.downscale)
 
     @property
     def device(self) -> torch.device:
@@ -148,14 +159,14 @@ class Editor:
         images: Picture | Sequence[Picture],
         instructions: str | Sequence[str],
         *,
-        sampler: str = EditSettings.sampler,
-        spacing: str = EditSettings.spacing,
-        num_steps: int = EditSettings.num_steps,
-        guidance: str = EditSettings.guidance,
-        guidance_scale: float = EditSettings.guidance_scale,
-        image_guidance_scale: float = EditSettings.image_guidance_scale,
+        sampler: str | None = None,
+        spacing: str | None = None,
+        num_steps: int | None = None,
+        guidance: str | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
         seeds: int | Sequence[int] = 0,
-        resolution: int | None = None,
+        resolution: int | Literal["usual"] | None = "usual",
         negative_instructions: str | Sequence[str] | None = None,
         weak: UNet | None = None,
         noise: Sequence[Tensor] | None = None,
@@ -171,8 +182,9 @@ class Editor:
         Args:
             images: Pillow pictures or paths, of any size and mode. Of images, instructions, seeds
                 and negative_instructions, give one for each edit, or one for all of them.
-            resolution: the long side becomes this; None keeps the picture's size. Either way each
-                side is rounded to the VAE's multiple.
+            sampler, ..., image_guidance_scale: None is what `self.settings` say.
+            resolution: the long side becomes this; `usual` is what `self.settings` say; None, here
+                or there, keeps the picture's size. Each side is rounded to the VAE's multiple.
             negative_instructions: what to steer away from; they replace the empty instruction,
                 unless the guidance has its own branch for them.
             weak: a second, weaker U-Net for guidance that needs one; see `load_weak`.
@@ -185,10 +197,12 @@ class Editor:
             on_step: called at each evaluation of the sampler's denoiser.
         Raises: InputError for bad arguments, or when latents or pixels stop being finite.
         """
-        settings = EditSettings(
-            sampler, spacing, num_steps, guidance, guidance_scale, image_guidance_scale
-        )
+        asked = (sampler, spacing, num_steps, guidance, guidance_scale, image_guidance_scale)
+        names = (one.name for one in fields(EditSettings))
+        settings = self.settings.but(dict(zip(names, asked, strict=True)))
         settings.check()
+        if resolution == "usual":
+            resolution = self.settings.resolution
         negatives = "" if negative_instructions is None else negative_instructions
         columns = spread(
             images=images, instructions=instructions, negative_instructions=negatives, seeds=seeds
@@ -196,7 +210,8 @@ class Editor:
         check_needs(settings, columns[2], weak is not None)
         self._check_weak(weak)
         settings.spec.check_layers(self.unet.attention_layers)
-        plan = make_plan(self.schedule, sampler, spacing, num_steps)
+        num_steps = settings.num_steps
+        plan = make_plan(self.schedule, settings.sampler, settings.spacing, num_steps)
         settings.spec.check_plan(plan)
         requests = self._requests(*columns, resolution, noise, step_noise, num_steps)
         batches = in_batches([request.image.size for request in requests], batch_size)

@@ -3,7 +3,7 @@
 import os
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ipx2p.devices import advice_out_of_memory, device_name, dtype_name
 from ipx2p.editing.editor import Editor
 from ipx2p.editing.settings import (
     Edited,
-    EditSettings,
+    FolderSettings,
     check_instructions,
     check_needs,
     pick_resolution,
@@ -48,7 +48,7 @@ def edit_files(
     paths: Sequence[str | Path],
     instructions: Sequence[str],
     output: Path,
-    settings: EditSettings,
+    given: Mapping[str, Any],
     *,
     negative_instruction: str = "",
     weak_weights: str | None = None,
@@ -68,14 +68,16 @@ def edit_files(
 
     Args:
         paths, instructions: one for each edit, or one for all of them.
+        given: settings by name, instead of those of the weights folder; None is not given.
         weak_weights: of a second U-Net, for guidance that needs one.
-        resolution: of the long side; None is what the model was trained at.
+        resolution: of the long side; None is what the folder says, or was trained at.
     Returns: the pictures written, the sheet last.
     Raises: InputError for bad arguments or files, before the weights are loaded where possible.
     """
+    folder = find_folder(weights)
+    settings = FolderSettings.read(folder).but(given)
     settings.check()
     check_needs(settings, [negative_instruction], weak_weights is not None)
-    folder = find_folder(weights)
     resolution, multiple, notes = pick_resolution(folder, resolution)
     edits = read_edits(paths, instructions, seed, num_images, resolution, multiple)
     check_writable(output)
@@ -105,6 +107,7 @@ def edit_files(
             [edit.image for edit in edits],
             [edit.instruction for edit in edits],
             **asdict(settings),
+            resolution=None,  # they have it already
             seeds=[edit.seed for edit in edits],
             negative_instructions=negative_instruction,
             weak=weak,

@@ -1,9 +1,9 @@
 """Settings, requests and results of edits (layer 3)."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -11,12 +11,15 @@ from torch import Tensor
 from ipx2p.diffusion.guidance.registry import parse_guidance
 from ipx2p.diffusion.guidance.spec import GuidanceSpec
 from ipx2p.diffusion.schedule import Step
-from ipx2p.errors import InputError
+from ipx2p.errors import InputError, suggestion
+from ipx2p.files import read_json
 from ipx2p.images import fit_size
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
 from ipx2p.names import check_names
+from ipx2p.published_fields import Bounds, check_bounds, typed_fields
 from ipx2p.seeds import unit_noise
+from ipx2p.weights.readers import EDIT_SETTINGS
 
 USUAL_RESOLUTION = 512  # for weights that do not say what they were trained at
 FAR = 1.5  # from the resolution of the training, as a ratio
@@ -48,6 +51,42 @@ class EditSettings:
             guidance_scale=self.guidance_scale,
             image_guidance_scale=self.image_guidance_scale,
         )
+
+    def but(self, given: Mapping[str, Any]) -> "EditSettings":
+        """These, with the values that are given instead of its own; None is not given."""
+        values = {one.name: given.get(one.name) for one in fields(EditSettings)}
+        return EditSettings(
+            **{n: getattr(self, n) if value is None else value for n, value in values.items()}
+        )
+
+
+@dataclass
+class FolderSettings(EditSettings):
+    """How a weights folder is used where nothing else is said: its `edit_settings.json`.
+
+    `train.py` writes how the model was validated. What the file lacks has the defaults above.
+    """
+
+    bounds: ClassVar[Bounds] = {"num_steps": (1, 1000), "resolution": (1, 8192)}
+
+    resolution: int | None = None  # of the long side; None: what the U-Net was trained at
+
+    @classmethod
+    def read(cls, folder: Path) -> "FolderSettings":
+        """Of a weights folder; InputError names the file, and the value that cannot be."""
+        path = folder / EDIT_SETTINGS
+        raw = read_json(path) if path.exists() else {}
+        known = [one.name for one in fields(cls)]
+        for name in (name for name in raw if name not in known):
+            raise InputError(f"{path}: unknown key {name!r:.60}; {suggestion(name, known)}")
+        settings = cls(**typed_fields(cls, raw, str(path)))
+        sizes = {n: value for n, value in vars(settings).items() if value is not None}
+        check_bounds(sizes, cls.bounds, str(path))
+        try:
+            settings.check()
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        return settings
 
 
 class Evaluation(NamedTuple):
@@ -120,15 +159,16 @@ def check_needs(settings: EditSettings, negatives: Sequence[str] | None, has_wea
 
 
 def pick_resolution(folder: Path, resolution: int | None) -> tuple[int, int, list[str]]:
-    """The long side to edit at: what is asked for, or what a weights folder was trained at.
+    """The long side to edit at: what is asked for, or what a weights folder says or was trained at.
 
     Returns: the resolution; the multiple that sides are rounded to, in pixels; and warnings about
     rounding, or a size far from that of the training.
     """
     multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
     trained = (UNetConfig.read(folder / "unet" / "config.json").sample_size or 0) * multiple
+    trained = FolderSettings.read(folder).resolution or trained
     if resolution is None:
-        return trained or USUAL_RESOLUTION, multiple, []
+        resolution = trained or USUAL_RESOLUTION
     if resolution < 1:
         raise InputError(f"resolution is {resolution}, expected 1 or more pixels")
     notes = []

@@ -13,8 +13,9 @@ DESCRIPTION = "Edit pictures with every combination of guidance and scales, meas
 
 # Plain text so that --help need not import torch; a test compares it with the code.
 EXAMPLES = """\
-Options with several values are combined with one another. Run again, or with more values, the
-command computes only what is missing; OUTPUT/index.html has the tables, curves and pictures.
+Options with several values are combined with one another; those left out are as the weights folder
+says. Run again, or with more values, the command computes only what is missing; OUTPUT/index.html
+has the tables, curves and pictures.
 
 examples:
   # one picture: three schemes at 3 x 3 scales
@@ -83,7 +84,7 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Compare, and print where the report is."""
     args = parse(argv)
-    check_names(args.sampler, args.spacing, args.guidance)  # report slips at once
+    check_names(args.sampler or (), args.spacing, args.guidance or ())  # report slips at once
     for path in args.image or ():
         check_picture_file(path)
     if not (find_folder(args.weights) / "unet").is_dir():

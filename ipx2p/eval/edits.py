@@ -180,6 +180,7 @@ class _EditRun:
                 [images[trial.source_key] for trial in batch],
                 [trial.case.instruction for trial in batch],
                 **asdict(settings),
+                resolution=None,  # they have their size
                 seeds=[trial.seed for trial in batch],
                 negative_instructions=self.config.negative_instruction,
                 weak=self.weak if settings.spec.needs("weak") else None,

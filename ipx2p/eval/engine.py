@@ -213,7 +213,7 @@ def pick_sizes(
             )
         if picked[other][0] != size and not native:
             raise InputError(
-                f"{first} was trained at {size} pixels, {other} at {picked[other][0]}: choose one "
+                f"{first} edits at {size} pixels, {other} at {picked[other][0]}: choose one "
                 "--resolution for both"
             )
     notes = dict.fromkeys(note for _, _, more in picked.values() for note in more)

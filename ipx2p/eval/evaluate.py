@@ -14,8 +14,9 @@ DESCRIPTION = "Edit pairs with several models, measure with intervals, and repor
 EXAMPLES = """\
 CASES:      a manifest; a folder of photographs, with --instruction; or the root of a published
             benchmark, with --benchmark
---models:   [NAME=]WEIGHTS[@SETTING=VALUE,...]: a weights folder or hub id, and settings that it
-            has for itself; or [NAME=]FOLDER with pictures that were made elsewhere
+--models:   [NAME=]WEIGHTS[@SETTING=VALUE,...]: a weights folder or hub id, and settings for it
+            alone; or [NAME=]FOLDER with pictures that were made elsewhere. A model has the settings
+            of its folder, but for options, which are for all, and @SETTING=VALUE
 benchmarks: {benchmarks}
 
 Rows that need no edit model: identity (the source); with targets, oracle (the target) and vae (the
@@ -75,7 +76,7 @@ def parse(argv: list[str] | None, **defaults: object) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Evaluate, and print where the report is."""
     args = parse(argv)
-    check_names(args.sampler, args.spacing, args.guidance)  # report slips at once
+    check_names(args.sampler or (), args.spacing, args.guidance or ())  # report slips at once
     if args.benchmark and args.benchmark not in BENCHMARKS:
         known = suggestion(args.benchmark, BENCHMARKS)
         raise InputError(f"no benchmark {args.benchmark!r}; {known}")

@@ -17,7 +17,7 @@ from typing import Any
 from ipx2p.data.listing import PICTURES
 from ipx2p.diffusion.guidance.registry import SCHEMES
 from ipx2p.diffusion.guidance.scheme import Scheme
-from ipx2p.editing.settings import EditSettings, check_needs
+from ipx2p.editing.settings import EditSettings, FolderSettings, check_needs
 from ipx2p.errors import InputError, suggestion
 from ipx2p.eval.cases import Case
 from ipx2p.eval.records import BUILT_IN, Record, key_of
@@ -39,23 +39,24 @@ _SETTING = rf"(?=(?:{'|'.join(KINDS)})=)"  # commas and @ also occur in stacks a
 class EvalConfig:
     """What is compared, where it is computed, and what is reported.
 
-    models: see `parse_models`; settings, with several values, are combined with one another.
+    models: see `parse_models`; settings, with several values, are combined with one another, and
+    None is what each model's folder says.
     networks: what measures, by name: clip, dino, lpips, dists. metrics: None is those of the
     benchmark, else the usual ones. baseline: the row that differences are also taken from.
     select_on: the manifest that scales are chosen on. grids: how many pictures are shown.
     """
 
     models: list[str] = field(default_factory=list)
-    guidance: list[str] = field(default_factory=lambda: ["ip2p"])
-    guidance_scale: list[float] = field(default_factory=lambda: [7.0])
-    image_guidance_scale: list[float] = field(default_factory=lambda: [1.5])
-    sampler: list[str] = field(default_factory=lambda: ["euler_ancestral"])
-    spacing: str = "linspace"
-    num_steps: list[int] = field(default_factory=lambda: [20])
+    guidance: list[str] | None = None
+    guidance_scale: list[float] | None = None
+    image_guidance_scale: list[float] | None = None
+    sampler: list[str] | None = None
+    spacing: str | None = None
+    num_steps: list[int] | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
     negative_instruction: str = ""
     weak_weights: str | None = None
-    resolution: int | None = None  # that of the models' training
+    resolution: int | None = None
     networks: dict[str, str] = field(default_factory=dict)
     paper_compat: bool = False
     metrics: list[str] | None = None
@@ -69,11 +70,18 @@ class EvalConfig:
     batch_branches: bool = True
     compile: bool = False
 
-    def settings(self, overrides: dict[str, Any]) -> list[EditSettings]:
-        """Every combination, each once; InputError for one that cannot be edited with."""
+    def settings(self, usual: EditSettings, overrides: dict[str, Any]) -> list[EditSettings]:
+        """Every combination, each once; InputError for one that cannot be edited with.
+
+        Args:
+            usual: of the model, where this says nothing. overrides: for it alone.
+        """
         names = ("guidance", "sampler", "num_steps", "image_guidance_scale", "guidance_scale")
-        values = {name: getattr(self, name) for name in names} | {"spacing": [self.spacing]}
+        values = {name: getattr(self, name) for name in names}
+        values["spacing"] = self.spacing and [self.spacing]
         values |= {name: [value] for name, value in overrides.items()}
+        for name in (name for name, some in values.items() if some is None):
+            values[name] = [getattr(usual, name)]
         unlike: dict[str, EditSettings] = {}
         for some in itertools.product(*values.values()):
             settings = EditSettings(**dict(zip(values, some, strict=True)))
@@ -127,7 +135,7 @@ def parse_models(config: EvalConfig) -> list[Model]:
                 raise InputError(f"--models: {source} holds pictures, which take no settings")
         else:
             folder = find_folder(source)
-            settings = config.settings(overrides)
+            settings = config.settings(FolderSettings.read(folder), overrides)
         earlier = models.get(name, Model(name, source, folder))
         if earlier.folder != folder:
             raise InputError(f"--models: two of them are called {name!r}: write NAME=WEIGHTS")

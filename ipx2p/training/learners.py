@@ -6,7 +6,7 @@ and for the weights to save, and knows nothing else about it.
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -212,7 +212,8 @@ class EditLearner(Learner):
 
     def weights(self, module: nn.Module, *, whole: bool) -> Weights:
         frozen = self.frozen.get() if whole else (None, None)
-        return Weights(module, *frozen, self.schedule.config)
+        how = asdict(self.config.validation.edit) | {"resolution": self.config.data.resolution}
+        return Weights(module, *frozen, self.schedule.config, how)
 
     def networks(self) -> list[nn.Module]:
         return [self.module, *self.frozen.get()]

@@ -2,19 +2,22 @@
 
 It is the layout of published repositories: `model_index.json`, `unet/`, `vae/`, `text_encoder/`,
 `tokenizer/`, `scheduler/`, each with its config and safetensors. What is written here opens in
-diffusers as it is.
+diffusers as it is. `edit_settings.json` is ours: how the model is used where nothing else is said,
+see `FolderSettings`.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ipx2p.diffusion.schedule import ScheduleConfig
-from ipx2p.files import write_json
+from ipx2p.files import read_json, write_json
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE
+from ipx2p.weights.readers import EDIT_SETTINGS
 
 NOT_THERE = [None, None]  # a missing part in model_index.json
 
@@ -27,6 +30,7 @@ class Weights:
     vae: VAE | None
     text: TextEncoder | None
     schedule: ScheduleConfig
+    edit_settings: dict[str, Any] | None = None  # as in the file, unchecked
 
     @classmethod
     def load(
@@ -38,11 +42,13 @@ class Weights:
             dtype: of all weights; None keeps what the files have.
             tokenizer: folder with the tokenizer's files, instead of that in the folder.
         """
+        path = folder / EDIT_SETTINGS
         return cls(
             unet=UNet.load(folder / "unet", dtype),
             vae=VAE.load(folder / "vae", dtype),
             text=TextEncoder.load(folder, dtype, tokenizer=tokenizer),
             schedule=ScheduleConfig.load(folder),
+            edit_settings=read_json(path) if path.exists() else None,
         )
 
     def save(self, folder: Path) -> None:
@@ -52,6 +58,8 @@ class Weights:
         if self.text is not None:
             self.text.save(folder)
         self.schedule.save(folder)
+        if self.edit_settings is not None:
+            write_json(self.edit_settings, folder / EDIT_SETTINGS)
         if self.unet is not None:
             self.unet.save(folder / "unet")
             write_json(model_index(self.unet.config.in_channels), folder / "model_index.json")

@@ -10,8 +10,9 @@ URL = re.compile(r"(https?:|www\.|huggingface\.co(/|$)|hf\.co(/|$))", re.IGNOREC
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SINGLE_FILES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 NETWORKS = ("unet", "vae", "text_encoder")
+EDIT_SETTINGS = "edit_settings.json"  # how a folder is used; other programs ignore it
 NOTES = [
-    "model_index.json",
+    *("model_index.json", EDIT_SETTINGS),
     *(f"{part}/*.json" for part in (*NETWORKS, "tokenizer", "scheduler")),
     "tokenizer/*.txt",
 ]

@@ -49,7 +49,7 @@ def records_of(folder):
 
 def trials_of(config, made_with=None, cases=None, weak=None):
     cases = cases or cases_of_images([PICTURE], ["make it snow"])
-    model = Model("a", "a", WEIGHTS, tuple(config.settings({})))
+    model = Model("a", "a", WEIGHTS, tuple(config.settings(EditSettings(), {})))
     return make_trials(cases, model, config.seeds, made_with or {}, weak=weak)
 
 

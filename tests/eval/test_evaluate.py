@@ -21,7 +21,7 @@ import ipx2p.eval.report
 from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
 from ipx2p.eval.records import Records, read_folders
-from tests.conftest import GOLDEN, ROOT
+from tests.conftest import GOLDEN, ROOT, golden_folder
 from tests.eval.benchmarks.test_edit_sets import magicbrush
 from tests.eval.benchmarks.test_judged import imgedit
 from tests.eval.conftest import WEIGHTS
@@ -210,6 +210,36 @@ def test_what_cannot_be_measured_is_said_before_anything_is_edited(
     assert not (tmp_path / "out").exists()
 
 
+def test_each_model_is_edited_as_its_folder_says(pairs, tmp_path):
+    how = {"sampler": "euler", "spacing": "trailing", "num_steps": 1, "resolution": 16}
+    quick = golden_folder(tmp_path / "quick", **how, guidance_scale=1.0, image_guidance_scale=1.0)
+    slow = golden_folder(tmp_path / "slow", **how | {"num_steps": 2, "sampler": "ddim"})
+    argv = [pairs, "--limit", 1, "--grids", 0, "--device", "cpu", "--models", quick, slow]
+
+    def run(name, *more):
+        output = tmp_path / name
+        ipx2p.eval.evaluate.main([str(arg) for arg in (*argv, *more, "--output", output)])
+        edits = [record for record in read_folders([output]) if record.settings]
+        assert {edit.size for edit in edits} == {"16 x 16"}
+        assert {edit.made_with["resolution"] for edit in edits} == {16}
+        names = ("sampler", "num_steps", "guidance_scale", "spacing")
+        return {(edit.model, *map(edit.settings.get, names)) for edit in edits}
+
+    own = {("quick", "euler", 1, 1.0, "trailing"), ("slow", "ddim", 2, 7.0, "trailing")}
+    assert run("own") == own
+    rows = table(tmp_path / "own")
+    steps = {row["model"]: row["num_steps"] for row in rows.values() if row["num_steps"]}
+    assert steps == {"quick": "1", "slow": "2"}
+    alike = {("quick", "euler", 1, 3.0, "trailing"), ("slow", "ddim", 2, 3.0, "trailing")}
+    assert run("alike", "--guidance-scale", 3) == alike
+    mixed = {("quick", "euler", 1, 1.0, "trailing"), ("slow", "euler", 2, 7.0, "trailing")}
+    assert run("mixed", f"{slow}@sampler=euler") - own == mixed - own
+
+    (slow / "edit_settings.json").write_text('{"resolution": 32}')
+    with pytest.raises(InputError, match="quick edits at 16 pixels, slow at 32: choose one --reso"):
+        run("unlike")
+
+
 def test_models_whose_edits_would_differ_in_size_are_refused(pairs, models, tmp_path):
     config = tmp_path / "large/unet/config.json"
     shutil.copytree(models[0], tmp_path / "large")
@@ -222,7 +252,7 @@ def test_models_whose_edits_would_differ_in_size_are_refused(pairs, models, tmp_
         "--device",
         "cpu",
     ]
-    with pytest.raises(InputError, match="trained at 128 pixels, large at 256: choose"):
+    with pytest.raises(InputError, match="one edits at 128 pixels, large at 256: choose"):
         ipx2p.eval.evaluate.main([*argv, "--output", str(tmp_path / "out")])
     config = tmp_path / "large/vae/config.json"
     values = json.loads(config.read_text())

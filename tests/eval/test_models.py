@@ -5,11 +5,12 @@ import shutil
 import pytest
 from PIL import Image
 
+from ipx2p.editing.settings import EditSettings
 from ipx2p.errors import InputError
 from ipx2p.eval.built_in import autoencoders, built_in_trials, find_result, found_trials
 from ipx2p.eval.cases import Case, Sizes
 from ipx2p.eval.models import EvalConfig, Model, parse_models
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, golden_folder
 from tests.eval.conftest import WEIGHTS
 
 
@@ -43,8 +44,23 @@ def test_a_model_has_settings_of_its_own_and_the_others_from_the_command(runs):
     one, two = parse(f"{runs}/c@guidance={stack},guidance_scale=3,num_steps=5", runs / "a/weights")
     [settings] = one.settings
     assert (settings.guidance, settings.guidance_scale, settings.num_steps) == (stack, 3.0, 5)
-    assert settings.image_guidance_scale == EvalConfig().image_guidance_scale[0]
-    assert two.settings == (*EvalConfig().settings({}),)
+    assert settings.image_guidance_scale == EditSettings.image_guidance_scale
+    assert two.settings == (EditSettings(),)
+
+
+def test_each_model_is_edited_as_its_folder_says_unless_told_otherwise(runs, tmp_path):
+    own = golden_folder(tmp_path / "own", sampler="euler", spacing="trailing", guidance_scale=1.5)
+    plain, says = parse(runs / "c", own)
+    assert plain.settings == (EditSettings(),)
+    assert says.settings == (EditSettings("euler", "trailing", guidance_scale=1.5),)
+
+    config = EvalConfig([str(own), f"b={runs}/c@sampler=ddim"], guidance_scale=[2.0, 3.0])
+    says, plain = parse_models(config)  # options are for all of them, suffixes for one
+    assert says.settings == tuple(
+        EditSettings("euler", "trailing", guidance_scale=scale) for scale in (2.0, 3.0)
+    )
+    assert [one.sampler for one in plain.settings] == ["ddim", "ddim"]
+    assert parse(f"{own}@spacing=karras")[0].settings[0].sampler == "euler"
 
 
 def test_one_model_with_several_settings_is_one_model(runs):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from ipx2p.diffusion.samplers import make_plan
 from ipx2p.editing.editor import Editor
+from ipx2p.editing.settings import FolderSettings
 from ipx2p.errors import InputError
 from ipx2p.files import read_json
 from ipx2p.training.checkpoint import damages, find_checkpoints
@@ -48,9 +49,12 @@ def test_a_run_writes_what_is_promised(make_config, run_folder, capsys):
     assert any(not torch.equal(averaged[key], raw[key]) for key in raw)
 
 
-def test_trained_weights_edit(finished_run, coffee):
-    result = Editor.load(finished_run / "weights", device="cpu").edit([coffee], ["x"], num_steps=2)
-    assert result.images[0].size == (64, 64)
+def test_trained_weights_edit_as_they_were_validated(finished_run, coffee):
+    for folder in ("weights", "weights_raw"):
+        editor = Editor.load(finished_run / folder, device="cpu")
+        assert editor.settings == FolderSettings(num_steps=2, resolution=32)
+    result = editor.edit([coffee], ["x"])
+    assert result.images[0].size == (32, 32) and result.evaluations == [6]
 
 
 def test_a_finished_run_says_so_and_does_nothing(make_config, finished_run, capsys):
@@ -311,7 +315,7 @@ def test_zero_terminal_snr_is_written_with_the_weights_and_sampled_with(
     assert make_plan(editor.schedule, "euler", "trailing", 2).sigmas[0] == pytest.approx(
         4096, rel=1e-3
     )
-    assert editor.edit([coffee], ["x"], num_steps=2).images[0].size == (64, 64)
+    assert editor.edit([coffee], ["x"]).images[0].size == (32, 32)
 
 
 def test_weights_of_the_loss_change_what_is_learned_but_not_what_is_logged(

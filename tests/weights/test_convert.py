@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
+from ipx2p.files import read_json
 from ipx2p.models.unet import UNet
 from ipx2p.models.vae import VAE
 from ipx2p.weights.convert import convert, widen
 from ipx2p.weights.maps import UNET_PREFIX, ema_key
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, golden_folder
 
 FOLDER, LDM = GOLDEN / "diffusers", GOLDEN / "ldm.safetensors"
 PARTS = {
@@ -72,6 +73,14 @@ def test_single_file_edits_like_the_reference(tmp_path, golden, coffee):
     )
     expected = golden["edit.euler_ancestral.linspace.latents"][0]
     assert (result.latents[0] - expected).abs().max() <= 1e-4 * expected.std()
+
+
+def test_a_folder_keeps_how_it_is_used(tmp_path):
+    said = {"num_steps": 5, "resolution": 64}
+    convert(str(golden_folder(tmp_path / "own", **said)), tmp_path / "out", dtype="float16")
+    assert read_json(tmp_path / "out/edit_settings.json") == said
+    convert(str(FOLDER), tmp_path / "silent")
+    assert not (tmp_path / "silent/edit_settings.json").exists()
 
 
 def test_folder_becomes_the_reference_single_file(tmp_path):
