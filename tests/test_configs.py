@@ -33,7 +33,8 @@ FULL_SIZE = {  # -> samples of the run
     **dict.fromkeys(
         ("restore_sd15", "restore_ip2p", "cartoonize_sd15", "cartoonize_ip2p"), 120_000
     ),
-    **{"instruct_pix2pix": 10_240_000, "magicbrush": 640_000},
+    "instruct_pix2pix": 10_240_000,
+    "magicbrush": 640_000,
 }
 TASKS = [*BLOG, "cartoonize"]
 

@@ -37,9 +37,17 @@ NETWORK_STEMS = ("diffusion_pytorch_model",)  # of a U-Net or VAE folder; see `f
 TEXT_STEMS = ("model", "pytorch_model")  # of a text encoder folder: safetensors, bin
 LFS_START = b"version https://git-lfs.github.com/spec/"
 DTYPE_NAMES = {  # in safetensors files
-    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
-    **{torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.bool: "BOOL"},
-    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"},
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.bool: "BOOL",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
     torch.uint8: "U8",
 }
 HEAD_SIZE = 512  # bytes that show what a file is
@@ -238,6 +246,10 @@ def _write(tensors: Mapping[str, Tensor], file: BinaryIO, metadata: Mapping[str,
     end = 0
     for name in names:
         tensor = tensors[name]
+        if tensor.dtype not in DTYPE_NAMES:
+            raise InputError(
+                f"{name} is {tensor.dtype}, expected one of {_shown(map(str, DTYPE_NAMES), 12)}"
+            )
         begin, end = end, end + tensor.numel() * tensor.element_size()
         shape, dtype = [*tensor.shape], DTYPE_NAMES[tensor.dtype]
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
