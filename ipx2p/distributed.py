@@ -158,6 +158,8 @@ def _open_store(world: World) -> dist.Store:
 def open_world(*, cuda: bool, timeout: timedelta = TIMEOUT) -> Iterator[World]:
     """The world that `torchrun` describes in the environment, or this process alone.
 
+    Inside another one it is that one, so that a command may call what has a world of its own.
+
     Args:
         cuda: whether each process has a GPU of its own.
         timeout: how long a process waits for the others.
@@ -169,6 +171,9 @@ def open_world(*, cuda: bool, timeout: timedelta = TIMEOUT) -> Iterator[World]:
         yield World()
         return
     world = _read_environment()
+    if dist.is_initialized():
+        yield world
+        return
     _end_with_parent()
     if cuda:
         if world.local_rank >= torch.cuda.device_count():

@@ -12,10 +12,10 @@ import pickle
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ipx2p.errors import InputError
@@ -36,6 +36,20 @@ WEIGHTS_SUFFIXES = (  # in order of preference
 NETWORK_STEMS = ("diffusion_pytorch_model",)  # of a U-Net or VAE folder; see `find_weights`
 TEXT_STEMS = ("model", "pytorch_model")  # of a text encoder folder: safetensors, bin
 LFS_START = b"version https://git-lfs.github.com/spec/"
+DTYPE_NAMES = {  # in safetensors files
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.bool: "BOOL",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
 HEAD_SIZE = 512  # bytes that show what a file is
 
 
@@ -216,18 +230,35 @@ def save_tensors(
         metadata: notes for the header, see `read_metadata`.
     Raises: InputError if `path` cannot be written; an earlier file there is then intact.
     """
-    plain, seen = {}, set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        memory = tensor.untyped_storage().data_ptr()
-        plain[name] = tensor.clone() if memory in seen else tensor  # safetensors refuses ties
-        seen.add(memory)
-    with atomic_write(path) as temporary:
-        try:
-            # Other readers expect the format.
-            save_file(plain, temporary, metadata={"format": "pt", **(metadata or {})})
-        except SafetensorError as error:  # how that library says that the disk is full
-            raise OSError(str(error)) from error
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        _write(
+            tensors, file, {"format": "pt", **(metadata or {})}
+        )  # other readers expect the first
+
+
+def _write(tensors: Mapping[str, Tensor], file: BinaryIO, metadata: Mapping[str, str]) -> None:
+    """Write one tensor after another. safetensors' own writer takes them all in the file's memory
+    layout at once, which for the moments of a large network is a second copy.
+    """
+    # Larger numbers first, so that all lie at multiples of their size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in DTYPE_NAMES:
+            raise InputError(
+                f"{name} is {tensor.dtype}, expected one of {_shown(map(str, DTYPE_NAMES), 12)}"
+            )
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        shape, dtype = [*tensor.shape], DTYPE_NAMES[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        plain = tensors[name].detach().cpu().contiguous()
+        file.write(plain.flatten().view(torch.uint8).numpy())
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 
+import torch
 from omegaconf import MISSING
 
 from ipx2p.config import load_config
@@ -81,8 +82,13 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """The training data: a manifest of pairs, or photographs to degrade on the fly."""
+    """The training data: a manifest of pairs, or photographs to degrade on the fly.
 
+    prepare: command lines of `python -m ipx2p.data.prepare` that make the manifests. `train.py`
+    runs them, in order, if one of the two does not exist.
+    """
+
+    prepare: list[str] = field(default_factory=list)
     manifest: str | None = None
     validation_manifest: str | None = None
     photos: str | None = None
@@ -149,6 +155,11 @@ class StepsConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2  # the newest
     keep_every: int | None = None  # also keep checkpoints at multiples of this step, for good
+
+    @property
+    def uses_cuda(self) -> bool:
+        """Whether each process trains on a GPU."""
+        return self.device != "cpu" and torch.cuda.is_available()
 
 
 @dataclass
@@ -233,6 +244,8 @@ def _check_data(data: DataConfig) -> None:
         raise InputError("set data.manifest (pairs) or data.photos (degraded on the fly), not both")
     if data.manifest is not None and data.validation_manifest is None:
         raise InputError("data.manifest needs data.validation_manifest, pairs not trained on")
+    if data.prepare and data.manifest is None:
+        raise InputError("data.prepare makes manifests: set data.manifest, or leave it out")
     if data.photos is not None:
         if not data.tasks:
             raise InputError("data.tasks is empty, expected at least one")

@@ -60,8 +60,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
         dry_run: build everything, take no step and write nothing.
     Raises: InputError for bad settings, weights or pictures, on every process.
     """
-    cuda = config.train.device != "cpu" and torch.cuda.is_available()
-    with open_world(cuda=cuda) as world:
+    with open_world(cuda=config.train.uses_cuda) as world:
         interrupts = Interrupts(world)
         with interrupts.listen(), advice_out_of_memory(lambda: MEMORY_ADVICE):
             _train(config, world, interrupts, dry_run)

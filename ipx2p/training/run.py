@@ -23,11 +23,12 @@ from ipx2p.training.learners import LEARNERS
 from ipx2p.training.validation import Report
 
 # Settings that may change between two starts: they do not affect what a step learns. A run that
-# stopped at its first broken picture has not trained on any, so data.on_error is one of them.
+# stopped at its first broken picture has not trained on any, so data.on_error is one of them. The
+# pairs that data.prepare makes are compared themselves.
 FREE = {
     *("run.dir", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"),
     *("train.keep_every", "train.max_bad_steps", "data.cache_dir", "data.on_error"),
-    *("data.workers", "validation.every", "validation.batch_size"),
+    *("data.prepare", "data.workers", "validation.every", "validation.batch_size"),
 }
 # These may change too, but then the weights differ in their last bits.
 ROUNDING = {

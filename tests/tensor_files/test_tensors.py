@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import resource
 import stat
 import subprocess
@@ -348,7 +349,7 @@ def test_files_get_the_rights_that_the_umask_gives(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize(
-    ("module", "at"), [(module_under_test, "save_file"), (files, "flush_to_disk")]
+    ("module", "at"), [(module_under_test, "_write"), (files, "flush_to_disk")]
 )
 def test_a_failed_write_leaves_the_earlier_file_alone(tmp_path, monkeypatch, error, module, at):
     path = tmp_path / "a.safetensors"
@@ -429,3 +430,21 @@ def test_only_tensors_in_use_take_memory(tmp_path):
     assert resident_mib() - before < 16
     assert module[3].sum() == 3 * 2**21
     assert resident_mib() - before < 32
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak in /proc")
+def test_writing_takes_the_memory_of_one_tensor(tmp_path):
+    """In another memory layout than the file's, as the convolutions of a network in training."""
+    shape = (64, 64, 32, 16)  # 8 MiB
+    tensors = {
+        str(i): torch.full(shape, float(i)).to(memory_format=torch.channels_last) for i in range(16)
+    }
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is in use
+    peaks_kib = []
+    for path in (None, tmp_path / "a.safetensors"):
+        if path is not None:
+            save_tensors(tensors, path)
+        status = Path("/proc/self/status").read_text()
+        peaks_kib.append(int(re.search(r"VmHWM:\s+(\d+)", status)[1]))
+    assert peaks_kib[1] - peaks_kib[0] < 24 * 1024
+    assert torch.equal(read_tensors(tmp_path / "a.safetensors")["3"], tensors["3"])
