@@ -311,7 +311,7 @@ def test_a_signal_stops_all_runs_at_a_checkpoint_and_the_same_command_resumes(tm
     while not numbers.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    assert "stopped; run the same command to resume" in process.communicate(timeout=60)[0]
+    assert "stopped; run the same command to resume" in process.communicate(timeout=300)[0]
     assert process.returncode == 130
     log = tmp_path / "runs/steps/2_steps-0.log"
     assert "run the same command to resume" in log.read_text()
