@@ -2,7 +2,7 @@
 
 import sys
 
-from ipx2p import __version__, bench
+from ipx2p import __version__, bench, experiments
 from ipx2p.cli import Parser, run_command
 from ipx2p.commands import convert, edit, train
 from ipx2p.data.prepare import __main__ as prepare
@@ -18,11 +18,12 @@ COMMANDS = {
     "evaluate": (evaluate, "python -m ipx2p.eval.evaluate"),
     "report": (report, "python -m ipx2p.eval.report"),
     "blind": (blind, "python -m ipx2p.eval.blind"),
+    "experiments": (experiments, "python -m ipx2p.experiments"),
     "bench": (bench, "python -m ipx2p.bench"),
 }
 DESCRIPTION = "Instruction-tune Stable Diffusion: picture and sentence in, edited picture out."
 EPILOG = "\n".join(
-    ["commands:", *(f"  {name:10}{module.DESCRIPTION}" for name, (module, _) in COMMANDS.items())]
+    ["commands:", *(f"  {name:13}{module.DESCRIPTION}" for name, (module, _) in COMMANDS.items())]
 )
 
 

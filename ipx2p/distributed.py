@@ -118,10 +118,10 @@ class World:
         return value
 
 
-def _end_with_parent() -> None:
-    """Ask for a SIGTERM to this process when `torchrun` dies for any reason.
+def end_with_parent() -> None:
+    """Ask for a SIGTERM to this process when the one that started it dies for any reason.
 
-    Otherwise a killed torchrun leaves its processes behind, training in the folder that the next
+    Otherwise a killed `torchrun` leaves its processes behind, training in the folder that the next
     start of the command needs.
     """
     if sys.platform == "linux":
@@ -174,7 +174,7 @@ def open_world(*, cuda: bool, timeout: timedelta = TIMEOUT) -> Iterator[World]:
     if dist.is_initialized():
         yield world
         return
-    _end_with_parent()
+    end_with_parent()
     if cuda:
         if world.local_rank >= torch.cuda.device_count():
             raise InputError(

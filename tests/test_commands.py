@@ -27,6 +27,7 @@ import ipx2p.eval.blind
 import ipx2p.eval.compare
 import ipx2p.eval.evaluate
 import ipx2p.eval.report
+import ipx2p.experiments
 import sample
 import train
 from ipx2p import names
@@ -45,6 +46,7 @@ COMMANDS = {
     "train": ipx2p.commands.train,
     "convert_weights": ipx2p.commands.convert,
     "ipx2p.bench": ipx2p.bench,
+    "ipx2p.experiments": ipx2p.experiments,
     "ipx2p.data.prepare": ipx2p.data.prepare.__main__,
     "ipx2p.eval.compare": ipx2p.eval.compare,
     "ipx2p.eval.evaluate": ipx2p.eval.evaluate,
@@ -135,7 +137,7 @@ def test_ipx2p_runs_every_command_under_its_own_name():
     )
     for name, (module, script) in ipx2p.__main__.COMMANDS.items():
         assert f"usage: ipx2p {name} " in run.stdout and f"  ipx2p {name} " in run.stdout
-        assert f"{name:10}{module.DESCRIPTION}" in run.stdout
+        assert f"{name:13}{module.DESCRIPTION}" in run.stdout
         assert f"  python {script}" not in run.stdout and f"  {script}" not in run.stdout
     assert max(map(len, run.stdout.splitlines())) <= 100
 

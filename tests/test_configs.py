@@ -106,7 +106,7 @@ def test_one_step_of_a_config_is_taken_with_tiny_weights(name, pairs, tmp_path, 
         f"run.dir={tmp_path}", "run.name=small", f"model.weights={GOLDEN / 'diffusers'}",
         "model.unet=null", "model.vae=null", "data.resolution=32", "data.workers=0",
         "train.steps=1", "train.batch_size=4", "train.device=cpu",
-        "validation.pairs_per_task=1", "validation.edit.num_steps=1",
+        "validation.pairs_per_task=1", "validation.edit.num_steps=1", "evaluation=null",
     ]  # fmt: skip
     if load(name).data.manifest:
         small += [f"data.{key}={pairs}" for key in ("manifest", "validation_manifest")]

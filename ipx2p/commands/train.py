@@ -58,11 +58,15 @@ def main(argv: list[str] | None = None) -> None:
     from ipx2p.training.config import TrainConfig
 
     config = TrainConfig.load(args.config, args.overrides)
+    from ipx2p.commands.evaluation import check_evaluation, evaluate_run
     from ipx2p.training.loop import train
 
     with open_world(cuda=config.train.uses_cuda) as world:
         if prepare_data(config, world, dry_run=args.dry_run):
+            check_evaluation(config)
             train(config, dry_run=args.dry_run)
+            if not args.dry_run:
+                evaluate_run(config, world)
 
 
 def prepare_data(config: "TrainConfig", world: "World", *, dry_run: bool = False) -> bool:
@@ -76,7 +80,9 @@ def prepare_data(config: "TrainConfig", world: "World", *, dry_run: bool = False
     from ipx2p.weights.readers import find_folder
 
     data = config.data
-    manifests = [path for path in (data.manifest, data.validation_manifest) if path]
+    manifests = [data.manifest, data.validation_manifest]
+    manifests += [config.evaluation.manifest] if config.evaluation else []
+    manifests = [path for path in manifests if path]
     missing = world.gather([path for path in manifests if not Path(path).exists()])[0]
     if not data.prepare or not missing or world.gather(Run(config).is_finished)[0]:
         return True

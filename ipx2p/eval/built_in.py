@@ -11,9 +11,9 @@ from PIL import Image
 from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case, Sizes
 from ipx2p.eval.classical import CLASSICAL, denoise
-from ipx2p.eval.models import Model, Trial, weights_digest
+from ipx2p.eval.models import Model, Trial
 from ipx2p.eval.records import CLASSICAL_ROW, IDENTITY, ORACLE, VAE_ROW, key_of
-from ipx2p.files import digest_file
+from ipx2p.files import digest_file, hasher
 from ipx2p.images import (
     image_from_pixels01,
     image_size,
@@ -56,11 +56,19 @@ def built_in_trials(cases: Sequence[Case], vaes: Mapping[str, Model], sizes: Siz
 
 
 def autoencoders(models: Sequence[Model]) -> dict[str, Model]:
-    """The first model with each of the different autoencoders, by the digest of its weights."""
+    """The first model with each of the different autoencoders, by a digest of its weights.
+
+    They are compared as they are used, in float32: a copy in a trained folder is the same one.
+    """
     different: dict[str, Model] = {}
     for model in models:
         if model.has_weights:
-            different.setdefault(weights_digest(model.folder, ["vae"]), model)
+            vae = VAE.load(model.folder / "vae")
+            digest = hasher(12)
+            digest.update(repr(vae.config).encode())
+            for name, tensor in sorted(vae.state_dict().items()):
+                digest.update(name.encode() + tensor.numpy().tobytes())
+            different.setdefault(digest.hexdigest(), model)
     return different
 
 

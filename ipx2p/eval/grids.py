@@ -99,6 +99,34 @@ def _tile(line: Line, record: Record) -> Tile:
     return Tile(label, record.path if record.picture else None, ", ".join(noted))
 
 
+def make_overview(records: Sequence[Record], models: Sequence[str], count: int) -> Image.Image:
+    """A sheet of some cases: the source, the edits of each model, the target.
+
+    Of a model with several settings or seeds, the first edit is shown.
+    """
+    cases = draw_cases(records, count)
+    cell = min(MAX_CELL, MAX_SIDE // (max(len(cases), len(models)) + 4))
+
+    def pictures(case: Sequence[Record]) -> Iterator[Image.Image | None]:
+        for model in (IDENTITY, *models, ORACLE):
+            mine = [record for record in case if record.model == model]
+            mine.sort(key=lambda record: (sortable(record.seed), record.row))
+            if not mine:
+                yield None
+            elif mine[0].picture is None:
+                yield text_tile("not finite", cell)
+            else:
+                yield load_image(mine[0].path)
+
+    heads = [case[0].case for case in cases]
+    return contact_sheet(
+        [[*pictures(case)] for case in cases],
+        column_labels=["input", *models, "target"],
+        row_labels=[f"{head['task']}: {head['instruction']}" for head in heads],
+        cell=cell,
+    )
+
+
 def make_grids(records: Sequence[Record]) -> Iterator[tuple[str, Image.Image]]:
     """Sheets of the edits of one case at all scales: name for a file, sheet.
 

@@ -315,9 +315,9 @@ def make_trials(
     return trials
 
 
-def weights_digest(folder: Path, parts: Sequence[str] = PARTS) -> str:
+def weights_digest(folder: Path) -> str:
     """A hash of everything in a weights folder that an edit depends on."""
-    paths = sorted(path for part in parts for path in (folder / part).glob("*") if path.is_file())
+    paths = sorted(path for part in PARTS for path in (folder / part).glob("*") if path.is_file())
     return key_of([[str(path.relative_to(folder)), digest_file(path)] for path in paths])
 
 

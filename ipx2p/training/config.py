@@ -22,6 +22,7 @@ from ipx2p.errors import InputError, suggestion
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
 
+TUNED = "tuned"  # the trained model in the evaluation after it
 MAX_COUNT = 2**31 - 1  # of steps, samples and pixels: larger ones are typos
 CHOICES = {
     "objective.kind": ("edit", "autoencoder"),
@@ -177,6 +178,23 @@ class ValidationConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """What follows a training: its weights, called `tuned`, and others edit held-out pairs.
+
+    Edits are made as in validation. settings: what differs from that, such as
+    `guidance_scale=7,image_guidance_scale=1.5`; each is a row of every model. banks: sentences with
+    which each pair of a task is edited as well, as a task of its own: wordings never trained on.
+    """
+
+    models: dict[str, str] = field(default_factory=dict)  # name -> weights; the first is compared
+    manifest: str | None = None  # None: data.validation_manifest
+    pairs: int | None = None  # how many are drawn, always the same ones; None: all
+    seeds: list[int] = field(default_factory=lambda: [0])  # of the edits
+    settings: list[str] = field(default_factory=list)
+    banks: dict[str, str] = field(default_factory=dict)  # task -> text file of sentences, or a bank
+
+
+@dataclass
 class TrainConfig:
     """All settings of a training run."""
 
@@ -187,6 +205,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: StepsConfig = field(default_factory=StepsConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    evaluation: EvaluationConfig | None = None
 
     @classmethod
     def load(cls, path: str | Path, overrides: list[str]) -> "TrainConfig":
@@ -213,6 +232,8 @@ class TrainConfig:
         self.objective.dropout.check("objective.dropout")
         self.validation.edit.check()
         check_needs(self.validation.edit, negatives=None, has_weak=False)
+        if self.evaluation is not None:
+            _check_evaluation(self)
 
 
 def _check_values(config: TrainConfig) -> None:
@@ -237,6 +258,22 @@ def _check_autoencoder(config: TrainConfig) -> None:
             raise InputError(f"objective.{name} is for objective.kind edit: leave it out")
     if config.train.precision == "bfloat16":
         raise InputError("train.precision: an autoencoder is trained in float32")
+
+
+def _check_evaluation(config: TrainConfig) -> None:
+    evaluation = config.evaluation
+    if config.objective.kind == "autoencoder":
+        raise InputError("evaluation is for objective.kind edit: leave it out")
+    if evaluation.manifest is None and config.data.validation_manifest is None:
+        raise InputError("evaluation.manifest must be set: there is no data.validation_manifest")
+    if evaluation.pairs is not None and evaluation.pairs < 1:
+        raise InputError(f"evaluation.pairs is {evaluation.pairs}, expected 1 or more")
+    if not evaluation.seeds:
+        raise InputError("evaluation.seeds is empty, expected at least one")
+    if TUNED in evaluation.models:
+        raise InputError(
+            f"evaluation.models.{TUNED}: the trained model has this name: take another"
+        )
 
 
 def _check_data(data: DataConfig) -> None:

@@ -134,7 +134,9 @@ class Run:
         texts = {
             key: f"{key} was {before!r} and is {after!r}"
             for key, before, after in config_differences(old, self.config)
-            if key not in FREE and not (key == "train.steps" and schedule == "constant")
+            if not key.startswith("evaluation")
+            and key not in FREE
+            and not (key == "train.steps" and schedule == "constant")
         }
         self.rounding = [text for key, text in texts.items() if key in ROUNDING]
         validation = {key for key in texts if key.startswith("validation.")}
