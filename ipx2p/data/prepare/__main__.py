@@ -111,6 +111,8 @@ def _add_photos(parser: Parser) -> None:
     short = f"short side of the result, a multiple of {MULTIPLE} (default: 512)"
     add("--short-side", "--size", metavar="N", type=int, default=512, help=short)
     add("--count", metavar="N", type=int, help="how many photographs to draw (default: all)")
+    held_out = "photographs for val, all others for train (default: by --split)"
+    add("--held-out", metavar="NAME", nargs="+", default=[], help=held_out)
     add("--device", metavar="NAME", default="cpu", help="auto, cpu or cuda (default: cpu)")
 
 
@@ -210,6 +212,7 @@ def _open_recipe(args: argparse.Namespace, device):
         return Import(**common, licence=licence, source=source, link=args.link)
     licence = args.licence or "as the photographs: note theirs with --licence"
     common |= {"licence": licence, "folder": args.folder, "count": args.count, "device": device}
+    common |= {"held_out": args.held_out}
     if args.command == "cartoonize":
         return Cartoonize(**common, teacher=args.teacher)
     tasks = _tasks(args)

@@ -76,23 +76,30 @@ class _Common(Recipe):
 
 
 class Photo(NamedTuple):
-    """A photograph in memory. name: of its files. digest: of the file's content."""
+    """A photograph in memory. name: of its files. digest: of the file's content. split: if set."""
 
     image: Image.Image
     name: str
     digest: str
+    split: str | None
 
 
 @dataclass(kw_only=True)
 class _PhotoRecipe(_Common):
-    """Pairs from the photographs of a folder; `count` of them, chosen by their names, or all."""
+    """Pairs from the photographs of a folder; `count` of them, chosen by their names, or all.
+
+    held_out: names of photographs to validate on; the others are trained on. Empty: by shares.
+    """
 
     folder: Path
     count: int | None
+    held_out: Sequence[str]
     device: torch.device
 
     def units(self) -> list[Unit]:
         photos = find_photos(self.folder)
+        if missing := {*self.held_out} - {*map(self._name, photos)}:
+            raise InputError(f"--held-out names {', '.join(sorted(missing))}, not in {self.folder}")
         if self.count is not None:
             if self.count > len(photos):
                 raise InputError(
@@ -122,12 +129,20 @@ class _PhotoRecipe(_Common):
             image = resize(image, _reduced(image.size, self.size))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        return Photo(image, f"{path.stem}-{digest[:8]}", digest)
+        split = "val" if self._name(path) in self.held_out else "train"
+        split = split if self.held_out else None
+        return Photo(image, f"{path.stem}-{digest[:8]}", digest, split)
+
+    def _photo_settings(self, **own: Any) -> dict[str, Any]:
+        held_out = {"held_out": [*self.held_out]} if self.held_out else {}
+        return self._settings(count=self.count, **held_out, **own)
 
     def _made(self, photo: Photo, pairs: dict[str, tuple[Stored, Stored]]) -> Made:
         """The pairs of a photograph, by task."""
         group = photo.digest[:16]
-        entries = [self._entry(task, *pair, group) for task, pair in pairs.items()]
+        entries = [
+            self._entry(task, *pair, group, split=photo.split) for task, pair in pairs.items()
+        ]
         prints = {group: fingerprint(photo.image)}
         return Made(entries, prints, megapixels=len(entries) * _megapixels(photo.image))
 
@@ -159,7 +174,7 @@ class Cartoonize(_PhotoRecipe):
 
     def describe(self) -> dict[str, Any]:
         teacher = {"teacher": Path(self.teacher).name, "digest": self._draw.digest}
-        return self._settings(count=self.count, **teacher)
+        return self._photo_settings(**teacher)
 
 
 @dataclass(kw_only=True)
@@ -190,7 +205,7 @@ class Restore(_PhotoRecipe):
 
     def describe(self) -> dict[str, Any]:
         degradations = {"tasks": self.tasks, "degrade": self.config.of(self.tasks)}
-        return self._settings(count=self.count, **degradations)
+        return self._photo_settings(**degradations)
 
 
 @dataclass(kw_only=True)

@@ -115,6 +115,21 @@ def test_the_trainer_opens_what_is_made(restored):
     assert len(pairs) == 4 * len(DEGRADATIONS)
 
 
+def test_photographs_held_out_by_name_are_the_validation_set(photos, tmp_path):
+    names = [path.name for path in sorted(photos.iterdir())][:2]
+    for recipe in ("restore", "cartoonize"):
+        run(recipe, photos, tmp_path / recipe, *SMALL, "--held-out", *names)
+    run("mix", tmp_path / "all", tmp_path / "restore", tmp_path / "cartoonize")
+    stems = {Path(name).stem for name in names}
+    for split, is_held_out in (("train", False), ("val", True)):
+        pairs = lines(tmp_path / "all", split)
+        assert {pair["task"] for pair in pairs} == {*DEGRADATIONS, "cartoonize"}
+        shown = {Path(pair["target"]).stem.rpartition("-")[0] for pair in pairs}
+        assert (shown == stems) if is_held_out else shown.isdisjoint(stems)
+    with pytest.raises(InputError, match="--held-out names none.jpg, not in"):
+        run("restore", photos, tmp_path / "none", *SMALL, "--held-out", "none.jpg")
+
+
 def test_cartoonize_keeps_the_photo_as_source(photos, tmp_path):
     run("cartoonize", photos, tmp_path / "set", *SMALL, "--count", "3")
     found = all_lines(tmp_path / "set")
