@@ -92,10 +92,13 @@ def test_a_config_is_read_and_explains_the_downloads_that_its_data_needs(name, m
 @pytest.mark.parametrize(
     "name", [name for name in RUNS if (ROOT / load(name).model.weights).is_dir()]
 )
-def test_a_config_for_the_weights_of_the_repository_is_in_order(name, pairs, monkeypatch, capsys):
+def test_a_config_for_the_weights_of_the_repository_is_in_order(
+    name, pairs, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(ROOT)
     keys = ("manifest", "validation_manifest") if load(name).data.manifest else ()
-    command.main([str(FILES[name]), *(f"data.{key}={pairs}" for key in keys), "--dry-run"])
+    overrides = [f"run.dir={tmp_path}", *(f"data.{key}={pairs}" for key in keys)]
+    command.main([str(FILES[name]), *overrides, "--dry-run"])
     assert "nothing was written" in capsys.readouterr().out
 
 
@@ -105,11 +108,13 @@ def test_one_step_of_a_config_is_taken_with_tiny_weights(name, pairs, tmp_path, 
     small = [
         f"run.dir={tmp_path}", "run.name=small", f"model.weights={GOLDEN / 'diffusers'}",
         "model.unet=null", "model.vae=null", "data.resolution=32", "data.workers=0",
-        "train.steps=1", "train.batch_size=4", "train.device=cpu",
+        "train.steps=1", "train.batch_size=4", "train.device=cpu", "train.precision=float32",
         "validation.pairs_per_task=1", "validation.edit.num_steps=1", "evaluation=null",
     ]  # fmt: skip
     if load(name).data.manifest:
         small += [f"data.{key}={pairs}" for key in ("manifest", "validation_manifest")]
+    else:
+        small += ["data.photos=assets/photos", "data.held_out=[castle.jpg]", "data.cache=false"]
     command.main([str(FILES[name]), *small])
     assert len(find_checkpoints(tmp_path / "small")) == 1
     lines = [*map(json.loads, (tmp_path / "small" / "metrics.jsonl").read_text().splitlines())]

@@ -30,6 +30,8 @@ from ipx2p.eval.summary import NO_EFFECT
 from tests.conftest import GOLDEN, ROOT
 from tests.training.conftest import forget
 
+# The weights of the tests were made for larger pictures.
+pytestmark = pytest.mark.filterwarnings("ignore:resolution 16 is far")
 TASKS, PHOTOS = ("cartoonize", "denoise"), 6
 CONFIG = {
     "run": {"name": "tiny"},

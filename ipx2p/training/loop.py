@@ -105,7 +105,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
         note_pairs(train_pairs, run.folder)
     world.barrier()
     step, is_whole, bad_steps = resume(run, learner, average, optimizer, world)
-    start, saved = step, step if is_whole else -1
+    start, saved = step, step if is_whole and not run.rescored else -1  # -1: to be written again
     is_due = bad = stopped = False
     is_reported, on_cuda = world.gather(run.has_report(step))[0], device.type == "cuda"
     monitor = Monitor(

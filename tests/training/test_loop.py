@@ -32,7 +32,7 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 def test_a_run_writes_what_is_promised(make_config, run_folder, capsys):
     train(make_config())
     out = capsys.readouterr().out
-    assert "fresh UNet" in out and "28 pairs to train on, 4 held out, on cpu" in out
+    assert "fresh UNet" in out and "38 pairs to train on, 4 held out, on cpu" in out
     assert out.count("eta") == 4 and "mfu" not in out
     table = out[out.index("task") :]
     assert all(word in table for word in ("denoise", "enhance", "input dB", "VAE ceiling dB"))

@@ -177,7 +177,7 @@ def test_more_or_other_photographs_are_refused_and_named(make_config, finished_r
     ):
         train(make_config(photos))
     (tmp_path / "photos" / "wasp.jpg").unlink()
-    with pytest.raises(InputError, match="there were 28 pairs and are 26"):
+    with pytest.raises(InputError, match="there were 38 pairs and are 36"):
         train(make_config(photos))
 
 
