@@ -76,6 +76,7 @@ def prepare_data(config: "TrainConfig", world: "World", *, dry_run: bool = False
 
     Returns: whether there is data now; in a dry run nothing is made.
     """
+    from ipx2p.files import check_writable
     from ipx2p.training.run import Run
     from ipx2p.weights.readers import find_folder
 
@@ -88,6 +89,9 @@ def prepare_data(config: "TrainConfig", world: "World", *, dry_run: bool = False
         return True
     check_inputs([*map(parse_line, data.prepare)])
     find_folder(config.model.weights)
+    if world.is_main:
+        folder = config.run.folder.absolute()
+        check_writable(next(place for place in (folder, *folder.parents) if place.exists()))
     world.print(f"{', '.join(missing)}: not there yet, to be made by data.prepare")
     for line in data.prepare:
         world.print(f"python -m ipx2p.data.prepare {line}")
