@@ -157,7 +157,7 @@ def test_a_signal_while_encoding_keeps_what_is_done(
         ipx2p.data.cache, "_encode", lambda *a, **k: encoded.append(1) or encode(*a, **k)
     )
     train(make_config(*CACHE, cache))
-    assert len(encoded) == 2 * 28 - 5
+    assert len(encoded) == 2 * 38 - 5
     assert_same_run(run_folder, run_folder.with_name("whole"))
 
 
