@@ -157,7 +157,7 @@ def _write(question: Question, records: Sequence[Record], output: Path) -> str:
     paths = [output / name for name in ("answer.md", "answer.csv", "sheet.png", "index.html")]
     head = f"# {escaped(question.title)}\n\n"
     texts = [head + "\n\n".join(map(markdown, tables)) + "\n", csv_of_answers(found)]
-    for path, text in zip(paths, texts, strict=False):
+    for path, text in zip(paths[:2], texts, strict=True):
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     shown = [*question.evaluation.models, *variants]

@@ -226,7 +226,9 @@ def test_what_follows_a_damaged_checkpoint_is_kept_and_whole(
     shutil.rmtree(newest / "weights" / "vae")
     os.truncate(newest / "optimizer.safetensors", 3000)
     train(make_config("train.keep_checkpoints=1", "train.checkpoint_every=3"))
-    assert find_checkpoints(finished_run)[-1].name == "step_000004"
+    best = json.loads((finished_run / "best.json").read_text())["step"]
+    kept = [f"step_{step:06d}" for step in sorted({best, 4})]
+    assert [path.name for path in find_checkpoints(finished_run)] == kept
     assert_same_run(finished_run, trained_once)
 
 
