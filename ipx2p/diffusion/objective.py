@@ -45,18 +45,26 @@ class Draws:
 
 
 def draw(
-    seed: int, indices: Sequence[int], latent_shape: Sequence[int], num_train_timesteps: int
+    seed: int,
+    indices: Sequence[int],
+    latent_shape: Sequence[int],
+    num_train_timesteps: int,
+    timestep_shift: float = 1.0,
 ) -> Draws:
     """Draw for the samples with these global indices, on the CPU.
 
     Args:
         latent_shape: (4, h, w) of one sample.
+        timestep_shift: s; uniform timesteps t in [0, 1] become s t / (1 + (s - 1) t)
+            (arXiv:2403.03206, eq. 23).
     """
     rows = []
     for index in indices:
         draws = generator(seed, "objective", index)
-        timestep = torch.randint(num_train_timesteps, (), generator=draws)
+        t = (torch.randint(num_train_timesteps, (), generator=draws) + 0.5) / num_train_timesteps
+        t = timestep_shift * t / (1 + (timestep_shift - 1) * t)
         noises = torch.randn(2, *latent_shape, generator=draws)
+        timestep = (t * num_train_timesteps).long()
         rows.append((timestep, noises[0], noises[1], torch.rand((), generator=draws)))
     return Draws(*(torch.stack(column) for column in zip(*rows, strict=True)))
 

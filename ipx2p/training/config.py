@@ -47,7 +47,7 @@ RANGES = {
     "a number that is 1 or more": (lambda value: 1 <= value < math.inf, "data.max_zoom"),
     "a number above 0": (
         lambda value: 0 < value < math.inf,
-        "objective.min_snr_gamma train.bucket_mb",
+        "objective.timestep_shift objective.min_snr_gamma train.bucket_mb",
     ),
     "a number above 0, or .inf": (
         lambda value: value > 0,
@@ -119,6 +119,7 @@ class ObjectiveConfig:
     kind: str = "edit"  # or "autoencoder", which trains the VAE
     prediction_type: str | None = None  # None: that of the weights' scheduler
     zero_terminal_snr: bool | None = None  # the last timestep is pure noise; None: likewise
+    timestep_shift: float = 1.0  # above 1: more of the noisy timesteps; those of SD3's eq. 23
     min_snr_gamma: float | None = None  # weights of the loss by timestep, 5 is usual; None: 1
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     kl_weight: float = 1e-6  # of the autoencoder's posterior, relative to its pixel loss

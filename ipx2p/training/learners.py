@@ -173,7 +173,8 @@ class EditLearner(Learner):
         objective = self.config.objective
         target, source_latents, text = self._encoded(batch)
         num_timesteps = self.schedule.config.num_train_timesteps
-        draws = draw(self.config.run.seed, batch.indices, target.mean.shape[1:], num_timesteps)
+        shape, shift = target.mean.shape[1:], objective.timestep_shift
+        draws = draw(self.config.run.seed, batch.indices, shape, num_timesteps, shift)
         hide_text, hide_source = hidden_conditions(draws.dropout, objective.dropout)
         quartiles = draws.timesteps * QUARTILES // num_timesteps
         hidden = {

@@ -51,6 +51,15 @@ def dropped(uniform, dropout):
     return text[:, 0, 0] == -1, source[:, 0, 0, 0] == 0
 
 
+def test_shifted_timesteps_follow_their_formula():
+    # SD3 (arXiv:2403.03206, eq. 23): below t lies the share t / (s - (s - 1) t) of them.
+    timesteps = draw(0, range(4000), (4, 1, 1), 1000, timestep_shift=3.0).timesteps
+    assert timesteps.min() >= 0 and timesteps.max() == 999
+    for t in (0.25, 0.5, 0.75, 0.9):
+        expected = t / (3 - 2 * t)
+        assert (timesteps < 1000 * t).float().mean().item() == pytest.approx(expected, abs=0.03)
+
+
 def test_default_dropout_is_5_5_5_with_one_draw_per_sample():
     no_text, no_source = dropped(torch.linspace(0, 1, 2001)[:-1], DropoutConfig())
     assert (no_text & ~no_source).sum() == 100
