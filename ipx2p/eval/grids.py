@@ -100,11 +100,13 @@ def _tile(line: Line, record: Record) -> Tile:
 
 
 def make_overview(records: Sequence[Record], models: Sequence[str], count: int) -> Image.Image:
-    """A sheet of some cases: the source, the edits of each model, the target.
+    """A sheet of some cases: the source, the classical edit, those of each model, the target.
 
     Of a model with several settings or seeds, the first edit is shown.
     """
     cases = draw_cases(records, count)
+    if any(record.model == CLASSICAL_ROW for case in cases for record in case):
+        models = [CLASSICAL_ROW, *models]
     cell = min(MAX_CELL, MAX_SIDE // (max(len(cases), len(models)) + 4))
 
     def pictures(case: Sequence[Record]) -> Iterator[Image.Image | None]:
