@@ -21,7 +21,8 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ipx2p.data.instructions import bank, read_bank
-from ipx2p.models.text import TextEncoder, load_tokenizer
+from ipx2p.models.clip import ClipText
+from ipx2p.models.text import TextEncoder, load_text, load_tokenizer
 
 TINY = Path(__file__).parents[1] / "tiny"
 TASKS = ("denoise", "enhance", "derain", "deblur", "cartoonize")
@@ -188,9 +189,11 @@ def main() -> None:
     size = make_tokenizer([drawn_sentence(draws)[0] for _ in range(20_000)])
     special = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
     config = CONFIG | special | {"vocab_size": size}
-    text = TextEncoder(
-        CLIPTextModel(CLIPTextConfig.from_dict(config)), config, *load_tokenizer(TINY / "tokenizer")
-    )
+    start = CLIPTextModel(CLIPTextConfig.from_dict(config)).state_dict()
+    with torch.device("meta"):
+        network = ClipText(config)
+    load_text(network, start, "the start")
+    text = TextEncoder(network, config, *load_tokenizer(TINY / "tokenizer"))
     head = torch.nn.Linear(WIDTH, len(TASKS))
     parameters = [*text.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.05)

@@ -1,8 +1,7 @@
 """Instructions to text states: the CLIP tokenizer and text encoder (layer 1).
 
-The encoder is transformers' `CLIPTextModel` (CLIP, arXiv:2103.00020), the one network that is not
-written by hand here. Its published weights carry the prefix `text_model.`, which transformers 4.57
-keeps and 5.x dropped: they are read with and without it, and written with it.
+Published weights of the encoder carry the prefix `text_model.`, which some programs drop: they are
+read with and without it, and written with it. The tokenizer is that of transformers.
 """
 
 import warnings
@@ -11,12 +10,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
+from transformers import CLIPTokenizerFast
 
 from ipx2p.devices import copy_to
 from ipx2p.errors import InputError
 from ipx2p.files import atomic_write, read_json, write_json
-from ipx2p.published_fields import CLIP_L, TEXT_BOUNDS, check_bounds
+from ipx2p.models.clip import ClipText
 from ipx2p.tensor_files.tensors import (
     TEXT_STEMS,
     find_weights,
@@ -33,7 +32,7 @@ class TextEncoder(nn.Module):
     """Tokenizer and encoder in one: sentences in, states (B, 77, D) out.
 
     Args:
-        model: transformers' CLIP text model.
+        model: the network.
         config: the published config.json of the model, written back unchanged by `save`.
         tokenizer: its tokenizer.
         tokenizer_files: name -> content of the tokenizer's files, also written back unchanged.
@@ -41,7 +40,7 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        model: CLIPTextModel,
+        model: ClipText,
         config: dict,
         tokenizer: CLIPTokenizerFast,
         tokenizer_files: Mapping[str, bytes],
@@ -55,12 +54,12 @@ class TextEncoder(nn.Module):
     @property
     def length(self) -> int:
         """Tokens of every instruction, padding included (77)."""
-        return self.model.config.max_position_embeddings
+        return self.model.length
 
     @property
     def width(self) -> int:
         """D, the width of a state."""
-        return self.model.config.hidden_size
+        return self.model.width
 
     def tokenize(self, sentences: Sequence[str]) -> Tensor:
         """Token ids, padded, (B, 77). A longer sentence is cut; a warning shows what was cut."""
@@ -87,7 +86,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (B, 77) -> states after the last norm, (B, 77, D)."""
-        return self.model(input_ids=ids).last_hidden_state
+        return self.model(ids)
 
     @torch.no_grad()
     def encode(self, sentences: Sequence[str]) -> Tensor:
@@ -122,9 +121,10 @@ class TextEncoder(nn.Module):
                 f"{config_path}: model_type is {config.get('model_type')!r}, expected "
                 "'clip_text_model'"
             )
-        model = build(config, str(config_path))
+        with torch.device("meta"):
+            model = ClipText(config, str(config_path))
         path = find_weights(folder / "text_encoder", TEXT_STEMS)
-        load_strict(model, fit_prefix(read_tensors(path), model), str(path))
+        load_text(model, read_tensors(path), str(path))
         return cls(
             model.to(dtype=dtype).eval(), config, *load_tokenizer(tokenizer or folder / "tokenizer")
         )
@@ -133,32 +133,11 @@ class TextEncoder(nn.Module):
         """Write `text_encoder/` and `tokenizer/` as diffusers and transformers read them."""
         folder = Path(folder)
         write_json(self.config, folder / "text_encoder" / "config.json")
-        tensors = {f"{PREFIX}{bare(key)}": t for key, t in self.model.state_dict().items()}
+        tensors = {f"{PREFIX}{key}": tensor for key, tensor in self.model.state_dict().items()}
         save_tensors(tensors, folder / "text_encoder" / "model.safetensors")
         for name, content in self.tokenizer_files.items():
             with atomic_write(folder / "tokenizer" / name) as temporary:
                 temporary.write_bytes(content)
-
-
-def build(config: dict, where: str) -> CLIPTextModel:
-    """The model of a published config.json, its weights still without values (meta device)."""
-    for name, value in config.items():
-        if name in TEXT_BOUNDS and isinstance(value, list):
-            raise InputError(f"{where}: {name} is {value!r:.200}, expected a number")
-    check_bounds(config, TEXT_BOUNDS, where)
-    sizes = {name: config[name] for name in CLIP_L if name in config}
-    try:
-        with torch.device("meta"):
-            model = CLIPTextModel(CLIPTextConfig.from_dict(sizes))
-    except Exception as error:  # its checks and layers raise errors of many kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{where} does not describe a CLIP text model: {reason}") from error
-    # A buffer that no file brings, so it must get its values here.
-    positions = torch.arange(model.config.max_position_embeddings)[None]
-    for module in model.modules():
-        if "position_ids" in module._buffers:
-            module.position_ids = positions
-    return model
 
 
 def check_text(sentence: str) -> None:
@@ -190,7 +169,8 @@ def bare(key: str) -> str:
     return key.removeprefix(PREFIX)
 
 
-def fit_prefix(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The tensors under the keys of this version of the model, position ids left out."""
-    prefix = PREFIX if any(key.startswith(PREFIX) for key in model.state_dict()) else ""
-    return {f"{prefix}{bare(key)}": t for key, t in tensors.items() if bare(key) != POSITION_IDS}
+def load_text(model: ClipText, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Make tensors under published keys the model's own; position ids are left out."""
+    found = {bare(key): tensor for key, tensor in tensors.items()}
+    found.pop(POSITION_IDS, None)
+    load_strict(model, found, where)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from omegaconf import MISSING
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from ipx2p.data.benchmark import check_counts, versions, write_pairs
 from ipx2p.data.loader import StepSampler
@@ -27,6 +26,7 @@ from ipx2p.devices import device_name, dtype_name, memory_bytes, pick_device, pi
 from ipx2p.diffusion.schedule import ScheduleConfig
 from ipx2p.distributed import World, open_world
 from ipx2p.errors import InputError
+from ipx2p.models.clip import ClipText
 from ipx2p.models.text import TextEncoder, load_tokenizer
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAE, VAEConfig
@@ -109,7 +109,7 @@ def complete(config: TrainConfig, folder: Path, world: World) -> TrainConfig:
 def write_weights(folder: Path, seed: int, world: World) -> None:
     """The frozen parts of Stable Diffusion 1.5 in their real sizes, with random weights, 0.8 GB."""
     vae = fresh_network(lambda: VAE(VAEConfig()), seed, world)
-    model = fresh_network(lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)), seed, world)
+    model = fresh_network(lambda: ClipText(), seed, world)
     text = TextEncoder(model, CLIP_L, *load_tokenizer(TOKENIZER))
     Weights(None, vae, text, ScheduleConfig()).save(folder)
 

@@ -7,7 +7,7 @@ autoencoder's attention is stored as 1x1 convolutions in the original.
 
 from collections.abc import Iterable
 
-from ipx2p.models.text import PREFIX, bare
+from ipx2p.models.text import PREFIX
 from ipx2p.models.unet import ATTENTION_BLOCK, UNetConfig
 from ipx2p.models.vae import VAEConfig
 
@@ -124,8 +124,8 @@ def vae_table(config: VAEConfig, keys: Iterable[str]) -> dict[str, str]:
 
 
 def text_table(keys: Iterable[str]) -> dict[str, str]:
-    """Native (with `text_model.` or without) -> original for the keys of the text encoder."""
-    return {key: f"{TEXT_PREFIX}{PREFIX}{bare(key)}" for key in keys}
+    """Native -> original for the keys of the text encoder."""
+    return {key: f"{TEXT_PREFIX}{PREFIX}{key}" for key in keys}
 
 
 def _rename(key: str, prefixes: dict[str, str], layers: dict[str, str]) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ipx2p.diffusion.schedule import ScheduleConfig
 from ipx2p.errors import InputError
 from ipx2p.files import read_json
-from ipx2p.models.text import PREFIX, TextEncoder, bare, build, load_tokenizer
+from ipx2p.models.clip import ClipText
+from ipx2p.models.text import PREFIX, TextEncoder, bare, load_tokenizer
 from ipx2p.models.unet import UNet, UNetConfig
 from ipx2p.models.vae import VAE, VAEConfig
 from ipx2p.published_fields import CLIP_L
@@ -224,6 +225,6 @@ def _without_values(
     folder = _tokenizer(template, tokenizer, path)
     with torch.device("meta"):
         unet, vae = UNet(unet_config), VAE(vae_config)
-    text_model = build(text_config, f"{template or path}: the text encoder")
-    text = TextEncoder(text_model, text_config, *load_tokenizer(folder))
+        clip = ClipText(text_config, f"{template or path}: the text encoder")
+    text = TextEncoder(clip, text_config, *load_tokenizer(folder))
     return Weights(unet.eval(), vae.eval(), text.eval(), schedule)

@@ -97,7 +97,7 @@ def test_instruction_that_fits_is_not_cut(editor):
             lambda f: (f / "text_encoder/config.json").write_text(
                 '{"model_type": "clip_text_model", "hidden_act": "nope"}'
             ),
-            "config.json does not describe a CLIP text model",
+            "config.json: hidden_act is .nope.; known here: quick_gelu, gelu",
         ),
         (lambda f: (f / WEIGHTS).unlink(), "no weights in"),
     ],

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ipx2p.diffusion.schedule import ScheduleConfig
-from ipx2p.models.text import TextEncoder, build, load_tokenizer
+from ipx2p.models.clip import ClipText
+from ipx2p.models.text import TextEncoder, load_tokenizer
 from ipx2p.models.unet import UNet, UNetConfig
 from ipx2p.models.vae import VAE, VAEConfig
 from ipx2p.published_fields import CLIP_L
@@ -22,8 +23,8 @@ def real_size_model() -> Weights:
     """Stable Diffusion 1.x as an edit model, without values."""
     tokenizer = GOLDEN / "diffusers" / "tokenizer"
     with torch.device("meta"):
-        unet, vae = UNet(UNetConfig()), VAE(VAEConfig())
-    text = TextEncoder(build(CLIP_L, "CLIP-L"), CLIP_L, *load_tokenizer(tokenizer))
+        unet, vae, clip = UNet(UNetConfig()), VAE(VAEConfig()), ClipText(CLIP_L)
+    text = TextEncoder(clip, CLIP_L, *load_tokenizer(tokenizer))
     return Weights(unet, vae, text, ScheduleConfig())
 
 
@@ -37,7 +38,7 @@ def test_table_is_a_bijection_onto_the_original_layout():
 
 def test_real_size_text_encoder_has_the_published_names_and_shapes():
     text = real_size_model().text.model
-    got = {f"text_model.{k.removeprefix('text_model.')}": t for k, t in text.state_dict().items()}
+    got = {f"text_model.{key}": tensor for key, tensor in text.state_dict().items()}
     expected = {key: tuple(shape) for key, shape in LAYOUTS["diffusers"]["text_encoder"].items()}
     assert {key: tuple(tensor.shape) for key, tensor in got.items()} == expected
 
