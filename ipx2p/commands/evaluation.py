@@ -26,7 +26,7 @@ from ipx2p.training.run import Run
 
 OTHER_WORDS = "{}, other words"  # the task of pairs with sentences of `evaluation.banks`
 ASKED, SHEET = ".asked.json", "sheet.png"
-PICTURES = 8  # rows of the sheet
+PICTURES = 10  # rows of the sheet
 WHERE = ("output", "device", "batch_size")  # settings that do not shape it
 
 

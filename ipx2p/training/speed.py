@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from ipx2p.distributed import World
-from ipx2p.models.blocks import ResnetBlock
+from ipx2p.models.blocks import ResnetBlock, TokenConv
 from ipx2p.models.unet import LATENT_CHANNELS, Transformer, UNet, UNetConfig
 from ipx2p.training.config import StepsConfig
 
@@ -37,9 +37,12 @@ PEAKS = {
 def set_layout(module: nn.Module, config: StepsConfig) -> None:
     """Order the weights in memory for fast convolutions. Copy the network only afterwards: its
     average and moments must have the same memory layout."""
-    for parameter in module.parameters() if config.channels_last else ():
-        if parameter.dim() == 4 and parameter.shape[2:].numel() > 1:  # 1 x 1 has no order
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    for layer in module.modules() if config.channels_last else ():
+        # Of 1 x 1 convolutions only the strides change; their gradients have these. Those that act
+        # on tokens are matrix products.
+        if isinstance(layer, nn.Conv2d) and not isinstance(layer, TokenConv):
+            ordered = torch.empty_like(layer.weight.data, memory_format=torch.channels_last)
+            layer.weight.data = ordered.copy_(layer.weight.data)
 
 
 def set_deterministic(config: StepsConfig) -> None:
