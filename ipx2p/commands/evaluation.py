@@ -34,7 +34,7 @@ def check_evaluation(config: TrainConfig) -> None:
     """Raise InputError for what would stop the evaluation after the training."""
     if config.evaluation is not None:
         models = parse_models(_eval_config(config, config.evaluation.models, Path()))
-        pick_sizes(models, config.data.resolution, OWN_PAIRS)  # reads what they are
+        pick_sizes(models, config.edit_resolution, OWN_PAIRS)  # reads what they are
         cases_of(config)
 
 
@@ -124,7 +124,7 @@ def _eval_config(config: TrainConfig, models: Mapping[str, str], output: Path) -
         spacing=edit.spacing,
         num_steps=[edit.num_steps],
         seeds=evaluation.seeds,
-        resolution=config.data.resolution,
+        resolution=config.edit_resolution,
         baseline=next(iter(models)) if len(models) > 1 and len(settings) == 1 else None,
         output=output,
         device=config.train.device,

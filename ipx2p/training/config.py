@@ -37,7 +37,8 @@ RANGES = {
         lambda value: 1 <= value <= MAX_COUNT,
         "data.resolution data.draws train.steps train.batch_size train.accumulate "
         "train.max_bad_steps train.keep_every train.log_every train.checkpoint_every "
-        "train.keep_checkpoints validation.every validation.pairs_per_task validation.batch_size",
+        "train.keep_checkpoints validation.every validation.pairs_per_task validation.resolution "
+        "validation.batch_size",
     ),
     "0 or more, at most 256": (lambda value: 0 <= value <= 256, "data.workers"),
     "a number that is 0 or more": (
@@ -174,6 +175,7 @@ class ValidationConfig:
 
     every: int = 500  # only validated checkpoints can become the best one
     pairs_per_task: int = 8
+    resolution: int | None = None  # of whole pictures, where training sees crops; None: of the data
     batch_size: int = 8
     edit: EditSettings = field(default_factory=EditSettings)
 
@@ -214,6 +216,11 @@ class TrainConfig:
         config = load_config(cls, path, overrides)
         config.check()
         return config
+
+    @property
+    def edit_resolution(self) -> int:
+        """Of edits in validation, in the evaluation, and with the weights."""
+        return self.validation.resolution or self.data.resolution
 
     def check(self) -> None:
         """Raise InputError for settings that cannot be or do not go together."""

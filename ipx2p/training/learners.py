@@ -161,7 +161,7 @@ class EditLearner(Learner):
         self.module = self.network = self._unet().to(device).train()
         self.side = config.data.resolution // vae.config.downscale
         self.module.config = copy.copy(self.module.config)
-        self.module.config.sample_size = self.side
+        self.module.config.sample_size = config.edit_resolution // vae.config.downscale
         self.module.config.check("data.resolution")
         self.precision = pick_dtype(config.train.precision, device)
         self.editor(self.module)  # raises if the parts do not fit together
@@ -213,7 +213,7 @@ class EditLearner(Learner):
 
     def weights(self, module: nn.Module, *, whole: bool) -> Weights:
         frozen = self.frozen.get() if whole else (None, None)
-        how = asdict(self.config.validation.edit) | {"resolution": self.config.data.resolution}
+        how = asdict(self.config.validation.edit) | {"resolution": self.config.edit_resolution}
         return Weights(module, *frozen, self.schedule.config, how)
 
     def networks(self) -> list[nn.Module]:
@@ -331,13 +331,15 @@ LEARNERS: dict[str, type] = {"edit": EditLearner, "autoencoder": AutoencoderLear
 
 
 def _check_resolution(config: TrainConfig, vae: VAE) -> None:
-    resolution, multiple = config.data.resolution, vae.config.downscale
-    if resolution % multiple:
-        above = -(-resolution // multiple) * multiple
-        raise InputError(
-            f"data.resolution is {resolution}, expected a multiple of the autoencoder's {multiple} "
-            f"such as {above}"
-        )
+    multiple = vae.config.downscale
+    sizes = {"data": config.data.resolution, "validation": config.edit_resolution}
+    for group, resolution in sizes.items():
+        if resolution % multiple:
+            above = -(-resolution // multiple) * multiple
+            raise InputError(
+                f"{group}.resolution is {resolution}, expected a multiple of the autoencoder's "
+                f"{multiple} such as {above}"
+            )
 
 
 def fresh_network(build: Callable[[], Network], seed: int, world: World) -> Network:

@@ -83,7 +83,7 @@ def _train(config: TrainConfig, world: World, interrupts: Interrupts, dry_run: b
     fixed = fixed_pairs(
         held_out,
         per_task=config.validation.pairs_per_task,
-        resolution=config.data.resolution,
+        resolution=config.edit_resolution,
         seed=config.run.seed,
     )
     learner: Learner = LEARNERS[config.objective.kind](config, device, fixed, world)

@@ -57,6 +57,13 @@ def test_trained_weights_edit_as_they_were_validated(finished_run, coffee):
     assert result.images[0].size == (32, 32) and result.evaluations == [6]
 
 
+def test_whole_pictures_are_validated_where_training_sees_crops(make_config, run_folder):
+    train(make_config("validation.resolution=64", "train.steps=3"))
+    assert Editor.load(run_folder / "weights").settings.resolution == 64
+    config = json.loads((run_folder / "weights" / "unet" / "config.json").read_text())
+    assert config["sample_size"] == 64 // 8
+
+
 def test_a_finished_run_says_so_and_does_nothing(make_config, finished_run, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
     capsys.readouterr()
@@ -421,6 +428,7 @@ def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_fold
         ("model.unet.block_out_channels=[8, 15]", r"UNetConfig: block_out_channels is \[8, 15\]"),
         ("model.unet.in_channels=9", r"UNetConfig: in_channels is 9"),
         ("data.resolution=36", r"data\.resolution is 36, .*the autoencoder's 8 such as 40"),
+        ("validation.resolution=36", r"validation\.resolution is 36, .* 8 such as 40"),
         ("validation.edit.num_steps=5000", "5000 steps asked for, expected 1 to 1000"),
         ("model.unet.cross_attention_dim=7", "expects text states of width 7.*gives 32"),
         ("run.dir=/proc", "cannot write"),
