@@ -52,14 +52,16 @@ def _bars(score: Estimate) -> tuple[float, float]:
     return score.mean - score.low, score.high - score.mean
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
+def _figure(
+    rows: int, columns: int, size: tuple[float, float], *, same_y: bool = True
+) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=110)
     figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=same_y).flatten()
     for axes in grid:
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
@@ -99,20 +101,22 @@ def draw_panels(
     *,
     size: tuple[float, float] = PANEL,
     integer: bool = False,
+    same_y: bool = True,
     front: tuple[int, int] | None = None,
 ) -> bytes:
     """A PNG of panels by title, with one legend beside them.
 
     Args:
-        integer: ticks at whole numbers. front: draw the Pareto front of all points of a panel; 1
-            where more is better, -1 where less is, for x and y.
+        integer: ticks at whole numbers. same_y: one range of y for all panels. front: draw the
+            Pareto front of all points of a panel; 1 where more is better, -1 where less is, for x
+            and y.
     """
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure, grid = _figure(rows, columns, (size[0] * columns, size[1] * rows))
+    figure, grid = _figure(rows, columns, (size[0] * columns, size[1] * rows), same_y=same_y)
     for axes in grid[len(panels) :]:
         axes.remove()
     grid = grid[: len(panels)]

@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 from ipx2p.eval.intervals import LEAST, Difference, Estimate
 from ipx2p.eval.lines import Line, make_lines, rounded, sortable
 from ipx2p.eval.plots import Series, draw_panels
-from ipx2p.eval.records import BUILT_IN, CLASSICAL_ROW, ORACLE, VAE_ROW, Record, key_of
+from ipx2p.eval.records import BUILT_IN, ORACLE, VAE_ROW, Record, key_of
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.tables import ENDS, TALLY, Cell, Table, cell
 from ipx2p.files import csv_text
@@ -239,7 +239,8 @@ def csv_of_answers(found: Sequence[Answer]) -> str:
 def curve_of_answers(found: Sequence[Answer], variants: Sequence[str], axis: str) -> bytes | None:
     """The main metric against the variants, with a panel for each task, if they are numbers.
 
-    Other models are drawn as flat lines. Needs matplotlib.
+    Other models are drawn as flat lines; inputs and ceilings, which are far away, are left out.
+    Needs matplotlib.
     """
     places = {name: re.match(r"\d+(\.\d+)?", name) for name in variants}
     if len(variants) < 2 or None in places.values():
@@ -247,7 +248,7 @@ def curve_of_answers(found: Sequence[Answer], variants: Sequence[str], axis: str
     at = {name: float(match[0]) for name, match in places.items()}
     metric = found[0].metric
     panels: dict[str, dict[str, list]] = {}
-    for one in (one for one in found if one.metric == metric and one.model != CLASSICAL_ROW):
+    for one in (one for one in found if one.metric == metric and one.model not in BUILT_IN):
         series = panels.setdefault(one.task, {})
         if one.model in at:
             series.setdefault(one.at or "variants", []).append((at[one.model], one.mean))
@@ -258,7 +259,7 @@ def curve_of_answers(found: Sequence[Answer], variants: Sequence[str], axis: str
         task: [Series(label, sorted(points, key=lambda point: point[0])) for label, points in some]
         for task, some in ((task, series.items()) for task, series in panels.items())
     }
-    return draw_panels(drawn, axis, METRICS[metric].label)
+    return draw_panels(drawn, axis, METRICS[metric].label, same_y=False)
 
 
 def _metrics_of(records: Iterable[Record]) -> list[str]:
