@@ -49,7 +49,7 @@ def test_eight_pairs_are_learned_to_within_2_db_of_the_ceiling(tmp_path):
     }
     settings["optimizer"]["learning_rate"] = 2e-3
     settings["train"] |= {"batch_size": 8, "steps": 1000, "checkpoint_every": 1000}
-    settings["validation"]["pairs_per_task"] = 8
+    settings["validation"] |= {"pairs_per_task": 8, "resolution": SIDE}
     (tmp_path / "overfit.yaml").write_text(yaml.safe_dump(settings))
     config = TrainConfig.load(tmp_path / "overfit.yaml", ["evaluation=null"])
     train(config)

@@ -44,11 +44,12 @@ def test_quickstart_survives_a_kill_and_draws_cartoons_of_unseen_photographs(tmp
     with (run / "evaluation" / "table.csv").open() as file:
         rows = {(row["task"], row["model"]): row for row in csv.DictReader(file)}
     psnr = {name: float(row["psnr"]) for name, row in rows.items() if row["psnr"]}
-    assert psnr["cartoonize", "tuned"] > psnr["cartoonize", "base"] + 0.2
-    assert psnr["cartoonize", "tuned"] > psnr["cartoonize", "identity"] + 0.2
+    assert psnr["cartoonize", "tuned"] > psnr["cartoonize", "base"] + 0.6
+    assert psnr["cartoonize", "tuned"] > psnr["cartoonize", "identity"] + 1
     for task in ("denoise", "enhance", "derain"):
-        assert psnr[task, "tuned"] > psnr[task, "identity"] + 0.2
-        assert psnr[task, "tuned"] > psnr[task, "base"] - 2
+        assert psnr[task, "tuned"] > psnr[task, "identity"] + 1
+    for task in ("denoise", "enhance", "derain", "deblur"):
+        assert psnr[task, "tuned"] > psnr[task, "base"] - 1.2
 
     files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert start("third.txt").wait() == 0
