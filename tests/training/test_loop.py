@@ -23,6 +23,7 @@ from ipx2p.training.config import OptimizerConfig
 from ipx2p.training.learners import EditLearner
 from ipx2p.training.loop import train
 from ipx2p.training.optimizer import learning_rate
+from ipx2p.training.run import Run
 from tests.conftest import GOLDEN
 from tests.training.conftest import QUICK_VAE, assert_same_run
 
@@ -58,7 +59,12 @@ def test_trained_weights_edit_as_they_were_validated(finished_run, coffee):
 
 
 def test_whole_pictures_are_validated_where_training_sees_crops(make_config, run_folder):
-    train(make_config("validation.resolution=64", "train.steps=3"))
+    inputs = []
+    for resolution in (32, 64):
+        config = make_config(f"validation.resolution={resolution}", "train.steps=3")
+        train(config)
+        inputs.append(Run(config).final_scores()[0]["psnr_input"])
+    assert inputs[0] != inputs[1]
     assert Editor.load(run_folder / "weights").settings.resolution == 64
     config = json.loads((run_folder / "weights" / "unet" / "config.json").read_text())
     assert config["sample_size"] == 64 // 8

@@ -63,11 +63,14 @@ def test_channels_last_and_recomputed_equal_plain(inputs):
     assert less < kept / 2
 
 
-def test_channels_last_reaches_the_weights_that_have_an_order():
-    module = UNet.load(GOLDEN / "diffusers" / "unet")
+def test_channels_last_gives_weights_the_strides_of_their_gradients():
+    module = UNet.load(GOLDEN / "diffusers" / "unet").train()
     set_layout(module, StepsConfig(steps=1))
-    assert module.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert not module.conv_in.weight.is_contiguous()
+    latents = torch.zeros(2, 4, 8, 8)
+    module(latents, torch.zeros(2), torch.zeros(2, 77, 32), latents).sum().backward()
+    other = [n for n, p in module.named_parameters() if p.grad.stride() != p.stride()]
+    assert other == []
 
 
 def test_deterministic_algorithms_are_chosen_and_not_kept_for_the_next_run(monkeypatch):
