@@ -22,7 +22,7 @@ def denoise(
     x: Tensor,
     sigma: float,
     *,
-    text: Tensor,
+    text: Any,
     source_latents: Tensor,
     attention_overrides: Mapping[str, Sequence[Any]] | None = None,
 ) -> Tensor:
@@ -34,13 +34,13 @@ def denoise(
     Args:
         network: `UNet.forward` or the like.
         x: noisy latents at noise level sigma, (B, 4, h, w), float32.
-        text: states of the instruction, (B, 77, D), in the network's dtype.
-        source_latents: unscaled, (B, 4, h, w); zeros for no picture.
+        text: states of the instruction, (B, 77, D), or what the network takes in their place.
+        source_latents: unscaled, (B, 4, h, w), in the network's dtype; zeros for no picture.
         attention_overrides: passed to the network if there are any.
     Returns: denoised latents, (B, 4, h, w), float32.
     """
     timesteps = torch.full((len(x),), schedule.timestep(sigma), device=x.device)
-    scaled = (x / math.sqrt(1 + sigma**2)).to(text.dtype)
-    shown = (scaled, timesteps, text, source_latents.to(text.dtype))
+    scaled = (x / math.sqrt(1 + sigma**2)).to(source_latents.dtype)
+    shown = (scaled, timesteps, text, source_latents)
     prediction = network(*shown, attention_overrides) if attention_overrides else network(*shown)
     return schedule.denoised(prediction.float(), x, sigma)

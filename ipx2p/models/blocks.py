@@ -16,6 +16,7 @@ from torch import Tensor, nn
 # itself alone (PAG, arXiv:2403.17377), "blur" smooths the queries over the picture (SEG,
 # arXiv:2408.00760), "skip" passes the input of a transformer block through.
 AttentionOverride = tuple[str, float, Tensor]
+KeysValues = tuple[Tensor, Tensor]
 
 # On a CPU (docs/performance.md has the measurements): a weight this many times as large as the
 # feature map is multiplied as a matrix; from this many pixels up, enlarging in phases is faster.
@@ -139,12 +140,11 @@ class Upsample(nn.Module):
         a convolution of the small map with two rows of weights, and so are columns.
         """
         height, width = x.shape[-2:]
-        rows = _phases(self.conv.weight, axis=2)
         x, phases = F.pad(x, (1, 1, 1, 1)), []
-        for odd_row, weight in enumerate(rows):
-            for odd_column, weight in enumerate(_phases(weight, axis=3)):
-                part = x[..., odd_row : odd_row + height + 1, odd_column : odd_column + width + 1]
-                phases.append(F.conv2d(part, weight, self.conv.bias))
+        for row, of_row in enumerate(_phases(self.conv.weight, axis=2)):
+            for column, weight in enumerate(_phases(of_row, axis=3)):
+                seen = x[..., row : row + height + 1, column : column + width + 1]
+                phases.append(F.conv2d(seen, weight, self.conv.bias))
         # (4, B, C, H, W) -> (B, C, H, 2, W, 2) -> (B, C, 2H, 2W)
         woven = torch.stack(phases).unflatten(0, (2, 2)).permute(2, 3, 4, 0, 5, 1)
         return woven.flatten(4).flatten(2, 3)
@@ -173,18 +173,20 @@ class Attention(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        context: Tensor | None = None,
+        context: Tensor | KeysValues | None = None,
         overrides: Sequence[AttentionOverride] = (),
         size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Tokens (B, N, D), context (B, M, context_dim) -> (B, N, D).
 
         Args:
+            context: or what `keys_values` made of it; None for self-attention.
             overrides: of self-attention; all other samples are unchanged, bit for bit.
             size: height and width of the feature map, h * w = N, for the overrides.
         """
         context = tokens if context is None else context
-        queries, keys, values = self.to_q(tokens), self.to_k(context), self.to_v(context)
+        queries = self.to_q(tokens)
+        keys, values = context if isinstance(context, tuple) else self.keys_values(context)
         for kind, sigma, rows in overrides:
             if kind == "blur":
                 queries = torch.where(rows[:, None, None], blurred(queries, size, sigma), queries)
@@ -194,6 +196,10 @@ class Attention(nn.Module):
             if kind == "identity":
                 attended = torch.where(rows[:, None, None], values, attended)
         return self.to_out(attended)
+
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """(B, M, context_dim) -> keys and values, each (B, M, D)."""
+        return self.to_k(context), self.to_v(context)
 
     def split_heads(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, heads, N, D / heads)."""
@@ -269,7 +275,11 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(
-        self, tokens: Tensor, text: Tensor, overrides: Sequence[AttentionOverride], size: torch.Size
+        self,
+        tokens: Tensor,
+        text: Tensor | KeysValues,
+        overrides: Sequence[AttentionOverride],
+        size: torch.Size,
     ) -> Tensor:
         """(B, N, C) -> the same shape; `size` is that of the feature map, for the overrides."""
         before = tokens

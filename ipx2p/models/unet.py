@@ -23,7 +23,9 @@ from ipx2p.models import blocks
 from ipx2p.published import PublishedConfig, PublishedNetwork
 
 LATENT_CHANNELS = 4
-AttentionOverrides = Mapping[str, Sequence[blocks.AttentionOverride]]  # by the name of the layer
+# By the name of the layer; of its blocks, what `UNet.project_text` makes of the instruction.
+AttentionOverrides = Mapping[str, Sequence[blocks.AttentionOverride]]
+ProjectedText = Mapping[str, Sequence[blocks.KeysValues]]
 ATTENTION_BLOCK, PLAIN_BLOCK = "CrossAttnDownBlock2D", "DownBlock2D"
 
 
@@ -75,7 +77,7 @@ class Context(NamedTuple):
     """What every block is given beside the feature map."""
 
     time: Tensor  # embedding of the timestep, (B, time_dim)
-    text: Tensor  # states of the instruction, (B, 77, D)
+    text: Tensor | ProjectedText  # states of the instruction, (B, 77, D)
     overrides: AttentionOverrides
 
 
@@ -106,12 +108,16 @@ class Transformer(nn.Module):
         )
         self.proj_out = blocks.zeroed(projection(width, width))
 
-    def forward(self, x: Tensor, text: Tensor, attention_overrides: AttentionOverrides) -> Tensor:
+    def forward(
+        self, x: Tensor, text: Tensor | ProjectedText, attention_overrides: AttentionOverrides
+    ) -> Tensor:
         """(B, C, h, w) and text (B, 77, D) -> (B, C, h, w)."""
         overrides, size = attention_overrides.get(self.name, ()), x.shape[-2:]
+        num_blocks = len(self.transformer_blocks)
+        texts = [text] * num_blocks if isinstance(text, Tensor) else text[self.name]
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C), N = h * w
         tokens = self.proj_in(tokens)
-        for block in self.transformer_blocks:
+        for block, text in zip(self.transformer_blocks, texts, strict=True):
             tokens = block(tokens, text, overrides, size)
         tokens = self.proj_out(tokens)
         return x + tokens.transpose(1, 2).unflatten(2, size)  # (B, N, C) -> (B, C, h, w)
@@ -229,13 +235,24 @@ class UNet(PublishedNetwork):
     @property
     def attention_layers(self) -> list[str]:
         """Names of the layers that take attention overrides, in the order they run."""
-        return [module.name for module in self.modules() if isinstance(module, Transformer)]
+        return [transformer.name for transformer in self._transformers()]
+
+    def _transformers(self) -> list[Transformer]:
+        return [module for module in self.modules() if isinstance(module, Transformer)]
+
+    def project_text(self, text: Tensor) -> ProjectedText:
+        """Keys and values of the instruction (B, 77, D) in every layer, to be given to `forward` in
+        its place. They are the same at all steps of an edit."""
+        return {
+            transformer.name: [b.attn2.keys_values(text) for b in transformer.transformer_blocks]
+            for transformer in self._transformers()
+        }
 
     def forward(
         self,
         latents: Tensor,
         timesteps: Tensor,
-        text: Tensor,
+        text: Tensor | ProjectedText,
         source_latents: Tensor | None,
         attention_overrides: AttentionOverrides | None = None,
     ) -> Tensor:
@@ -244,7 +261,7 @@ class UNet(PublishedNetwork):
         Args:
             latents: noisy scaled latents, (B, 4, h, w), already at unit variance.
             timesteps: training indices 0..999, float, (B,); may be fractional.
-            text: states of the instruction, (B, 77, D).
+            text: states of the instruction, (B, 77, D), or what `project_text` made of them.
             source_latents: unscaled posterior mode of the source, (B, 4, h, w); zeros mean no
                 picture; None only for a 4-channel text-to-image model.
             attention_overrides: name of a layer (see `attention_layers`) -> what changes in it, and

@@ -244,3 +244,18 @@ def test_seconds_and_evaluations_are_of_each_edit(editor, pictures):
     result = edit(editor, [*pictures[:2], Image.new("RGB", (16, 16))], "ip2p", batch_size=2)
     assert result.evaluations == [3 * NUM_STEPS] * 3
     assert all(0 < seconds < math.inf for seconds in result.seconds)
+
+
+@pytest.mark.parametrize(("spec", "projections"), [("ip2p", 1), ("ip2p+cads", NUM_STEPS)])
+def test_the_instruction_is_projected_once_unless_it_changes(
+    editor, pictures, monkeypatch, spec, projections
+):
+    calls, project = [], editor.unet.project_text
+    monkeypatch.setattr(
+        editor.unet, "project_text", lambda text: calls.append(len(text)) or project(text)
+    )
+    [projected] = edit(editor, pictures[:1], spec, seeds=[4], instructions=["x"]).latents
+    assert len(calls) == projections and calls[0] == 3  # branches in a batch
+    monkeypatch.setattr(editor.unet, "project_text", lambda text: text)
+    [plain] = edit(editor, pictures[:1], spec, seeds=[4], instructions=["x"]).latents
+    assert torch.equal(projected, plain)

@@ -1,8 +1,10 @@
 """Blocks that U-Net and VAE share."""
 
+import pytest
 import torch
+import torch.nn.functional as F
 
-from ipx2p.models.blocks import Attention, Downsample, timestep_embedding
+from ipx2p.models.blocks import Attention, Conv3x3, Downsample, Upsample, timestep_embedding
 
 
 def test_timestep_embedding_is_computed_in_float32():
@@ -51,3 +53,52 @@ def test_downsampling_pads_as_its_network_does(generator):
             window[:] = x[:, :, :3, :3]
         expected = (down.conv.weight * window).sum(dim=(1, 2, 3)) + down.conv.bias
         torch.testing.assert_close(down(x)[0, :, 0, 0], expected)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("stride", "padding", "size"), [(1, 1, (4, 3)), (2, 1, (5, 4)), (2, 0, (5, 7))]
+)
+def test_a_convolution_as_a_matrix_product_is_the_same(
+    generator, channels_last, stride, padding, size
+):
+    layer = Conv3x3(6, 10, stride=stride, padding=padding).double()
+    if channels_last:
+        layer = layer.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 6, *size, generator=generator, dtype=torch.double, requires_grad=True)
+    expected = F.conv2d(x, layer.weight, layer.bias, stride, padding)
+    product = layer.as_product(x)
+    torch.testing.assert_close(product, expected)
+    weights = torch.randn(product.shape, generator=generator, dtype=torch.double)
+    leaves = [x, layer.weight, layer.bias]
+    for got, wanted in zip(
+        torch.autograd.grad((product * weights).sum(), leaves),
+        torch.autograd.grad((expected * weights).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
+    # DDP wants gradients in the memory layout of their weights.
+    (layer.as_product(x) * weights).sum().backward()
+    assert layer.weight.grad.stride() == layer.weight.stride()
+
+
+def test_a_large_weight_is_multiplied_and_a_small_one_convolved(generator, monkeypatch):
+    multiplied = []
+    as_product = Conv3x3.as_product
+    monkeypatch.setattr(
+        Conv3x3, "as_product", lambda self, x: multiplied.append(x.shape) or as_product(self, x)
+    )
+    layer = Conv3x3(16, 32)  # 4608 weights
+    for side in (2, 16):
+        layer(torch.randn(1, 16, side, side, generator=generator))
+    assert multiplied == [(1, 16, 2, 2)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (16, 18)])
+def test_enlarging_in_phases_is_the_same(generator, size):
+    layer = Upsample(4).double()
+    x = torch.randn(2, 4, *size, generator=generator, dtype=torch.double)
+    expected = layer.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    torch.testing.assert_close(layer.in_phases(x), expected)
+    torch.testing.assert_close(layer(x), expected)

@@ -167,3 +167,14 @@ def test_a_missing_or_needless_source_is_refused(in_channels, source):
     x, text = torch.zeros(1, 4, 4, 4), torch.zeros(1, 77, 6)
     with pytest.raises(InputError, match=f"has {in_channels} input channels and was given"):
         unet(x, torch.tensor([5]), text, source)
+
+
+@torch.no_grad()
+def test_a_projected_instruction_gives_the_same_bits(editor, generator):
+    unet = editor.unet
+    latents, source = torch.randn(2, 2, 4, 8, 8, generator=generator)
+    text = torch.randn(2, 77, unet.config.cross_attention_dim, generator=generator)
+    shown = (latents, torch.tensor([10.0, 900.0]), text, source)
+    projected = unet.project_text(text)
+    assert [*projected] == unet.attention_layers
+    assert torch.equal(unet(*shown[:2], projected, source), unet(*shown))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class GuidedDenoiser:
     evaluations: int = field(default=0, init=False)  # of both networks so far, per edit
     mask: Tensor | None = field(default=None, init=False)  # (B, 1, h, w) in 0..1, once found
     memory: dict = field(default_factory=dict, init=False)
+    _kept: dict = field(default_factory=dict, init=False)  # what each group of branches is shown
 
     def __call__(self, x: Tensor, sigma: float, step: Step) -> Tensor:
         """x at noise level sigma, (B, 4, h, w), float32 -> guided denoised latents."""
@@ -36,7 +38,9 @@ class GuidedDenoiser:
         plan = self.spec.plan(step)
         shown = self.conditions
         text = self.spec.change_text(shown.text, shown.text_noise, step)
-        denoised = self._run(plan.branches, x, sigma, replace(shown, text=text))
+        if text is not shown.text:
+            shown = replace(shown, text=text)
+        denoised = self._run(plan.branches, x, sigma, shown)
         guided = plan.blend(denoised, Moment(x, sigma, step, self.memory))
         if self.mask is None:
             return guided
@@ -63,19 +67,36 @@ class GuidedDenoiser:
             groups = [[branch] for branch in branches]
         denoised = {}
         for group in groups:
-            shown = [conditions.of(branch) for branch in group]
-            texts, sources = (torch.cat(parts) for parts in zip(*shown, strict=True))
+            text, source_latents = self._inputs(group, conditions)
             together = denoise(
-                self.weak if group[0].network == "weak" else self.network,
+                self._network(group),
                 self.schedule,
                 x.repeat(len(group), 1, 1, 1),
                 sigma,
-                text=texts,
-                source_latents=sources,
+                text=text,
+                source_latents=source_latents,
                 attention_overrides=self._attention_overrides(group, len(x), x.device),
             )
             denoised |= zip(group, together.chunk(len(group)), strict=True)
         return denoised
+
+    def _network(self, group: list[Branch]) -> Callable[..., Tensor]:
+        return self.weak if group[0].network == "weak" else self.network
+
+    def _inputs(self, group: list[Branch], conditions: Conditions) -> tuple[Any, Tensor]:
+        """What a group of branches is shown: the instruction, projected once if the network can do
+        that, and the source. Kept from step to step, unless the scheme changes the text."""
+        key = tuple(group)
+        if conditions is self.conditions and key in self._kept:
+            return self._kept[key]
+        texts, sources = zip(*map(conditions.of, group), strict=True)
+        text = torch.cat(texts)
+        source_latents = torch.cat(sources).to(text.dtype)
+        project = getattr(self._network(group), "project_text", None)
+        inputs = (text if project is None else project(text), source_latents)
+        if conditions is self.conditions:
+            self._kept[key] = inputs
+        return inputs
 
     def _attention_overrides(
         self, group: list[Branch], size: int, device: torch.device
