@@ -2,7 +2,8 @@
 
 import sys
 
-from ipx2p import __version__, bench, experiments
+from ipx2p import __version__, experiments
+from ipx2p.bench import __main__ as bench
 from ipx2p.cli import Parser, run_command
 from ipx2p.commands import convert, edit, train
 from ipx2p.data.prepare import __main__ as prepare

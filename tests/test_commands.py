@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import convert_weights
 import ipx2p.__main__
-import ipx2p.bench
+import ipx2p.bench.__main__
 import ipx2p.commands.convert
 import ipx2p.commands.edit
 import ipx2p.commands.train
@@ -45,7 +45,7 @@ COMMANDS = {
     "sample": ipx2p.commands.edit,
     "train": ipx2p.commands.train,
     "convert_weights": ipx2p.commands.convert,
-    "ipx2p.bench": ipx2p.bench,
+    "ipx2p.bench": ipx2p.bench.__main__,
     "ipx2p.experiments": ipx2p.experiments,
     "ipx2p.data.prepare": ipx2p.data.prepare.__main__,
     "ipx2p.eval.compare": ipx2p.eval.compare,

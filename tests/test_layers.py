@@ -54,7 +54,6 @@ LAYERS = {
         # what training reads
         *("ipx2p.data.pairs", "ipx2p.data.selection", "ipx2p.data.order"),
         *("ipx2p.data.loader", "ipx2p.data.shards", "ipx2p.data.cache"),
-        "ipx2p.data.benchmark",
         # published sets, and making sets
         *("ipx2p.data.published.source", "ipx2p.data.published.parallel"),
         "ipx2p.data.published.folders",
@@ -72,7 +71,6 @@ LAYERS = {
         *("ipx2p.training.learners", "ipx2p.training.ema", "ipx2p.training.optimizer"),
         *("ipx2p.training.checkpoint", "ipx2p.training.interrupts", "ipx2p.training.monitor"),
         *("ipx2p.training.run", "ipx2p.training.samples", "ipx2p.training.loop"),
-        "ipx2p.training.benchmark",
         *("ipx2p.eval.cases", "ipx2p.eval.records", "ipx2p.eval.networks", "ipx2p.eval.scores"),
         *("ipx2p.eval.intervals", "ipx2p.eval.benchmarks.protocol"),
         *("ipx2p.eval.benchmarks.edit_sets", "ipx2p.eval.benchmarks.restoration"),
@@ -87,7 +85,9 @@ LAYERS = {
         *("ipx2p.commands.edit", "ipx2p.commands.evaluation", "ipx2p.commands.train"),
         *("ipx2p.commands.convert", "ipx2p.commands.runner", "ipx2p.commands.questions"),
         "ipx2p.experiments",
-        *("ipx2p.bench", "ipx2p.eval.compare", "ipx2p.eval.evaluate", "ipx2p.eval.report"),
+        *("ipx2p.bench.made_up", "ipx2p.bench.turns", "ipx2p.bench.reference"),
+        *("ipx2p.bench.reference_data", "ipx2p.bench.works", "ipx2p.bench.__main__"),
+        *("ipx2p.eval.compare", "ipx2p.eval.evaluate", "ipx2p.eval.report"),
         *("ipx2p.eval.blind",),
     ],
     6: ["sample", "train", "convert_weights", "ipx2p.__main__"],

@@ -81,10 +81,9 @@ def prepare(module: nn.Module, config: StepsConfig, world: World) -> nn.Module:
     )
 
 
-def training_flops(config: UNetConfig, side: int) -> float:
-    """FLOPs of one sample's forward and backward pass, side x side latents; counted, not timed.
-
-    Attention counts too. A multiplication and an addition are two.
+def counted_flops(config: UNetConfig, side: int, *, training: bool = False) -> float:
+    """FLOPs of one sample's forward pass, in `training` also of its backward pass, at side x side
+    latents; counted, not timed. Attention counts too. A multiplication and an addition are two.
     """
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
         unet = UNet(config)
@@ -92,7 +91,9 @@ def training_flops(config: UNetConfig, side: int) -> float:
         source = latents if config.in_channels == 2 * LATENT_CHANNELS else None
         text = torch.empty(1, 77, config.cross_attention_dim)
         with FlopCounterMode(display=False) as counter:
-            unet(latents, torch.empty(1), text, source).sum().backward()
+            prediction = unet(latents, torch.empty(1), text, source)
+            if training:
+                prediction.sum().backward()
     return float(counter.get_total_flops())
 
 

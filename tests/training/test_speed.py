@@ -17,11 +17,11 @@ from ipx2p.training.learners import Losses
 from ipx2p.training.loop import train
 from ipx2p.training.optimizer import Stepper, make_optimizer
 from ipx2p.training.speed import (
+    counted_flops,
     peak_flops,
     prepare,
     set_deterministic,
     set_layout,
-    training_flops,
 )
 from tests.conftest import GOLDEN
 from tests.training.conftest import all_tensors, assert_same_run
@@ -128,7 +128,7 @@ def test_a_compiled_run_has_one_graph_and_the_weights_of_an_eager_one(
 @pytest.mark.slow
 @pytest.mark.parametrize(("side", "teraflops"), [(32, 0.54), (64, 2.41)])
 def test_flops_of_stable_diffusion_are_those_counted_by_hand(side, teraflops):
-    flops = training_flops(UNetConfig(in_channels=8), side)
+    flops = counted_flops(UNetConfig(in_channels=8), side, training=True)
     assert flops / 1e12 == pytest.approx(teraflops, rel=0.01)
 
 
