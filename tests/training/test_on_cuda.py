@@ -75,7 +75,6 @@ class Matmuls(TorchDispatchMode):
             torch.ops.aten.convolution,
             torch.ops.aten.mm,
             torch.ops.aten.addmm,
-            torch.ops.aten.bmm,
         ):
             self.dtypes |= {arg.dtype for arg in args if isinstance(arg, Tensor)}
         return function(*args, **(kwargs or {}))
