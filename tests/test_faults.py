@@ -28,14 +28,14 @@ FAULTS = {
     ),
     "scaled source latents": (
         "ipx2p/editing/editor.py",
-        "source_latents = self.vae.encode(pixels).mode()",
-        "source_latents = self.vae.scale(self.vae.encode(pixels).mode())",
+        "source_latents = self.vae.encode(pixels, tile).mode()",
+        "source_latents = self.vae.scale(self.vae.encode(pixels, tile).mode())",
         f"{EDIT}[euler-leading-True]",
     ),
     "a sampled source posterior instead of its mode": (
         "ipx2p/editing/editor.py",
-        "source_latents = self.vae.encode(pixels).mode()",
-        "source_latents = self.vae.encode(pixels).sample(torch.Generator())",
+        "source_latents = self.vae.encode(pixels, tile).mode()",
+        "source_latents = self.vae.encode(pixels, tile).sample(torch.Generator())",
         f"{EDIT}[euler-leading-True]",
     ),
     "a source scaled with the noise level": (

@@ -142,16 +142,15 @@ def reach(window: Window, size: tuple[int, int], down: int, up: int) -> tuple[Wi
     """What a 3x3 convolution needs for a window of its output.
 
     Args:
-        window: even ends (but at the border) where the map grows.
-        size: of the input map.
+        window: of the output. size: of the input map.
         down, up: input pixels for `up` output pixels: 1, 1; or 2, 1 (padded only right and below);
             or 1, 2 (enlarged, then convolved).
     Returns: the window of the input, and where the asked one lies in its output.
     """
     seen, inner = [], []
     for start, stop, side in zip(window[::2], window[1::2], size, strict=True):
-        first = max(start * down // up - (down == 1), 0)
-        seen += [first, min(stop * down // up + 1, side)]
+        first = max((start * down - (down == 1)) // up, 0)
+        seen += [first, min((stop * down + up) // up, side)]
         offset = start - first * up // down
         inner += [offset, offset + stop - start]
     return Window(*seen), Window(*inner)

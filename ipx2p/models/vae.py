@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ipx2p.devices import free_memory
 from ipx2p.errors import InputError
 from ipx2p.models.blocks import Attention, Downsample, ResnetBlock, Upsample
 from ipx2p.models.tiling import in_tiles
 from ipx2p.published import PublishedConfig, PublishedNetwork
 
 NORM_EPS = 1e-6  # everywhere in the autoencoder; the U-Net's residual blocks have 1e-5
+TILE = 512  # side in pixels, of pictures that do not fit as a whole
 # Names of the attention layers in weights published before 2023-05.
 OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -231,6 +233,20 @@ class VAE(PublishedNetwork):
         with torch.no_grad():
             side = tile // self.config.downscale
             return in_tiles(self.decoder, self.post_quant_conv(unscaled), side)
+
+    def tile_for(self, height: int, width: int, batch: int = 1) -> int | None:
+        """The tile for pictures of a size on this machine; None where they fit as a whole.
+
+        At its peak, where the map has the picture's size and the second level's width, a whole
+        picture takes up to four such maps (docs/performance.md); a fifth is for what else runs. A
+        picture no larger than a tile gains nothing, and where free memory is unknown, none is
+        assumed to be short.
+        """
+        channels = max(self.config.block_out_channels[:2])
+        whole_bytes = 5 * channels * batch * height * width * self.dtype.itemsize
+        free_bytes = free_memory(self.device)
+        fits = whole_bytes <= free_bytes or not free_bytes
+        return None if fits or batch * height * width <= TILE**2 else TILE
 
     def _check_tile(self, tile: int) -> None:
         multiple = self.config.downscale
