@@ -36,11 +36,14 @@ def main() -> None:
         latents = torch.randn(1, 4, height // config.downscale, width // config.downscale)
         pixels = None
     before, started_at = memory_bytes(vae.device), time.perf_counter()
+    cpu_before_s = time.process_time()
     with torch.no_grad():
         vae.encode(pixels, args.tile) if latents is None else vae.decode(latents, args.tile)
     elapsed_s, rise = time.perf_counter() - started_at, memory_bytes(vae.device) - before
+    cpu_s = time.process_time() - cpu_before_s
     print(
         f"{args.direction} {args.size} tile {args.tile} widths {args.widths}: {elapsed_s:.1f} s, "
+        f"cpu {cpu_s:.1f} s, "
         f"peak {(before + rise) / 2**30:.2f} GiB, rise {rise / 2**30:.2f} GiB, "
         f"{rise / (4 * width * height):.0f} float32 values a pixel"
     )

@@ -135,6 +135,18 @@ FAULTS = {
         "Downsample(widths[-1], pad_all=True)",
         "tests/models/test_vae.py",
     ),
+    "a tile read without its rim": (
+        "ipx2p/models/tiling.py",
+        "(start * down - (down == 1)) // up",
+        "start * down // up",
+        "tests/models/test_tiling.py",
+    ),
+    "group norms by the statistics of a tile": (
+        "ipx2p/models/tiling.py",
+        "return self.read(window).mul_(factor).add_(shift)",
+        "return norm(self.read(window))",
+        "tests/models/test_tiling.py",
+    ),
     "a pair cropped in two ways": (
         "ipx2p/data/pairs.py",
         "return geometry.apply(source), geometry.apply(target)",

@@ -231,7 +231,9 @@ def attention_over(queries: Tensor, pairs: Iterable[tuple[Tensor, Tensor]]) -> T
         scores = scaled @ keys.to(dtype)
         before, largest = largest, torch.maximum(largest, scores.amax(-1, keepdim=True))
         weights = scores.sub_(largest).exp_()
+        del scores  # (N, M), the largest tensor here: one at a time
         fade = (before - largest).exp()
         numerator = numerator * fade + weights @ values.to(dtype).transpose(1, 2)
         denominator = denominator * fade + weights.sum(-1, keepdim=True)
+        del weights
     return (numerator / denominator).to(queries.dtype)
