@@ -22,15 +22,15 @@ from ipx2p.models.blocks import ResnetBlock, TokenConv
 from ipx2p.models.unet import LATENT_CHANNELS, Transformer, UNet, UNetConfig
 from ipx2p.training.config import StepsConfig
 
-# Dense bfloat16 and TF32 peaks in FLOP/s, from the vendor's data sheets, by the name that the driver
-# gives. Names are matched whole: an H100 NVL is no H100, and a laptop's RTX 4090 is no RTX 4090.
+# Dense bfloat16 and TF32 peaks in FLOP/s, from the vendor's data sheets, by the driver's name of the
+# device. Names are matched whole: an H100 NVL is no H100, and a laptop's RTX 4090 is no RTX 4090.
 PEAKS = {
     r"B200": (2250e12, 1125e12),
     r"GH200 .*|H200": (989e12, 495e12),
     r"H200 NVL|H100 NVL": (835e12, 418e12),
     r"H100 PCIe": (756e12, 378e12),
     r"H100|H100 (80|64)GB HBM[23]|H100 SXM5.*": (989e12, 495e12),
-    r"A100.*": (312e12, 156e12),
+    r"A100(?!.*MIG).*": (312e12, 156e12),
     r"L40S": (362e12, 183e12),
     r"L40": (181e12, 90.5e12),
     r"L4": (121e12, 60e12),

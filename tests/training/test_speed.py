@@ -150,6 +150,7 @@ def test_flops_of_stable_diffusion_are_those_counted_by_hand(side, teraflops):
         ("NVIDIA GeForce RTX 4090", 165),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
         ("AMD EPYC", None),
     ],
 )
