@@ -22,8 +22,8 @@ from ipx2p.models.blocks import ResnetBlock, TokenConv
 from ipx2p.models.unet import LATENT_CHANNELS, Transformer, UNet, UNetConfig
 from ipx2p.training.config import StepsConfig
 
-# Dense bfloat16 and TF32 peaks in FLOP/s, from the vendor's data sheets, by the driver's name of the
-# device. Names are matched whole: an H100 NVL is no H100, and a laptop's RTX 4090 is no RTX 4090.
+# Dense bfloat16 and TF32 peaks in FLOP/s, from the vendor's data sheets, by the driver's name of
+# the device. Names are matched whole: an H100 NVL is no H100, a laptop's RTX 4090 no RTX 4090.
 PEAKS = {
     r"B200": (2250e12, 1125e12),
     r"GH200 .*|H200": (989e12, 495e12),
