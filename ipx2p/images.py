@@ -351,10 +351,11 @@ def fit(image: Image.Image, resolution: int | None, multiple: int) -> Image.Imag
     return resize(image, fit_size(*image.size, resolution, multiple))
 
 
-def save_image(image: Image.Image, path: str | os.PathLike) -> None:
+def save_image(image: Image.Image, path: str | os.PathLike, **metadata: bytes) -> None:
     """Write a PNG or JPEG (by the suffix) so that `path` holds the whole file or the old one.
 
     JPEG: quality 95, full colour resolution. The folder is made as needed.
+    metadata: `icc_profile` and `exif`, as files hold them.
     Raises: InputError with the reason if it cannot be written.
     """
     path = Path(path)
@@ -364,4 +365,4 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected the name of a file to write")
     with atomic_write(path) as temporary:
-        image.save(temporary, **options)
+        image.save(temporary, **options, **metadata)
