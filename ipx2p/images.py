@@ -351,11 +351,11 @@ def fit(image: Image.Image, resolution: int | None, multiple: int) -> Image.Imag
     return resize(image, fit_size(*image.size, resolution, multiple))
 
 
-def save_image(image: Image.Image, path: str | os.PathLike, **metadata: bytes) -> None:
+def save_image(image: Image.Image, path: str | os.PathLike, **more: bytes | int) -> None:
     """Write a PNG or JPEG (by the suffix) so that `path` holds the whole file or the old one.
 
     JPEG: quality 95, full colour resolution. The folder is made as needed.
-    metadata: `icc_profile` and `exif`, as files hold them.
+    more: options of Pillow's, as `icc_profile`, `exif` and `compress_level`.
     Raises: InputError with the reason if it cannot be written.
     """
     path = Path(path)
@@ -365,4 +365,4 @@ def save_image(image: Image.Image, path: str | os.PathLike, **metadata: bytes) -
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected the name of a file to write")
     with atomic_write(path) as temporary:
-        image.save(temporary, **options, **metadata)
+        image.save(temporary, **options, **more)

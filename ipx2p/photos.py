@@ -24,14 +24,13 @@ from ipx2p.images import (
     image_from_pixels_u8,
     load_image,
     pixels_u8_from_image,
-    rgb_from_image,
     save_image,
 )
 
 ORIENTATION = 0x0112  # EXIF tags; the next ones are in the sub-directory CAMERA
 CAMERA, CAMERA_WIDTH, CAMERA_HEIGHT = 0x8769, 0xA002, 0xA003
 STRIP_ROWS = 64  # that are compressed at once
-ZLIB_LEVEL = 3  # 16-bit pixels hardly get smaller with more
+ZLIB_LEVEL = 3  # of PNG: a tenth larger than with 6, in a third of the time
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,16 @@ class Photo:
         image.info |= self._metadata()
         return image
 
+    @property
+    def pixels01(self) -> Tensor:
+        """float32 in [0, 1], (3, H, W)."""
+        return self.pixels.movedim(-1, 0).contiguous().float().div_(self.white)
+
     def save(self, path: str | os.PathLike) -> None:
         """Write a PNG (16 bits stay 16 bits) or a JPEG (8 bits), as `save_image` does."""
         path = Path(path)
         if self.white == 255 or path.suffix.lower() != ".png":
-            save_image(self.image, path, **self._metadata())
+            save_image(self.image, path, compress_level=ZLIB_LEVEL, **self._metadata())
             return
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
             file.writelines(self._png16())

@@ -146,7 +146,7 @@ def carry_over(
 def enlarging(size: int, full_size: int) -> Tensor:
     """The matrix that resamples `size` pixels to `full_size` by cubic convolution (a = -0.5).
 
-    (full_size, size), rows sum to 1. Keys 1981, eq. 8; pixels beyond the border repeat the last one.
+    (full_size, size), rows sum to 1. Keys 1981, eq. 8; the last pixel continues beyond the border.
     """
     place = (torch.arange(full_size).double() + 0.5) * size / full_size - 0.5
     taps = place.floor().long()[:, None] + torch.arange(-1, 3)  # (full_size, 4)
@@ -165,7 +165,8 @@ def box_mean(maps: Tensor) -> Tensor:
 
 
 def low_pass(maps: Tensor) -> Tensor:
-    """(C, h, w) smoothed by 1-2-1 along both sides: what is left of single pixels is halved twice."""
+    """(C, h, w) smoothed by 1-2-1 along both sides, which removes what alternates from pixel to
+    pixel: there an autoencoder errs most, and enlarged it would be a pattern."""
     kernel = torch.tensor([0.25, 0.5, 0.25], dtype=maps.dtype)
     padded = F.pad(maps[:, None], (1, 1, 1, 1), mode="replicate")
     rows = F.conv2d(padded, kernel.view(1, 1, 3, 1))
