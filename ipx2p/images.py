@@ -33,6 +33,7 @@ FORMATS = "AVIF, BMP, DIB, GIF, JPEG, JPEG2000, MPO, PCX, PNG, PPM, TGA, TIFF, W
 SEQUENCES = {"AVIF": "frames", "GIF": "frames", "PNG": "frames", "TIFF": "pages", "WEBP": "frames"}
 _JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 SAVE_OPTIONS = {".png": {"format": "PNG"}, ".jpg": _JPEG, ".jpeg": _JPEG}
+MAX_JPEG_EXIF = 65_533  # bytes
 RANGE_TOLERANCE = 1e-6  # how far a pixels01 value may leave [0, 1]: rounding, not another range
 
 _ORIENTATION = 0x0112  # the EXIF tag, and what undoes each of its values
@@ -364,5 +365,7 @@ def save_image(image: Image.Image, path: str | os.PathLike, **more: bytes | int)
         raise InputError(f"{path}: cannot save as {path.suffix!r}: use {', '.join(SAVE_OPTIONS)}")
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected the name of a file to write")
+    if options is _JPEG and (size := len(more.get("exif", b""))) > MAX_JPEG_EXIF:
+        raise InputError(f"{path}: EXIF of {size} bytes, JPEG holds {MAX_JPEG_EXIF}: save a PNG")
     with atomic_write(path) as temporary:
         image.save(temporary, **options, **more)

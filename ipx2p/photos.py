@@ -109,13 +109,15 @@ def read_photo(source: str | os.PathLike | Image.Image) -> Photo:
     Raises: InputError for what `load_image` refuses.
     """
     if isinstance(source, Image.Image):
-        return _photo(pixels_u8_from_image(source), source)
+        pixels, exif = pixels_u8_from_image(source), _upright_exif(source)
+        return Photo(pixels, _rgb_profile(source, "picture"), exif)
     pixels = pixels_u8_from_image(load_image(source))
     with warnings.catch_warnings(), Image.open(source) as image:
         warnings.simplefilter("ignore")  # `load_image` has said what there is to say
         if image.format == "PNG" and not image.has_transparency_data:
             pixels = _deeper(pixels, image)
-        return _photo(pixels, image)
+        exif = _upright_exif(image)
+    return Photo(pixels, _rgb_profile(image, source), exif)
 
 
 def _deeper(pixels_u8: Tensor, image: Image.Image) -> Tensor:
@@ -132,29 +134,29 @@ def _deeper(pixels_u8: Tensor, image: Image.Image) -> Tensor:
     return torch.from_numpy(pixels_u8.numpy().astype(np.uint16) << 8 | low.numpy())
 
 
-def _photo(pixels: Tensor, image: Image.Image) -> Photo:
-    profile = image.info.get("icc_profile")
+def _rgb_profile(image: Image.Image, where: object) -> bytes | None:
+    profile = image.info.get("icc_profile") or None
     if profile and profile[16:20] != b"RGB ":  # the colour space in its header
         kind = profile[16:20].decode("ascii", "replace").strip()
-        warnings.warn(
-            f"the colour profile is for {kind!r} colours and the result is RGB: it is left out",
-            stacklevel=3,
-        )
-        profile = None
-    return Photo(pixels, profile or None, _upright_exif(image, pixels.shape[1], pixels.shape[0]))
+        fault = f"its colour profile is for {kind!r} colours and the result is RGB"
+        warnings.warn(f"{where}: {fault}: it is left out", stacklevel=3)
+        return None
+    return profile
 
 
-def _upright_exif(image: Image.Image, width: int, height: int) -> bytes | None:
-    """The EXIF block for the picture as it now stands; None if there is none, or it is broken."""
+def _upright_exif(image: Image.Image) -> bytes | None:
+    """The EXIF block for the picture once it is upright; None if there is none, or it is broken."""
     try:
         exif = image.getexif()
         if not exif:
             return None
+        is_turned = exif.get(ORIENTATION, 1) >= 5
         if ORIENTATION in exif:
             exif[ORIENTATION] = 1
         camera = exif.get_ifd(CAMERA)
-        if CAMERA_WIDTH in camera:
-            camera |= {CAMERA_WIDTH: width, CAMERA_HEIGHT: height}
+        if is_turned and {CAMERA_WIDTH, CAMERA_HEIGHT} <= camera.keys():
+            sides = camera[CAMERA_HEIGHT], camera[CAMERA_WIDTH]
+            camera[CAMERA_WIDTH], camera[CAMERA_HEIGHT] = sides
         return exif.tobytes()
     except Exception:  # a broken block raises errors of many kinds; `load_image` takes it for none
         return None

@@ -21,7 +21,8 @@ from ipx2p.errors import InputError
 from ipx2p.names import check_names
 
 RADIUS = 4  # of the windows in which the affine model is fitted, in pixels of the small copy
-EPS = 1e-3  # ridge of that fit, in squared [0, 1] units: flatter windows get an offset alone
+EPS = 0.01  # ridge of that fit, as a part of the small copy's variance: pulls to "no change"
+LEAST_RIDGE = 1e-8  # in squared [0, 1] units, for a picture of one colour
 DARK = 0.02  # added to both sides of a ratio, for black pixels
 VISIBLE = 0.02  # a misfit of the affine model that begins to be seen, in [0, 1] units
 STRIP_PIXELS = 2**18  # of the original, computed at once
@@ -47,19 +48,18 @@ def transfer(find: Transfer) -> Transfer:
 
 @transfer
 def auto(source: Tensor, edited: Tensor) -> Change:
-    """`affine` where it explains the small edit, else `residual`; between them, a blend.
+    """`affine`, and where it does not explain the small edit, a residual of what it misses.
 
-    The affine model misses m = the low-passed d - (M s + c), what a residual could still carry.
-    With its mean square m^2 in the window, the residual's share is m^2 / (m^2 + VISIBLE^2): half of
-    it where the misfit begins to be seen, next to nothing for the small errors of an autoencoder.
+    Missed is the low-passed m = d - (M s + c). With the mean of m^2 in the window, the share that
+    is added is m^2 / (m^2 + VISIBLE^2): half of it where the misfit begins to be seen, next to
+    nothing for the small errors of an autoencoder. Content that no matrix makes from the source
+    is so carried by the residual, while the matrix still removes the detail that it replaces.
     """
     change = affine(source, edited)
-    difference = edited - source
-    missed = low_pass(difference - _applied(change, source))
+    missed = low_pass(edited - source - _applied(change, source))
     misfit = box_mean(missed.square().mean(0, keepdim=True))
     share = misfit / (misfit + VISIBLE**2)  # (1, h, w)
-    offset = torch.lerp(change.offset, low_pass(difference), share)
-    return Change(change.matrix * (1 - share), offset)
+    return Change(change.matrix, change.offset + share * missed)
 
 
 @transfer
@@ -67,8 +67,8 @@ def affine(source: Tensor, edited: Tensor) -> Change:
     """A local affine model of the difference, fitted to the colours of the small copy.
 
     The guided filter with a colour guide (He, Sun and Tang 2013, eq. 14 to 16), with d for its
-    input: the ridge EPS pulls to "no change". Any edit that is an affine function of each pixel is
-    reproduced as EPS goes to 0.
+    input. The ridge grows with the contrast of the picture, so a dark one is fitted like a bright
+    one. Any edit that is an affine function of each pixel is reproduced as EPS goes to 0.
     """
     difference = edited - source
     source_mean, difference_mean = box_mean(source), box_mean(difference)
@@ -77,8 +77,8 @@ def affine(source: Tensor, edited: Tensor) -> Change:
         means = box_mean((other[:, None] * source).flatten(0, 1)).unflatten(0, (3, 3))
         return (means - other_mean[:, None] * source_mean).permute(2, 3, 0, 1)
 
-    ridge = EPS * torch.eye(3, dtype=source.dtype)
-    guide = covariance(source, source_mean) + ridge
+    ridge = EPS * source.var((1, 2), correction=0).mean() + LEAST_RIDGE
+    guide = covariance(source, source_mean) + ridge * torch.eye(3, dtype=source.dtype)
     solved = torch.linalg.solve(guide, covariance(difference, difference_mean).mT)
     matrix = solved.permute(3, 2, 0, 1)  # M of d = M s + c: rows are channels of d
     offset = difference_mean - (matrix * source_mean).sum(1)
