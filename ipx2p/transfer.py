@@ -21,11 +21,11 @@ from ipx2p.errors import InputError
 from ipx2p.names import check_names
 
 RADIUS = 4  # of the windows in which the affine model is fitted, in pixels of the small copy
-EPS = 0.01  # ridge of that fit, as a part of the small copy's variance: pulls to "no change"
+EPS = 0.01  # ridge of that fit, as a part of the small copy's variance
 LEAST_RIDGE = 1e-8  # in squared [0, 1] units, for a picture of one colour
 DARK = 0.02  # added to both sides of a ratio, for black pixels
 VISIBLE = 0.02  # a misfit of the affine model that begins to be seen, in [0, 1] units
-STRIP_PIXELS = 2**18  # of the original, computed at once
+STRIP_PIXELS = 2**19  # of the original, computed at once
 
 
 class Change(NamedTuple):
@@ -67,8 +67,11 @@ def affine(source: Tensor, edited: Tensor) -> Change:
     """A local affine model of the difference, fitted to the colours of the small copy.
 
     The guided filter with a colour guide (He, Sun and Tang 2013, eq. 14 to 16), with d for its
-    input. The ridge grows with the contrast of the picture, so a dark one is fitted like a bright
-    one. Any edit that is an affine function of each pixel is reproduced as EPS goes to 0.
+    input. Its ridge pulls to 0, which would leave the small differences of colour of a dark picture
+    as they are while its light grows, and so nearly grey; here it pulls to one gain for all colours
+    (the same fit with a single number), whose ridge pulls to "no change". It grows with the
+    contrast of the picture, so a dark one is fitted like a bright one. Any edit that is an affine
+    function of each pixel is reproduced as EPS goes to 0.
     """
     difference = edited - source
     source_mean, difference_mean = box_mean(source), box_mean(difference)
@@ -77,9 +80,11 @@ def affine(source: Tensor, edited: Tensor) -> Change:
         means = box_mean((other[:, None] * source).flatten(0, 1)).unflatten(0, (3, 3))
         return (means - other_mean[:, None] * source_mean).permute(2, 3, 0, 1)
 
+    one = torch.eye(3, dtype=source.dtype)
     ridge = EPS * source.var((1, 2), correction=0).mean() + LEAST_RIDGE
-    guide = covariance(source, source_mean) + ridge * torch.eye(3, dtype=source.dtype)
-    solved = torch.linalg.solve(guide, covariance(difference, difference_mean).mT)
+    guide, both = covariance(source, source_mean), covariance(difference, difference_mean)
+    gain = _trace(both) / (_trace(guide) + 3 * ridge)  # one number for all colours, minus 1
+    solved = torch.linalg.solve(guide + ridge * one, both.mT + ridge * gain * one)
     matrix = solved.permute(3, 2, 0, 1)  # M of d = M s + c: rows are channels of d
     offset = difference_mean - (matrix * source_mean).sum(1)
     return Change(box_mean(matrix.flatten(0, 1)).unflatten(0, (3, 3)), box_mean(offset))
@@ -171,6 +176,11 @@ def low_pass(maps: Tensor) -> Tensor:
     padded = F.pad(maps[:, None], (1, 1, 1, 1), mode="replicate")
     rows = F.conv2d(padded, kernel.view(1, 1, 3, 1))
     return F.conv2d(rows, kernel.view(1, 1, 1, 3))[:, 0]
+
+
+def _trace(matrices: Tensor) -> Tensor:
+    """(h, w, 3, 3) -> (h, w, 1, 1)."""
+    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
 
 
 def _applied(change: Change, pixels: Tensor) -> Tensor:

@@ -83,6 +83,13 @@ def test_a_dark_picture_is_fitted_like_a_bright_one(generator, monkeypatch):
     torch.testing.assert_close(dark.matrix, bright.matrix)
 
 
+def test_colours_of_little_contrast_grow_with_the_light(generator):
+    light = torch.rand(1, 24, 16, generator=generator) * 0.2
+    source = (light + 0.004 * torch.randn(3, 24, 16, generator=generator)).double()
+    matrix = affine(source, 4 * source).matrix  # M is 3 for all colours, not for light alone
+    torch.testing.assert_close(matrix.mean((2, 3)), 3 * torch.eye(3).double(), atol=0.2, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("name", "edit"),
     [
