@@ -17,14 +17,9 @@ from ipx2p import seeds
 from ipx2p.data.degradations.tasks import DegradeConfig, degrade
 from ipx2p.editing.editor import Editor
 from ipx2p.eval.classical import CLASSICAL
-from ipx2p.images import (
-    fit,
-    image_from_pixels01,
-    load_image,
-    pixels01_from_image,
-    pixels_u8_from_image,
-)
+from ipx2p.images import fit, image_from_pixels01, load_image, pixels01_from_image
 from ipx2p.metrics import psnr
+from ipx2p.photos import read_photo
 from ipx2p.transfer import TRANSFERS, carry_over
 
 INSTRUCTIONS = {
@@ -67,7 +62,7 @@ def main() -> None:
             rows = {"source": pixels01_from_image(source)}
             if classical := CLASSICAL.get(case.partition(",")[0]):
                 rows["classical"] = pixels01_from_image(classical(source))
-            original = pixels_u8_from_image(source)
+            original = read_photo(source).pixels
             for name in TRANSFERS:
                 carried = carry_over(original, small01, result.pixels01[0], name)
                 rows[name] = carried.movedim(-1, 0).float() / 255
