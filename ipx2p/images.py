@@ -153,6 +153,13 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """A picture in its own mode, decoded and turned; for one that is not a TIFF."""
+    image.load()
+    orientation = _orientation(image)
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
 def _upright_rgb(image: Image.Image) -> Image.Image:
     """The picture, decoded, turned and converted; a copy without metadata.
 

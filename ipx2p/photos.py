@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ipx2p.files import atomic_write
@@ -25,6 +25,7 @@ from ipx2p.images import (
     load_image,
     pixels_u8_from_image,
     save_image,
+    upright,
 )
 
 ORIENTATION = 0x0112  # EXIF tags; the next ones are in the sub-directory CAMERA
@@ -78,7 +79,7 @@ class Photo:
         return {name: data for name, data in both.items() if data}
 
     def _png16(self) -> Iterator[bytes]:
-        """The bytes of a 16-bit RGB PNG (W3C PNG, 2003), which Pillow cannot write."""
+        """The bytes of a 16-bit RGB PNG (W3C, Portable Network Graphics), which Pillow cannot write."""
         height, width = self.pixels.shape[:2]
         yield b"\x89PNG\r\n\x1a\n"
         yield _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
@@ -123,7 +124,7 @@ def read_photo(source: str | os.PathLike | Image.Image) -> Photo:
 def _deeper(pixels_u8: Tensor, image: Image.Image) -> Tensor:
     """The pixels of an opened PNG as uint16 if it has 16 bits, else those that are given."""
     if image.mode == "I;16":
-        grey = np.array(ImageOps.exif_transpose(image))  # (H, W)
+        grey = np.array(upright(image))  # (H, W)
         return torch.from_numpy(grey)[..., None].repeat(1, 1, 3)
     decoder, *where, layout = image.tile[0]
     if layout != "RGB;16B":

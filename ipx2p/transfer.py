@@ -66,7 +66,7 @@ def auto(source: Tensor, edited: Tensor) -> Change:
 def affine(source: Tensor, edited: Tensor) -> Change:
     """A local affine model of the difference, fitted to the colours of the small copy.
 
-    The guided filter with a colour guide (He, Sun and Tang 2013, eq. 14 to 16), with d for its
+    The guided filter with a colour guide (He, Sun and Tang 2013, TPAMI 35), with d for its
     input. Its ridge pulls to 0, which would leave the small differences of colour of a dark picture
     as they are while its light grows, and so nearly grey; here it pulls to one gain for all colours
     (the same fit with a single number), whose ridge pulls to "no change". It grows with the
@@ -151,7 +151,7 @@ def carry_over(
 def enlarging(size: int, full_size: int) -> Tensor:
     """The matrix that resamples `size` pixels to `full_size` by cubic convolution (a = -0.5).
 
-    (full_size, size), rows sum to 1. Keys 1981, eq. 8; the last pixel continues beyond the border.
+    (full_size, size), rows sum to 1. Keys 1981; the last pixel continues beyond the border.
     """
     place = (torch.arange(full_size).double() + 0.5) * size / full_size - 0.5
     taps = place.floor().long()[:, None] + torch.arange(-1, 3)  # (full_size, 4)

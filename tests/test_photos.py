@@ -121,10 +121,13 @@ def test_a_profile_of_other_colours_is_left_out_with_a_warning(tmp_path):
 
 
 def test_broken_exif_counts_as_none(tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg", exif=b"Exif\0\0nonsense")
+    broken = b"Exif\0\0nonsense"
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg", exif=broken)
+    Image.new("I;16", (4, 4)).save(tmp_path / "b.png", exif=broken)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_photo(tmp_path / "a.jpg").exif is None
+        assert read_photo(tmp_path / "b.png").exif is None
 
 
 def test_half_a_picture_is_refused(tmp_path, generator):
