@@ -79,7 +79,7 @@ class Photo:
         return {name: data for name, data in both.items() if data}
 
     def _png16(self) -> Iterator[bytes]:
-        """The bytes of a 16-bit RGB PNG (W3C, Portable Network Graphics), which Pillow cannot write."""
+        """The bytes of a 16-bit RGB PNG (ISO/IEC 15948), which Pillow cannot write."""
         height, width = self.pixels.shape[:2]
         yield b"\x89PNG\r\n\x1a\n"
         yield _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
