@@ -28,14 +28,14 @@ FAULTS = {
     ),
     "scaled source latents": (
         "ipx2p/editing/editor.py",
-        "source_latents = self.vae.encode(pixels).mode()",
-        "source_latents = self.vae.scale(self.vae.encode(pixels).mode())",
+        "source_latents = self.vae.encode(pixels, tile).mode()",
+        "source_latents = self.vae.scale(self.vae.encode(pixels, tile).mode())",
         f"{EDIT}[euler-leading-True]",
     ),
     "a sampled source posterior instead of its mode": (
         "ipx2p/editing/editor.py",
-        "source_latents = self.vae.encode(pixels).mode()",
-        "source_latents = self.vae.encode(pixels).sample(torch.Generator())",
+        "source_latents = self.vae.encode(pixels, tile).mode()",
+        "source_latents = self.vae.encode(pixels, tile).sample(torch.Generator())",
         f"{EDIT}[euler-leading-True]",
     ),
     "a source scaled with the noise level": (
@@ -134,6 +134,18 @@ FAULTS = {
         "Downsample(widths[-1], pad_all=False)",
         "Downsample(widths[-1], pad_all=True)",
         "tests/models/test_vae.py",
+    ),
+    "a tile read without its rim": (
+        "ipx2p/models/tiling.py",
+        "(start * down - (down == 1)) // up",
+        "start * down // up",
+        "tests/models/test_tiling.py",
+    ),
+    "group norms by the statistics of a tile": (
+        "ipx2p/models/tiling.py",
+        "return self.read(window).mul_(factor).add_(shift)",
+        "return norm(self.read(window))",
+        "tests/models/test_tiling.py",
     ),
     "a pair cropped in two ways": (
         "ipx2p/data/pairs.py",

@@ -34,7 +34,7 @@ LAYERS = {
         "ipx2p.transfer",
     ],
     1: [
-        *("ipx2p.models.blocks", "ipx2p.models.unet", "ipx2p.models.vae"),
+        *("ipx2p.models.blocks", "ipx2p.models.unet", "ipx2p.models.tiling", "ipx2p.models.vae"),
         *("ipx2p.models.clip", "ipx2p.models.text"),
         *("ipx2p.diffusion.schedule", "ipx2p.diffusion.denoiser"),
         *("ipx2p.diffusion.guidance.branches", "ipx2p.diffusion.guidance.space"),

@@ -296,7 +296,8 @@ class Editor:
 
         pixels01 = [pixels01_from_image(request.image) for request in requests]
         pixels = stack([pixels_from_pixels01(p) for p in pixels01], self.vae.dtype)
-        source_latents = self.vae.encode(pixels).mode()
+        tile = self.vae.tile_for(*pixels.shape[-2:], batch=len(pixels))
+        source_latents = self.vae.encode(pixels, tile).mode()
         guidance = settings.spec
         negative_text = stack([r.negative_text for r in requests], self.dtype)
         empty = self.text.encode([""]).to(negative_text).expand_as(negative_text)
@@ -352,7 +353,8 @@ class Editor:
         """Decode the edit at this place of a batch; `shared_s` is its share of sampling time."""
         started_at = time.perf_counter()
         batch_of_one = latents[place : place + 1].to(self.vae.dtype)
-        pixels = self.vae.decode(batch_of_one)[0].float().cpu()
+        tile = self.vae.tile_for(request.image.height, request.image.width)
+        pixels = self.vae.decode(batch_of_one, tile)[0].float().cpu()
         if not pixels.isfinite().all():
             raise NotFiniteError(
                 f"decoded pixels are not finite, VAE in {dtype_name(self.vae.dtype)}: "

@@ -9,17 +9,20 @@ latents of h x w, H = h * downscale (8 for Stable Diffusion).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ipx2p.devices import free_memory
 from ipx2p.errors import InputError
 from ipx2p.models.blocks import Attention, Downsample, ResnetBlock, Upsample
+from ipx2p.models.tiling import in_tiles
 from ipx2p.published import PublishedConfig, PublishedNetwork
 
 NORM_EPS = 1e-6  # everywhere in the autoencoder; the U-Net's residual blocks have 1e-5
+TILE = 512  # side in pixels, of pictures that do not fit as a whole
 # Names of the attention layers in weights published before 2023-05.
 OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -107,11 +110,9 @@ class MidBlock(nn.Module):
         self.resnets = make_resnets([width] * 3, groups)
         self.attentions = nn.ModuleList([SelfAttention(width, groups)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
-        x = self.resnets[0](x)
-        x = self.attentions[0](x)
-        return self.resnets[1](x)
+    def layers(self) -> list[nn.Module]:
+        """In their order."""
+        return [self.resnets[0], self.attentions[0], self.resnets[1]]
 
 
 class Level(nn.Module):
@@ -126,15 +127,22 @@ class Level(nn.Module):
         else:
             self.upsamplers = nn.ModuleList([] if last else [Upsample(widths[-1])])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def layers(self) -> list[nn.Module]:
         """(B, C, H, W) -> (B, C', H / 2, W / 2) or (B, C', 2H, 2W); H x W at the last level."""
-        for layer in chain(*self.children()):
+        return [layer for layers in self.children() for layer in layers]
+
+
+class Chain(nn.Module):
+    """Layers one after another, then a normalised 3x3 convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers():
             x = layer(x)
-        return x
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
-class Encoder(nn.Module):
-    """Pictures to the moments of their latents."""
+class Encoder(Chain):
+    """Pictures to the moments of their latents: (B, 3, H, W) -> (B, 8, h, w)."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -148,17 +156,14 @@ class Encoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 8, h, w)."""
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        x = self.mid_block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+    def layers(self) -> list[nn.Module]:
+        """In their order, but for `conv_norm_out` and `conv_out`."""
+        blocks = [*self.down_blocks, self.mid_block]
+        return [self.conv_in, *(layer for block in blocks for layer in block.layers())]
 
 
-class Decoder(nn.Module):
-    """Unscaled latents to pictures."""
+class Decoder(Chain):
+    """Unscaled latents to pictures: (B, 4, h, w) -> (B, 3, H, W)."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -173,12 +178,10 @@ class Decoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 4, h, w) -> (B, 3, H, W)."""
-        x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
-            x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+    def layers(self) -> list[nn.Module]:
+        """In their order, but for `conv_norm_out` and `conv_out`."""
+        blocks = [self.mid_block, *self.up_blocks]
+        return [self.conv_in, *(layer for block in blocks for layer in block.layers())]
 
 
 class VAE(PublishedNetwork):
@@ -196,10 +199,14 @@ class VAE(PublishedNetwork):
         self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
         self.post_quant_conv = nn.Conv2d(channels, channels, 1)
 
-    def encode(self, pixels: Tensor) -> Posterior:
+    def encode(self, pixels: Tensor, tile: int | None = None) -> Posterior:
         """Pixels in [-1, 1], (B, 3, H, W), sides divisible by the downscale -> unscaled posterior.
 
-        Raises: InputError for sides that are not divisible.
+        Args:
+            tile: side in pixels of the tiles in which a large picture is computed, without
+                gradients and through files in the temporary folder; the result is the same but for
+                rounding. None: the picture as a whole.
+        Raises: InputError for sides or a tile that are not divisible.
         """
         height, width = pixels.shape[-2:]
         multiple = self.config.downscale
@@ -208,11 +215,46 @@ class VAE(PublishedNetwork):
                 f"a picture of {width} x {height} cannot be encoded: resize its sides to "
                 f"multiples of {multiple}"
             )
-        return Posterior(self.quant_conv(self.encoder(pixels)))
+        if tile is None:
+            return Posterior(self.quant_conv(self.encoder(pixels)))
+        self._check_tile(tile)
+        with torch.no_grad():
+            return Posterior(self.quant_conv(in_tiles(self.encoder, pixels, tile)))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, 4, h, w) -> pixels around [-1, 1], (B, 3, H, W), not clamped."""
-        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+    def decode(self, latents: Tensor, tile: int | None = None) -> Tensor:
+        """Scaled latents (B, 4, h, w) -> pixels around [-1, 1], (B, 3, H, W), not clamped.
+
+        `tile`, in pixels, and errors are those of `encode`.
+        """
+        unscaled = latents / self.config.scaling_factor
+        if tile is None:
+            return self.decoder(self.post_quant_conv(unscaled))
+        self._check_tile(tile)
+        with torch.no_grad():
+            side = tile // self.config.downscale
+            return in_tiles(self.decoder, self.post_quant_conv(unscaled), side)
+
+    def tile_for(self, height: int, width: int, batch: int = 1) -> int | None:
+        """The tile for pictures of a size on this machine; None where they fit as a whole.
+
+        At its peak, where the map has the picture's size and the second level's width, a whole
+        picture takes up to four such maps (docs/performance.md); a fifth is for what else runs. A
+        picture no larger than a tile gains nothing, and where free memory is unknown, none is
+        assumed to be short.
+        """
+        channels = max(self.config.block_out_channels[:2])
+        whole_bytes = 5 * channels * batch * height * width * self.dtype.itemsize
+        free_bytes = free_memory(self.device)
+        fits = whole_bytes <= free_bytes or not free_bytes
+        return None if fits or batch * height * width <= TILE**2 else TILE
+
+    def _check_tile(self, tile: int) -> None:
+        multiple = self.config.downscale
+        if type(tile) is not int or tile <= 0 or tile % multiple:
+            raise InputError(
+                f"tile is {tile!r}: expected a multiple of {multiple} pixels, for instance "
+                f"{64 * multiple}"
+            )
 
     def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
         """A round trip through sampled latents, for training: decoded pixels and the posterior."""

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ipx2p.devices import free_memory
 from ipx2p.errors import InputError
 from ipx2p.files import flush_to_disk, read_json, remove_stale_temporaries, write_json
 from ipx2p.tensor_files.tensors import (
@@ -128,7 +129,7 @@ class CheckpointSaver:
         network = getattr(raw, self.part)
         moments = optimizer_tensors(network, optimizer)
         copied = 2 * [*network.state_dict().values()] + [*moments.values()]
-        fits = sum(tensor.nbytes for tensor in copied) <= free_memory() / 2
+        fits = sum(tensor.nbytes for tensor in copied) <= free_memory(torch.device("cpu")) / 2
         if self.background and fits:
             averaged, raw = (
                 replace(weights, **{self.part: _copy_to_cpu(getattr(weights, self.part))})
@@ -163,15 +164,6 @@ class CheckpointSaver:
             self.error = InputError(f"checkpoint of step {step} was not written: {error}")
             print(f"warning: {self.error}; the next one will be tried", file=sys.stderr, flush=True)
             shutil.rmtree(self.run / "checkpoints" / f".step_{step:06d}", ignore_errors=True)
-
-
-def free_memory() -> int:
-    """Bytes of main memory available without swapping; 0 where that is unknown."""
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        line = next(line for line in lines if line.startswith("MemAvailable:"))
-        return 1024 * int(line.split()[1])
-    return 0
 
 
 def _copy_to_cpu(module: Network) -> Network:
