@@ -33,6 +33,7 @@ FORMATS = "AVIF, BMP, DIB, GIF, JPEG, JPEG2000, MPO, PCX, PNG, PPM, TGA, TIFF, W
 SEQUENCES = {"AVIF": "frames", "GIF": "frames", "PNG": "frames", "TIFF": "pages", "WEBP": "frames"}
 _JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 SAVE_OPTIONS = {".png": {"format": "PNG"}, ".jpg": _JPEG, ".jpeg": _JPEG}
+MAX_JPEG_EXIF = 65_533  # bytes
 RANGE_TOLERANCE = 1e-6  # how far a pixels01 value may leave [0, 1]: rounding, not another range
 
 _ORIENTATION = 0x0112  # the EXIF tag, and what undoes each of its values
@@ -150,6 +151,13 @@ def _orientation(image: Image.Image) -> int | None:
         return image.getexif().get(_ORIENTATION)
     except Exception:  # a broken EXIF block raises errors of many kinds
         return None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture in its own mode, decoded and turned; for one that is not a TIFF."""
+    image.load()
+    orientation = _orientation(image)
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
@@ -351,10 +359,11 @@ def fit(image: Image.Image, resolution: int | None, multiple: int) -> Image.Imag
     return resize(image, fit_size(*image.size, resolution, multiple))
 
 
-def save_image(image: Image.Image, path: str | os.PathLike) -> None:
+def save_image(image: Image.Image, path: str | os.PathLike, **more: bytes | int) -> None:
     """Write a PNG or JPEG (by the suffix) so that `path` holds the whole file or the old one.
 
     JPEG: quality 95, full colour resolution. The folder is made as needed.
+    more: options of Pillow's, as `icc_profile`, `exif` and `compress_level`.
     Raises: InputError with the reason if it cannot be written.
     """
     path = Path(path)
@@ -363,5 +372,7 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
         raise InputError(f"{path}: cannot save as {path.suffix!r}: use {', '.join(SAVE_OPTIONS)}")
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected the name of a file to write")
+    if options is _JPEG and (size := len(more.get("exif", b""))) > MAX_JPEG_EXIF:
+        raise InputError(f"{path}: EXIF of {size} bytes, JPEG holds {MAX_JPEG_EXIF}: save a PNG")
     with atomic_write(path) as temporary:
-        image.save(temporary, **options)
+        image.save(temporary, **options, **more)

@@ -19,6 +19,7 @@ MODIFIERS = (
     *("adg", "autoguidance", "pag", "seg", "skip_layer", "perp_neg", "rescale"),
     *("dynamic_threshold", "mimic", "cads", "mask"),
 )
+TRANSFERS = ("auto", "affine", "residual", "ratio", "upscale")
 PUBLISHED = (
     *("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain100"),
     *("rain13k", "rain1400", "reds", "sidd"),
@@ -38,7 +39,10 @@ BENCHMARKS = (
 
 
 def check_names(
-    samplers: Iterable[str | None], spacing: str | None, stacks: Iterable[str | None]
+    samplers: Iterable[str | None],
+    spacing: str | None,
+    stacks: Iterable[str | None],
+    transfer: str | None = None,
 ) -> None:
     """Raise InputError for an unknown name; None, and parameters of guidance, are not checked."""
     parts = [
@@ -49,6 +53,7 @@ def check_names(
         ("sampler", samplers, SAMPLERS),
         ("spacing", [spacing], SPACINGS),
         ("guidance scheme", schemes, (*GUIDANCE, *MODIFIERS)),
+        ("transfer", [transfer], TRANSFERS),
     ):
         for name in names:
             if name is not None and name not in known:

@@ -35,6 +35,7 @@ from ipx2p.cli import ENVIRONMENT, run_command
 from ipx2p.diffusion.guidance.registry import SCHEMES
 from ipx2p.diffusion.samplers import SAMPLERS
 from ipx2p.names import SPACINGS
+from ipx2p.transfer import TRANSFERS
 from tests.conftest import GOLDEN, ROOT, golden_folder
 
 FOLDER, LDM = GOLDEN / "diffusers", GOLDEN / "ldm.safetensors"
@@ -158,6 +159,7 @@ def test_scripts_and_ipx2p_run_the_same_commands(command, monkeypatch):
         (["sample", FOLDER, "--image", "no.png"], r"no\.png: cannot be read"),
         (["sample", FOLDER, "--image", PHOTO, "--sampler", "eular"], "did you mean euler"),
         (["sample", FOLDER, "--image", PHOTO, "--guidance", "ip2p+apq"], "scheme 'apq'; did you"),
+        (["sample", FOLDER, "--image", PHOTO, "--full-size", "afine"], "did you mean affine"),
         (["sample", "nowhere", "--image", PHOTO], "nowhere does not exist"),
         (["ipx2p.eval.compare", FOLDER, "--image", "no.png"], r"no\.png: cannot be read"),
         (["ipx2p.eval.compare", FOLDER, "--image", PHOTO, "--spacing", "x"], "unknown spacing 'x'"),
@@ -198,7 +200,8 @@ def test_lists_in_help_are_those_of_the_code(command):
     assert code == 0
     linear = [name for name, scheme in SCHEMES.items() if scheme.is_linear]
     modifiers = [name for name in SCHEMES if name not in linear]
-    lists = {"samplers": SAMPLERS, "spacings": SPACINGS, "guidance": linear, "modifiers": modifiers}
+    lists = {"samplers": SAMPLERS, "spacings": SPACINGS, "transfers": TRANSFERS}
+    lists |= {"guidance": linear, "modifiers": modifiers}
     for label, known in lists.items():
         assert getattr(names, label.upper()) == (*known,)
         listed = re.search(rf"^{label}:((?: .*,\n)* .*)", out, re.MULTILINE)[1]

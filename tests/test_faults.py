@@ -237,6 +237,24 @@ FAULTS = {
         "temporary = folder",
         "tests/training/test_mishaps.py",
     ),
+    "a small copy half a pixel off its original": (
+        "ipx2p/transfer.py",
+        "(torch.arange(full_size).double() + 0.5) * size / full_size - 0.5",
+        "torch.arange(full_size).double() * size / full_size",
+        "tests/test_transfer.py",
+    ),
+    "colours that stay grey when light grows": (
+        "ipx2p/transfer.py",
+        "both.mT + ridge * gain * one",
+        "both.mT",
+        "tests/test_transfer.py",
+    ),
+    "a picture that is turned twice": (
+        "ipx2p/photos.py",
+        "exif[ORIENTATION] = 1",
+        "exif[ORIENTATION] = exif[ORIENTATION]",
+        "tests/test_photos.py",
+    ),
     "padding on the other side than TensorFlow's": (
         "ipx2p/data/cartoons/whitebox.py",
         "return F.pad(x, (0, 1, 0, 1))",

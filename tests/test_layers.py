@@ -22,9 +22,16 @@ LAYERS = {
             "ipx2p.config",
             "ipx2p.devices",
         ),
-        *("ipx2p.images", "ipx2p.sheets", "ipx2p.seeds", "ipx2p.tensor_files.unpickle"),
+        *(
+            "ipx2p.images",
+            "ipx2p.photos",
+            "ipx2p.sheets",
+            "ipx2p.seeds",
+            "ipx2p.tensor_files.unpickle",
+        ),
         *("ipx2p.tensor_files.torch_file", "ipx2p.tensor_files.tensors"),
         *("ipx2p.published_fields", "ipx2p.published", "ipx2p.metrics", "ipx2p.distributed"),
+        "ipx2p.transfer",
     ],
     1: [
         *("ipx2p.models.blocks", "ipx2p.models.unet", "ipx2p.models.tiling", "ipx2p.models.vae"),
@@ -64,7 +71,10 @@ LAYERS = {
         *("ipx2p.data.prepare.recipes", "ipx2p.data.prepare.where", "ipx2p.data.prepare.mix"),
         *("ipx2p.data.prepare.check", "ipx2p.data.prepare.__main__"),
     ],
-    3: ["ipx2p.editing.settings", "ipx2p.editing.editor", "ipx2p.editing.files"],
+    3: [
+        *("ipx2p.editing.settings", "ipx2p.editing.full_size", "ipx2p.editing.editor"),
+        "ipx2p.editing.files",
+    ],
     4: [
         "ipx2p.editor",
         *("ipx2p.training.config", "ipx2p.training.speed", "ipx2p.training.validation"),

@@ -25,7 +25,7 @@ from ipx2p.devices import device_name, dtype_name, memory_bytes
 from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from ipx2p.files import atomic_write
-from ipx2p.training.speed import peak_flops
+from ipx2p.training.speed import known_peaks, peak_flops
 
 PACKAGES = ("torch", "transformers", "Pillow", "diffusers")
 TABLE_START, TABLE_END = "<!-- bench table -->\n", "<!-- end of bench table -->"
@@ -92,6 +92,9 @@ def measure(
             )
         if work.flops:
             peaks.append(world.size * peak_flops(work.device, work.dtype))
+    if peaks:
+        source = "data sheet" if known_peaks(device_name(work.device)) else "measured"
+        record["peak"] = f"{median(peaks) / 1e12:.3g} TFLOP/s ({source})"
     record |= {"unit": work.unit, "turns": turns, "rows": rows(work, done, peaks)}
     world.print("\n".join(table([record])))
     for name, way in work.ways.items() if folder else ():
@@ -154,7 +157,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{row['memory_ratio']:.2f}" if "memory_ratio" in row else "",
             ]
             lines.append(f"| {' | '.join(cells)} |")
-        lines += ["", record["versions"], ""]
+        peak = [f"peak {record['peak']}"] if "peak" in record else []
+        lines += ["", "; ".join([*peak, f"load {record['load']}", record["versions"]]), ""]
     return lines
 
 

@@ -7,11 +7,17 @@ from pathlib import Path
 
 from ipx2p.cli import Parser, add_how, add_where
 from ipx2p.files import check_picture_file
-from ipx2p.names import GUIDANCE, MODIFIERS, SAMPLERS, SPACINGS, check_names
+from ipx2p.names import GUIDANCE, MODIFIERS, SAMPLERS, SPACINGS, TRANSFERS, check_names
 from ipx2p.weights.readers import find_folder
 
 DESCRIPTION = "Edit pictures by an instruction, with a trained model."
-LISTS = {"samplers": SAMPLERS, "spacings": SPACINGS, "guidance": GUIDANCE, "modifiers": MODIFIERS}
+LISTS = {
+    "samplers": SAMPLERS,
+    "spacings": SPACINGS,
+    "transfers": TRANSFERS,
+    "guidance": GUIDANCE,
+    "modifiers": MODIFIERS,
+}
 NAMES = "\n".join(
     textwrap.fill(f"{f'{label}:':12}{', '.join(names)}", 100, subsequent_indent=" " * 12)
     for label, names in LISTS.items()
@@ -33,6 +39,9 @@ examples:
 
   # one instruction for several pictures, four variants of each, and a contact sheet of them all
   python sample.py weights/ip2p --image a.jpg b.jpg --instruction "make it snow" --num-images 4
+
+  # a photograph of any size: its small copy is edited, and the original gets the edit
+  python sample.py weights/ip2p --image photo.jpg --instruction "make it night" --full-size
 
   # the picture changes too much: raise --image-guidance-scale; too little: raise --guidance-scale
   python sample.py weights/ip2p --image a.jpg --instruction "make it snow" \\
@@ -57,6 +66,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     says = "The model's defaults are in the edit_settings.json of its folder."
     add = parser.add_argument_group("how to edit", says).add_argument
     add_how(add)
+    full = "carry the edit over to the full-size original; by which transfer (default: auto)"
+    size = {"metavar": "NAME", "nargs": "?", "const": "auto", "default": False}
+    add("--full-size", **size, help=full)
     add("--seed", metavar="N", type=int, default=0, help="of the first variant (default: 0)")
     add("--num-images", metavar="N", type=int, default=1, help="variants of each (default: 1)")
     add_where(parser.add_argument_group("where to compute").add_argument)
@@ -66,7 +78,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Read the pictures, edit them, write the results."""
     args = vars(parse(argv))
-    check_names([args["sampler"]], args["spacing"], [args["guidance"]])  # report slips at once
+    names = [args["sampler"]], args["spacing"], [args["guidance"]], args["full_size"] or None
+    check_names(*names)  # report slips at once
     for path in args["paths"]:
         check_picture_file(Path(path))
     find_folder(args["weights"])

@@ -18,6 +18,7 @@ from ipx2p.diffusion.guidance.branches import Conditions
 from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
 from ipx2p.diffusion.samplers import SAMPLERS, make_plan
 from ipx2p.diffusion.schedule import Plan, Schedule, ScheduleConfig, Step
+from ipx2p.editing.full_size import at_full_size, transfer_name
 from ipx2p.editing.settings import (
     Edited,
     EditResult,
@@ -167,6 +168,7 @@ class Editor:
         image_guidance_scale: float | None = None,
         seeds: int | Sequence[int] = 0,
         resolution: int | Literal["usual"] | None = "usual",
+        full_size: bool | str = False,
         negative_instructions: str | Sequence[str] | None = None,
         weak: UNet | None = None,
         noise: Sequence[Tensor] | None = None,
@@ -185,6 +187,8 @@ class Editor:
             sampler, ..., image_guidance_scale: None is what `self.settings` say.
             resolution: the long side becomes this; `usual` is what `self.settings` say; None, here
                 or there, keeps the picture's size. Each side is rounded to the VAE's multiple.
+            full_size: carry the edit over to the original, by a transfer of `ipx2p.transfer`; True
+                is `auto`. Images, pixels01 and photos then have the original's size.
             negative_instructions: what to steer away from; they replace the empty instruction,
                 unless the guidance has its own branch for them.
             weak: a second, weaker U-Net for guidance that needs one; see `load_weak`.
@@ -201,6 +205,7 @@ class Editor:
         names = (one.name for one in fields(EditSettings))
         settings = self.settings.but(dict(zip(names, asked, strict=True)))
         settings.check()
+        transfer = transfer_name(full_size)
         if resolution == "usual":
             resolution = self.settings.resolution
         negatives = "" if negative_instructions is None else negative_instructions
@@ -226,6 +231,9 @@ class Editor:
                 shared_s = (time.perf_counter() - started_at) / len(batch)
                 for place, i in enumerate(batch):
                     done[i] = self._finish(requests[i], latents, guided, place, shared_s)
+                    if transfer is not None:
+                        original = columns[0][i]
+                        done[i] = at_full_size(done[i], original, requests[i].image, transfer)
                     if on_edit is not None:
                         on_edit(i, done[i])
         return EditResult(*map(list, zip(*(done[i] for i in sorted(done)), strict=True)))

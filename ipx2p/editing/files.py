@@ -14,6 +14,7 @@ from PIL import Image
 from ipx2p import __version__
 from ipx2p.devices import advice_out_of_memory, device_name, dtype_name
 from ipx2p.editing.editor import Editor
+from ipx2p.editing.full_size import edited_photo, transfer_name
 from ipx2p.editing.settings import (
     Edited,
     FolderSettings,
@@ -55,6 +56,7 @@ def edit_files(
     seed: int = 0,
     num_images: int = 1,
     resolution: int | None = None,
+    full_size: bool | str = False,
     device: str = "auto",
     dtype: str = "auto",
     batch_size: int = 4,
@@ -71,12 +73,14 @@ def edit_files(
         given: settings by name, instead of those of the weights folder; None is not given.
         weak_weights: of a second U-Net, for guidance that needs one.
         resolution: of the long side; None is what the folder says, or was trained at.
+        full_size: carry the edits over to the originals, see `Editor.edit`; the sheet stays small.
     Returns: the pictures written, the sheet last.
     Raises: InputError for bad arguments or files, before the weights are loaded where possible.
     """
     folder = find_folder(weights)
     settings = FolderSettings.read(folder).but(given)
     settings.check()
+    transfer = transfer_name(full_size)
     check_needs(settings, [negative_instruction], weak_weights is not None)
     resolution, multiple, notes = pick_resolution(folder, resolution)
     edits = read_edits(paths, instructions, seed, num_images, resolution, multiple)
@@ -92,6 +96,7 @@ def edit_files(
         "negative_instruction": negative_instruction,
         "weak_weights": weak_weights and str(weak_weights),
         "resolution": resolution,
+        "full_size": transfer,
         "batch_size": batch_size,
         "batch_branches": batch_branches,
         "compile": compile,
@@ -100,7 +105,7 @@ def edit_files(
     written: dict[int, Path] = {}  # index of the edit -> its picture
 
     def write(index: int, edited: Edited) -> None:
-        written[index] = _write(output, edits[index], edited, made_with)
+        written[index] = _write(output, edits[index], edited, transfer, made_with)
 
     with advice_out_of_memory(lambda: f"{len(written)} of {len(edits)} {ADVICE}"):
         result = editor.edit(
@@ -116,11 +121,8 @@ def edit_files(
             progress=True,
             on_edit=write,
         )
-    paths = [written[index] for index in range(len(edits))]
-    if len(edits) > 1:
-        paths.append(free_path(output, "sheet"))
-        save_image(edit_sheet(edits, result.images, num_images), paths[-1])
-    return paths
+    sheets = _write_sheet(output, edits, result.images, num_images)
+    return [*(written[index] for index in range(len(edits))), *sheets]
 
 
 def load_editor(
@@ -134,15 +136,37 @@ def load_editor(
     return editor, weak
 
 
-def _write(folder: Path, edit: FileEdit, edited: Edited, made_with: dict[str, Any]) -> Path:
-    """Write a result under the next free name, with a JSON file of its settings."""
+def _write(
+    folder: Path, edit: FileEdit, edited: Edited, transfer: str | None, made_with: dict[str, Any]
+) -> Path:
+    """Write a result under the next free name, with a JSON file of its settings.
+
+    Its original is read for it alone, since many do not fit into memory.
+    """
     path = free_path(folder, edit.path.stem)
-    save_image(edited.image, path)
+    width, height = edited.image.size
+    if transfer is None:
+        save_image(edited.image, path)
+    else:
+        photo = edited_photo(edit.path, edit.image, edited.pixels01, transfer)
+        height, width = photo.pixels.shape[:2]
+        photo.save(path)
     own = {"source": str(edit.path), "instruction": edit.instruction, "seed": edit.seed}
-    size = dict(zip(("width", "height"), edited.image.size, strict=True))
+    size = {"width": width, "height": height}
     cost = {"evaluations": edited.evaluations, "seconds": round(edited.seconds, 3)}
     write_json(own | size | cost | made_with, path.with_suffix(".json"))
     return path
+
+
+def _write_sheet(
+    folder: Path, edits: Sequence[FileEdit], results: Sequence[Image.Image], num_images: int
+) -> list[Path]:
+    """Write the contact sheet of several edits; returns its path, or none."""
+    if len(edits) == 1:
+        return []
+    path = free_path(folder, "sheet")
+    save_image(edit_sheet(edits, results, num_images), path)
+    return [path]
 
 
 def surroundings(editor: Editor) -> dict[str, Any]:

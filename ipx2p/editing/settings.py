@@ -17,6 +17,7 @@ from ipx2p.images import fit_size
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
 from ipx2p.names import check_names
+from ipx2p.photos import Photo
 from ipx2p.published_fields import Bounds, check_bounds, typed_fields
 from ipx2p.seeds import unit_noise
 from ipx2p.weights.readers import EDIT_SETTINGS
@@ -113,6 +114,7 @@ class Edited(NamedTuple):
     latents: Tensor
     evaluations: int
     seconds: float
+    photo: Photo | None = None
 
 
 @dataclass
@@ -121,7 +123,8 @@ class EditResult:
 
     images: RGB pictures. pixels01: (3, H, W) in [0, 1]. latents: scaled, (4, h, w). All on the CPU.
     evaluations: of the network; those of a weak one count as much. seconds: from encoding the
-    source to decoding the result; edits of one batch share its time.
+    source to decoding the result; edits of one batch share its time. photos: None; or, at full
+    size, the pictures at the depth of their originals, with profile and EXIF, which `save` writes.
     """
 
     images: list[Image.Image] = field(default_factory=list)
@@ -129,6 +132,7 @@ class EditResult:
     latents: list[Tensor] = field(default_factory=list)
     evaluations: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    photos: list[Photo | None] = field(default_factory=list)
 
     def __repr__(self) -> str:
         sizes = ", ".join(dict.fromkeys(f"{i.width} x {i.height}" for i in self.images))

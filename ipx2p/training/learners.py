@@ -267,9 +267,11 @@ class EditLearner(Learner):
         distinct = [*dict.fromkeys(batch.instructions)]  # each is encoded once
         rows = torch.tensor([distinct.index(instruction) for instruction in batch.instructions])
         with torch.no_grad():
-            target, source_latents = vae.encode(target_pixels), vae.encode(source_pixels).mode()
+            both = vae.encode(torch.cat([target_pixels, source_pixels]))
             states = text.encode(distinct).index_select(0, copy_to(rows, self.device))
-        return target, source_latents, states
+        mean, source_latents = both.mean.chunk(2)
+        logvar, _ = both.logvar.chunk(2)
+        return Posterior(torch.cat([mean, logvar], 1)), source_latents, states
 
     def _unet(self) -> UNet:
         sizes = self.config.model.unet

@@ -16,21 +16,29 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from ipx2p.devices import device_name
 from ipx2p.distributed import World
 from ipx2p.models.blocks import ResnetBlock, TokenConv
 from ipx2p.models.unet import LATENT_CHANNELS, Transformer, UNet, UNetConfig
 from ipx2p.training.config import StepsConfig
 
-# Dense bfloat16 and TF32 peaks in FLOP/s, from the vendor's data sheets.
+# Dense bfloat16 and TF32 peaks in FLOP/s, from the vendor's data sheets, by the driver's name of
+# the device. Names are matched whole: an H100 NVL is no H100, a laptop's RTX 4090 no RTX 4090.
 PEAKS = {
-    "H200": (989e12, 495e12),
-    "H100 PCIe": (756e12, 378e12),
-    "H100": (989e12, 495e12),
-    "A100": (312e12, 156e12),
-    "L40S": (362e12, 183e12),
-    "A10": (125e12, 62.5e12),
-    "RTX 4090": (165e12, 82.6e12),
-    "RTX 3090": (71e12, 35.6e12),
+    r"B200": (2250e12, 1125e12),
+    r"GH200 .*|H200": (989e12, 495e12),
+    r"H200 NVL|H100 NVL": (835e12, 418e12),
+    r"H100 PCIe": (756e12, 378e12),
+    r"H100|H100 (80|64)GB HBM[23]|H100 SXM5.*": (989e12, 495e12),
+    r"A100(?!.*MIG).*": (312e12, 156e12),
+    r"L40S": (362e12, 183e12),
+    r"L40": (181e12, 90.5e12),
+    r"L4": (121e12, 60e12),
+    r"A10": (125e12, 62.5e12),
+    r"A10G": (70e12, 35e12),
+    r"RTX A6000": (155e12, 77.4e12),
+    r"GeForce RTX 4090": (165e12, 82.6e12),
+    r"GeForce RTX 3090": (71e12, 35.6e12),
 }
 
 
@@ -97,13 +105,18 @@ def counted_flops(config: UNetConfig, side: int, *, training: bool = False) -> f
     return float(counter.get_total_flops())
 
 
+def known_peaks(name: str) -> tuple[float, float] | None:
+    """Bfloat16 and TF32 peaks of the device of this name, if its data sheet is known."""
+    matches = (re.fullmatch(known, name.removeprefix("NVIDIA ")) for known in PEAKS)
+    return next(
+        (peaks for found, peaks in zip(matches, PEAKS.values(), strict=True) if found), None
+    )
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Peak FLOP/s of the device: from its data sheet, or measured by a matrix product."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for known, peaks in PEAKS.items():
-            if re.search(rf"\b{known}\b", name):
-                return peaks[0] if dtype == torch.bfloat16 else peaks[1]
+    if peaks := known_peaks(device_name(device)):
+        return peaks[0] if dtype == torch.bfloat16 else peaks[1]
     side = 8192 if device.type == "cuda" else 1024  # large enough to reach the peak
     a = torch.ones(side, side, device=device, dtype=dtype)
     durations_s = []

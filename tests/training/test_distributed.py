@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from ipx2p.distributed import World, open_world
 from ipx2p.errors import InputError
@@ -101,6 +103,31 @@ def test_more_micro_batches_of_more_processes_are_the_same_step(launch):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_gradients_travel_once_a_step_in_four_bytes_a_parameter(launch):
+    """What docs/scaling.md reckons with, counted by a hook that gets every bucket."""
+    change = """
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from ipx2p.training import loop
+prepare = loop.prepare
+def counting(*args):
+    network = prepare(*args)
+    def exchange(group, bucket):
+        print(f"EXCHANGED {bucket.buffer().nbytes} bytes", flush=True)
+        return default_hooks.allreduce_hook(group, bucket)
+    network.register_comm_hook(None, exchange)
+    return network
+loop.prepare = counting
+"""
+    steps, processes = 3, 2
+    short = ("train.batch_size=8", "train.accumulate=2", f"train.steps={steps}")
+    code, out, run = launch("counted", processes, *short, "validation.every=9", change=change)
+    assert code == 0, out
+    weights = load_file(run / "weights" / "unet" / "diffusion_pytorch_model.safetensors")
+    sent = sum(map(int, re.findall(r"EXCHANGED (\d+) bytes", out)))
+    assert sent == 4 * sum(map(torch.numel, weights.values())) * steps * processes
+
+
 def test_a_broken_pair_is_named_once_and_counted_whichever_process_meets_it(launch, tmp_path):
     for name in ("good", "bad"):
         Image.new("RGB", (40, 40), "teal").save(tmp_path / f"{name}.png")

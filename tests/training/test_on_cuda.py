@@ -129,6 +129,7 @@ def assert_runs(editor, sampler, guidance, spacing):
         assert latents.dtype == pixels.dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # by a copy
 def test_a_training_step_runs_without_waiting(make_config, monkeypatch):
     """Loss, update and average; the gradients are made up, since a backward pass needs a GPU."""
     config = make_config("objective.min_snr_gamma=5", "train.precision=bfloat16")

@@ -18,6 +18,7 @@ from ipx2p.training.loop import train
 from ipx2p.training.optimizer import Stepper, make_optimizer
 from ipx2p.training.speed import (
     counted_flops,
+    known_peaks,
     peak_flops,
     prepare,
     set_deterministic,
@@ -130,6 +131,32 @@ def test_a_compiled_run_has_one_graph_and_the_weights_of_an_eager_one(
 def test_flops_of_stable_diffusion_are_those_counted_by_hand(side, teraflops):
     flops = counted_flops(UNetConfig(in_channels=8), side, training=True)
     assert flops / 1e12 == pytest.approx(teraflops, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("AMD EPYC", None),
+    ],
+)
+def test_names_of_devices_are_matched_whole(name, teraflops):
+    peaks = known_peaks(name)
+    assert (peaks and peaks[0]) == (teraflops and teraflops * 1e12)
 
 
 def test_the_peak_of_a_cpu_is_measured():
