@@ -40,8 +40,8 @@ FAULTS = {
     ),
     "a source scaled with the noise level": (
         "ipx2p/diffusion/denoiser.py",
-        "source_latents.to(text.dtype)",
-        "(source_latents / math.sqrt(1 + sigma**2)).to(text.dtype)",
+        "shown = (scaled, timesteps, text, source_latents)",
+        "shown = (scaled, timesteps, text, source_latents / math.sqrt(1 + sigma**2))",
         f"{EDIT}[euler-leading-True]",
     ),
     "a lost conv_in bias": (
