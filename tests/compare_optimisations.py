@@ -51,14 +51,18 @@ def main() -> None:
         measure(work, turns=turns, command=f"python tests/compare_optimisations.py --turns {turns}")
 
     unet, vae = editor.unet, editor.vae
-    latents, timesteps, text = (
-        torch.randn(3, 4, 32, 32),
-        torch.full((3,), 500.0),
-        torch.randn(3, 77, 768),
-    )
+    latents, text = torch.randn(3, 4, 32, 32), torch.randn(3, 77, 768)
+    timesteps = torch.full((3,), 500.0)
     projected = torch.no_grad()(unet.project_text)(text)
-    forward = torch.no_grad()(lambda shown=text: unet(latents, timesteps, shown, latents))
-    decode = torch.no_grad()(lambda: vae.decode(latents[:1]))
+
+    @torch.no_grad()
+    def forward(shown: object = text) -> None:
+        unet(latents, timesteps, shown, latents)
+
+    @torch.no_grad()
+    def decode() -> None:
+        vae.decode(latents[:1])
+
     compare(
         "U-Net forward, 3 rows, 256 px",
         {"with": Way(forward), "without matrix products": without("PRODUCT_RATIO", forward)},
