@@ -22,12 +22,13 @@ from ipx2p.training.config import StepsConfig
 from ipx2p.training.speed import set_layout
 
 
-def without(name: str, run: Callable[[], None]) -> Way:
-    """The same call with an optimisation switched off: no feature map reaches its threshold."""
+def without(name: str, run: Callable[[], None], off: float = math.inf) -> Way:
+    """The same call with an optimisation switched off, by default by a threshold that no feature
+    map reaches."""
 
     def call() -> None:
         kept = getattr(blocks, name)
-        setattr(blocks, name, math.inf)
+        setattr(blocks, name, off)
         try:
             run()
         finally:
@@ -65,7 +66,11 @@ def main() -> None:
 
     compare(
         "U-Net forward, 3 rows, 256 px",
-        {"with": Way(forward), "without matrix products": without("PRODUCT_RATIO", forward)},
+        {
+            "with": Way(forward),
+            "without matrix products": without("PRODUCT_RATIO", forward),
+            "linear layers by MKL": without("HAS_MKL", forward, off=False),
+        },
     )
     compare(
         "U-Net forward, 3 rows, 256 px",

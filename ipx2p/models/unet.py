@@ -99,7 +99,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.name = name
         width, heads = config.block_out_channels[level], config.num_attention_heads[level]
-        projection = nn.Linear if config.use_linear_projection else blocks.TokenConv
+        projection = blocks.Linear if config.use_linear_projection else blocks.TokenConv
         self.norm = nn.GroupNorm(config.norm_num_groups, width, eps=1e-6)
         self.proj_in = projection(width, width)
         self.transformer_blocks = nn.ModuleList(

@@ -4,7 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ipx2p.models.blocks import Attention, Conv3x3, Downsample, Upsample, timestep_embedding
+from ipx2p.models import blocks
+from ipx2p.models.blocks import (
+    Attention,
+    Conv3x3,
+    Downsample,
+    Linear,
+    TokenConv,
+    Upsample,
+    timestep_embedding,
+)
 
 
 def test_timestep_embedding_is_computed_in_float32():
@@ -53,6 +62,41 @@ def test_downsampling_pads_as_its_network_does(generator):
             window[:] = x[:, :, :3, :3]
         expected = (down.conv.weight * window).sum(dim=(1, 2, 3)) + down.conv.bias
         torch.testing.assert_close(down(x)[0, :, 0, 0], expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 300, 48), (3, 48), (48,), (1, 0, 48)])
+def test_linear_layers_without_gradients_are_the_same(generator, bias, shape):
+    layer = Linear(48, 64, bias=bias)
+    x = torch.randn(*shape, generator=generator)
+    expected = F.linear(x, layer.weight, layer.bias)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+        turned = x.transpose(0, -1).contiguous().transpose(0, -1)  # other strides
+        torch.testing.assert_close(layer(turned), expected, atol=1e-5, rtol=1e-5)
+        double = layer.double()(x.double())
+    torch.testing.assert_close(double.float(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_linear_layers_take_and_give_gradients(generator):
+    x = torch.randn(2, 7, 16, generator=generator, requires_grad=True)
+    for layer in (Linear(16, 8), TokenConv(16, 8)):
+        layer(x).sum().backward()
+        assert layer.weight.grad.abs().sum() > 0
+    assert x.grad.abs().sum() > 0
+
+
+def test_linear_layers_without_gradients_are_those_of_onednn(generator, monkeypatch):
+    x, layer = torch.randn(2, 7, 16, generator=generator), Linear(16, 8)
+
+    def operators() -> set[str]:
+        with torch.no_grad(), torch.profiler.profile() as trace:
+            layer(x)
+        return {event.key for event in trace.key_averages()}
+
+    assert ("mkldnn::_linear_pointwise" in operators()) == blocks.HAS_MKL
+    monkeypatch.setattr(blocks, "HAS_MKL", False)
+    assert "aten::linear" in operators()
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
