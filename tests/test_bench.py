@@ -81,11 +81,12 @@ def test_ratios_are_taken_within_turns():
     seconds = {"ours": [1.0, 8.0, 3.0], "theirs": [2.0, 10.0, 4.0]}  # the machine slows down
     ways = dict.fromkeys(seconds, Way(lambda: None))
     work = Work("x", "y", 6, "samples", ways, torch.device("cpu"), flops=30.0)
-    turns = {name: [Turn(s, s, 1.0) for s in values] for name, values in seconds.items()}
+    turns = {name: [Turn(s, 3 * s, 1.0) for s in values] for name, values in seconds.items()}
     found = rows(work, turns, peaks=[20.0, 20.0, 20.0])
     assert found["ours"]["seconds"] == (3.0, 1.0, 8.0) and found["ours"]["per_second"] == 2.0
     assert found["ours"]["of_peak"] == 0.5
     assert found["theirs"]["time_ratio"] == (0.75, 0.5, 0.8)
+    assert found["theirs"]["cpu_ratio"] == pytest.approx((0.75, 0.5, 0.8))
 
 
 def test_ways_take_turns_and_every_second_turn_is_reversed(capsys):

@@ -16,7 +16,7 @@ from ipx2p.models.unet import UNet
 try:
     import diffusers
 except ImportError as error:
-    raise InputError('diffusers is not installed: pip install "diffusers>=0.35"') from error
+    raise InputError('diffusers is not installed: pip install -e ".[bench]"') from error
 
 
 def twin(ours: nn.Module, folder: Path, kind: str) -> Any:

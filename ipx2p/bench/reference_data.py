@@ -20,7 +20,7 @@ from ipx2p.errors import InputError
 try:
     import datasets
 except ImportError as error:
-    raise InputError("datasets is not installed: pip install datasets") from error
+    raise InputError('datasets is not installed: pip install -e ".[bench]"') from error
 
 
 def reader(

@@ -29,7 +29,7 @@ from ipx2p.training.speed import known_peaks, peak_flops
 
 PACKAGES = ("torch", "transformers", "Pillow", "diffusers")
 TABLE_START, TABLE_END = "<!-- bench table -->\n", "<!-- end of bench table -->"
-COLUMNS = "| Way | seconds | per second | of peak | GiB | time ratio | memory ratio |"
+COLUMNS = "| Way | seconds | per second | of peak | GiB | time ratio | CPU ratio | memory ratio |"
 
 
 class Way(NamedTuple):
@@ -127,6 +127,7 @@ def rows(work: Work, done: Mapping[str, Sequence[Turn]], peaks: Sequence[float])
         if turns is not first:
             pairs = [*zip(first, turns, strict=True)]
             row["time_ratio"] = _spread([one.seconds / other.seconds for one, other in pairs])
+            row["cpu_ratio"] = _spread([one.cpu_s / max(other.cpu_s, 1e-6) for one, other in pairs])
             row["memory_ratio"] = median(one.gib / other.gib for one, other in pairs)
         found[name] = row
     return found
@@ -153,7 +154,10 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{row['per_second']:.3g} {record['unit']}",
                 f"{row['of_peak']:.0%}" if "of_peak" in row else "",
                 f"{row['gib']:.2f}",
-                "{:.2f} [{:.2f}, {:.2f}]".format(*row["time_ratio"]) if "time_ratio" in row else "",
+                *(
+                    "{:.2f} [{:.2f}, {:.2f}]".format(*row[ratio]) if ratio in row else ""
+                    for ratio in ("time_ratio", "cpu_ratio")
+                ),
                 f"{row['memory_ratio']:.2f}" if "memory_ratio" in row else "",
             ]
             lines.append(f"| {' | '.join(cells)} |")
