@@ -124,6 +124,18 @@ def test_help_shows_examples_and_imports_nothing_heavy(name):
     assert max(map(len, run.stdout.splitlines())) <= 100
 
 
+def test_an_edit_does_not_import_the_compiler(tmp_path):
+    probe = (
+        "import sys\n"
+        "from ipx2p.commands.edit import main\n"
+        "main(['tests/golden/diffusers', '--image', 'assets/photos/cat.jpg', '--instruction', 'x',"
+        f" '--steps', '1', '--resolution', '64', '--output', {str(tmp_path)!r}])\n"
+        "slow = {'torch._dynamo', 'torch._inductor'} & sys.modules.keys()\n"
+        "assert not slow, slow"
+    )
+    subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, check=True)
+
+
 def test_ipx2p_runs_every_command_under_its_own_name():
     probe = (
         "import sys, ipx2p.__main__\n"

@@ -92,8 +92,8 @@ class ClipText(nn.Module):
             raise InputError(f"{where}: hidden_size {self.width} is no multiple of {heads} heads")
         self.embeddings = nn.ModuleDict(
             {
-                "token_embedding": nn.Embedding(config["vocab_size"], self.width),
-                "position_embedding": nn.Embedding(self.length, self.width),
+                "token_embedding": _embedding(config["vocab_size"], self.width),
+                "position_embedding": _embedding(self.length, self.width),
             }
         )
         sizes = (config["intermediate_size"], heads, activation, config["layer_norm_eps"])
@@ -108,3 +108,10 @@ class ClipText(nn.Module):
         for block in self.encoder["layers"]:
             tokens = block(tokens)
         return self.final_layer_norm(tokens)
+
+
+def _embedding(count: int, width: int) -> nn.Embedding:
+    """A table of vectors from a normal distribution. On the meta device there is nothing to draw,
+    and torch would import its compiler to do it, which takes two seconds."""
+    weight = torch.empty(count, width)
+    return nn.Embedding.from_pretrained(weight if weight.is_meta else weight.normal_(), freeze=False)
