@@ -114,4 +114,6 @@ def _embedding(count: int, width: int) -> nn.Embedding:
     """A table of vectors from a normal distribution. On the meta device there is nothing to draw,
     and torch would import its compiler to do it, which takes two seconds."""
     weight = torch.empty(count, width)
-    return nn.Embedding.from_pretrained(weight if weight.is_meta else weight.normal_(), freeze=False)
+    return nn.Embedding.from_pretrained(
+        weight if weight.is_meta else weight.normal_(), freeze=False
+    )
