@@ -35,7 +35,7 @@ from ipx2p.models.vae import VAE
 from ipx2p.tensor_files.tensors import digest
 
 DTYPE = torch.float16  # finer than bfloat16, and latents and text states fit its range
-SHARD_ROWS = 128
+SHARD_BYTES = 2**27  # a million pairs at 256 px are 400 files, which are all mapped
 CHECK_FILES = 64  # files that a process reads between checks for a stop
 SHARD_S = 60.0  # a shard is written after this time, so that a kill loses no more work
 
@@ -146,7 +146,7 @@ class Cache:
         """Write this process's rows as they come, shard by shard, and wait for the others'."""
         mine = self.world.share(todo)
         shard: dict[str, dict[str, Tensor]] = {}
-        since = time.monotonic()
+        size, since = 0, time.monotonic()
         bar = tqdm(total=len(todo), desc=f"encoding {unit}", unit=f" {unit}",
                    disable=not (self.world.is_main and todo))  # fmt: skip
         try:
@@ -155,9 +155,10 @@ class Cache:
                     row = next(rows)
                     check_finite(row, f"{unit} number {mine[turn] + 1}")
                     shard[keys[mine[turn]]] = row
-                if len(shard) == SHARD_ROWS or time.monotonic() - since > SHARD_S:
+                    size += sum(tensor.nbytes for tensor in row.values())
+                if size > SHARD_BYTES or time.monotonic() - since > SHARD_S:
                     shards.write(shard)
-                    shard, since = {}, time.monotonic()
+                    shard, size, since = {}, 0, time.monotonic()
                 bar.update(min(self.world.size, len(todo) - turn * self.world.size))
                 self.check()
         finally:

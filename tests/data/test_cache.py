@@ -148,6 +148,15 @@ def test_a_shard_that_another_run_is_writing_is_left_alone(fill, folder):
     assert fill()[1] == 0 and writing.exists()
 
 
+@pytest.mark.parametrize(("limit", "shards"), [(1, 3), (1000, 2), (2**27, 1)])
+def test_shards_are_limited_in_bytes(fill, monkeypatch, limit, shards):
+    """A row has 768 bytes: three tensors of (2, 4, 4, 4) in float16."""
+    monkeypatch.setattr(ipx2p.data.cache, "SHARD_BYTES", limit)
+    cache, _, _ = fill()
+    assert len([*(cache.folder / "latents").iterdir()]) == shards
+    assert fill()[1] == 0
+
+
 def test_what_killed_writes_left_is_removed(fill, folder):
     fill()
     for place in (folder / "cache", folder / "cache" / "text", folder / "cache" / "latents"):
