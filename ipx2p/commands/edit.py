@@ -7,7 +7,15 @@ from pathlib import Path
 
 from ipx2p.cli import Parser, add_how, add_where
 from ipx2p.files import check_picture_file
-from ipx2p.names import GUIDANCE, MODIFIERS, SAMPLERS, SPACINGS, TRANSFERS, check_names
+from ipx2p.names import (
+    FIDELITY,
+    GUIDANCE,
+    MODIFIERS,
+    SAMPLERS,
+    SPACINGS,
+    TRANSFERS,
+    check_names,
+)
 from ipx2p.weights.readers import find_folder
 
 DESCRIPTION = "Edit pictures by an instruction, with a trained model."
@@ -17,6 +25,7 @@ LISTS = {
     "transfers": TRANSFERS,
     "guidance": GUIDANCE,
     "modifiers": MODIFIERS,
+    "fidelity": FIDELITY,
 }
 NAMES = "\n".join(
     textwrap.fill(f"{f'{label}:':12}{', '.join(names)}", 100, subsequent_indent=" " * 12)
@@ -24,7 +33,8 @@ NAMES = "\n".join(
 )
 EXAMPLES = f"""\
 {NAMES}
-            stack them on guidance with +, parameters after a colon
+            modifiers are stacked on guidance with +, knobs of fidelity on one another; parameters
+            come after a colon
 
 examples:
   # one picture, with the settings and the size that the weights folder names
@@ -46,6 +56,10 @@ examples:
   # the picture changes too much: raise --image-guidance-scale; too little: raise --guidance-scale
   python sample.py weights/ip2p --image a.jpg --instruction "make it snow" \\
       --guidance-scale 9 --image-guidance-scale 1.2
+
+  # the model invents texture, and changes what it should not: take both back in part
+  python sample.py weights/ip2p --image a.jpg --instruction "remove the rain" \\
+      --fidelity transfer:weight=0.5+mask:threshold=0.05
 
   # a stack of guidance: high scales without over-saturation, in the middle of the run alone
   python sample.py weights/ip2p --image a.jpg --instruction "make it snow" --guidance-scale 10 \\
@@ -78,8 +92,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Read the pictures, edit them, write the results."""
     args = vars(parse(argv))
-    names = [args["sampler"]], args["spacing"], [args["guidance"]], args["full_size"] or None
-    check_names(*names)  # report slips at once
+    named = ("sampler", "spacing", "guidance", "fidelity")
+    # report slips at once
+    check_names(transfer=args["full_size"] or None, **{name: args[name] for name in named})
     for path in args["paths"]:
         check_picture_file(Path(path))
     find_folder(args["weights"])
