@@ -18,6 +18,7 @@ from ipx2p.diffusion.guidance.branches import Conditions
 from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
 from ipx2p.diffusion.samplers import SAMPLERS, make_plan
 from ipx2p.diffusion.schedule import Plan, Schedule, ScheduleConfig, Step
+from ipx2p.editing.decoding import decode
 from ipx2p.editing.full_size import at_full_size, transfer_name
 from ipx2p.editing.settings import (
     Edited,
@@ -43,6 +44,7 @@ from ipx2p.images import (
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE
+from ipx2p.models.wrapping import FeatureWrapping
 from ipx2p.seeds import unit_noise
 from ipx2p.weights.readers import find_folder
 
@@ -62,6 +64,7 @@ class Editor:
         vae, text: on the same device, each in its own dtype.
         schedule: the training schedule of the U-Net.
         settings: of edits where nothing else is said; None: the defaults of `EditSettings`.
+        wrapping: feature wrapping of the autoencoder, on its device and in its dtype, if there is.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Editor:
         text: TextEncoder,
         schedule: Schedule,
         settings: FolderSettings | None = None,
+        wrapping: FeatureWrapping | None = None,
     ) -> None:
         _check_unet(unet, text)
         self.unet = unet
@@ -78,6 +82,7 @@ class Editor:
         self.text = text
         self.schedule = schedule
         self.settings = settings or FolderSettings()
+        self.wrapping = wrapping
 
     @classmethod
     def load(
@@ -101,9 +106,11 @@ class Editor:
         settings = FolderSettings.read(folder)
         schedule = Schedule(ScheduleConfig.load(folder))
         text = TextEncoder.load(folder)
-        vae = VAE.load(folder / "vae")
-        unet = UNet.load(folder / "unet", dtype)
-        return cls(unet.to(device), vae.to(device), text.to(device), schedule, settings)
+        vae = VAE.load(folder / "vae").to(device)
+        unet = UNet.load(folder / "unet", dtype).to(device)
+        wrapping = FeatureWrapping.find(folder, vae)
+        wrapping = wrapping and wrapping.to(device)
+        return cls(unet, vae, text.to(device), schedule, settings, wrapping)
 
     def load_weak(self, weights: str | Path) -> UNet:
         """The U-Net of another weights folder or hub id, as the weak network of guidance.
@@ -352,14 +359,7 @@ class Editor:
     ) -> Edited:
         """Decode the edit at this place of a batch; `shared_s` is its share of sampling time."""
         started_at = time.perf_counter()
-        batch_of_one = latents[place : place + 1].to(self.vae.dtype)
-        tile = self.vae.tile_for(request.image.height, request.image.width)
-        pixels = self.vae.decode(batch_of_one, tile)[0].float().cpu()
-        if not pixels.isfinite().all():
-            raise NotFiniteError(
-                f"decoded pixels are not finite, VAE in {dtype_name(self.vae.dtype)}: "
-                "use bfloat16 or float32"
-            )
+        pixels = decode(self.vae, latents[place : place + 1], request.image, self.wrapping)
         pixels01 = pixels01_from_pixels(pixels)
         if guided.mask is not None:  # where it is 0, the source
             mask, size = guided.mask[place : place + 1].cpu(), pixels.shape[-2:]

@@ -24,7 +24,7 @@ from ipx2p.eval.records import BUILT_IN, Record, key_of
 from ipx2p.files import digest_file
 from ipx2p.weights.readers import find_folder
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "wrapping")
 # What every edit runs through, besides the files of its schemes.
 CODE = (
     *("models/*.py", "diffusion/**/*.py", "editing/editor.py", "editing/settings.py"),
