@@ -59,6 +59,8 @@ def add_how(add: Callable[..., object], *, several: bool = False) -> None:
     scale = {"metavar": "S", "type": float, **many}
     option("--guidance-scale", 7.0, "how strongly to follow the instruction", **scale)
     option("--image-guidance-scale", 1.5, "how closely to keep to the picture", **scale)
+    knobs = 'what holds invented content down, as "start:strength=0.8+mask"'
+    option("--fidelity", "none", knobs, metavar="STACK", **many)
     add("--negative-instruction", metavar="TEXT", default="", help="what to steer away from")
     add("--weak-weights", metavar="WEIGHTS", help="a weaker model, for --guidance autoguidance")
     size = "the long side becomes N pixels (default: the model's)"

@@ -3,11 +3,13 @@
 A test compares them with the code.
 """
 
-import re
 from collections.abc import Iterable
+from itertools import chain
 
 from ipx2p.errors import InputError, suggestion
+from ipx2p.stack import names_in
 
+Names = str | Iterable[str] | None
 SAMPLERS = ("ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m")
 SPACINGS = ("linspace", "leading", "trailing", "karras")
 GUIDANCE = (
@@ -20,6 +22,7 @@ MODIFIERS = (
     *("dynamic_threshold", "mimic", "cads", "mask"),
 )
 TRANSFERS = ("auto", "affine", "residual", "ratio", "upscale")
+FIDELITY = ("none", "start", "wrap", "transfer", "mask", "adain", "wavelet")
 PUBLISHED = (
     *("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain100"),
     *("rain13k", "rain1400", "reds", "sidd"),
@@ -39,22 +42,25 @@ BENCHMARKS = (
 
 
 def check_names(
-    samplers: Iterable[str | None],
-    spacing: str | None,
-    stacks: Iterable[str | None],
-    transfer: str | None = None,
+    *,
+    sampler: Names = None,
+    spacing: Names = None,
+    guidance: Names = None,
+    fidelity: Names = None,
+    transfer: Names = None,
 ) -> None:
-    """Raise InputError for an unknown name; None, and parameters of guidance, are not checked."""
-    parts = [
-        part for stack in filter(None, stacks) for part in re.split(r"(?<!=)\+(?=\s*[a-z_])", stack)
-    ]
-    schemes = [part.partition(":")[0].strip() for part in parts]
-    for kind, names, known in (
-        ("sampler", samplers, SAMPLERS),
-        ("spacing", [spacing], SPACINGS),
-        ("guidance scheme", schemes, (*GUIDANCE, *MODIFIERS)),
-        ("transfer", [transfer], TRANSFERS),
+    """Raise InputError for an unknown name; None, and parameters of stacks, are not checked."""
+    for kind, given, known in (
+        ("sampler", _listed(sampler), SAMPLERS),
+        ("spacing", _listed(spacing), SPACINGS),
+        ("guidance scheme", chain(*map(names_in, _listed(guidance))), (*GUIDANCE, *MODIFIERS)),
+        ("fidelity knob", chain(*map(names_in, _listed(fidelity))), FIDELITY),
+        ("transfer", _listed(transfer), TRANSFERS),
     ):
-        for name in names:
-            if name is not None and name not in known:
+        for name in given:
+            if name not in known:
                 raise InputError(f"unknown {kind} {name[:60]!r}; {suggestion(name, known)}")
+
+
+def _listed(given: Names) -> list[str]:
+    return [given] if isinstance(given, str) else [*(given or ())]

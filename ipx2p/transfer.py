@@ -124,7 +124,7 @@ def carry_over(
     Returns: (H, W, 3), in the dtype of `original`: clamped, rounded to nearest.
     Raises: InputError for an unknown name, or small pictures that do not match.
     """
-    check_names([], None, [], name)
+    check_names(transfer=name)
     if source01.shape != edited01.shape or source01.ndim != 3 or len(source01) != 3:
         shapes = f"{tuple(source01.shape)} and {tuple(edited01.shape)}"
         raise InputError(f"source01 and edited01 have shapes {shapes}, expected (3, h, w) of both")
@@ -148,6 +148,13 @@ def carry_over(
     return result
 
 
+def carried(source01: Tensor, edited01: Tensor, name: str) -> Tensor:
+    """The small copy itself with the edit, as a transfer carries it: (3, h, w), not clamped."""
+    source = source01.double()
+    change = TRANSFERS[name](source, edited01.double())
+    return (source + _applied(change, source)).float()
+
+
 def enlarging(size: int, full_size: int) -> Tensor:
     """The matrix that resamples `size` pixels to `full_size` by cubic convolution (a = -0.5).
 
@@ -169,13 +176,19 @@ def box_mean(maps: Tensor) -> Tensor:
     return F.avg_pool2d(maps[None], side, 1, RADIUS, count_include_pad=False)[0]
 
 
-def low_pass(maps: Tensor) -> Tensor:
-    """(C, h, w) smoothed by 1-2-1 along both sides, which removes what alternates from pixel to
-    pixel: there an autoencoder errs most, and enlarged it would be a pattern."""
+def low_pass(maps: Tensor, levels: int = 1) -> Tensor:
+    """(C, h, w) smoothed by 1-2-1 along both sides, of pixels 1, 2, 4, ... apart, level by level.
+
+    The first level removes what alternates from pixel to pixel: there an autoencoder errs most, and
+    enlarged it would be a pattern. All levels are nearly a Gaussian of variance (4^levels - 1) / 6.
+    Border pixels continue outside.
+    """
     kernel = torch.tensor([0.25, 0.5, 0.25], dtype=maps.dtype)
-    padded = F.pad(maps[:, None], (1, 1, 1, 1), mode="replicate")
-    rows = F.conv2d(padded, kernel.view(1, 1, 3, 1))
-    return F.conv2d(rows, kernel.view(1, 1, 1, 3))[:, 0]
+    for apart in (2**level for level in range(levels)):
+        padded = F.pad(maps[:, None], [apart] * 4, mode="replicate")
+        rows = F.conv2d(padded, kernel.view(1, 1, 3, 1), dilation=apart)
+        maps = F.conv2d(rows, kernel.view(1, 1, 1, 3), dilation=apart)[:, 0]
+    return maps
 
 
 def _trace(matrices: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from ipx2p import names
 from ipx2p.cli import ENVIRONMENT, run_command
 from ipx2p.diffusion.guidance.registry import SCHEMES
 from ipx2p.diffusion.samplers import SAMPLERS
+from ipx2p.fidelity import KNOBS
 from ipx2p.names import SPACINGS
 from ipx2p.transfer import TRANSFERS
 from tests.conftest import GOLDEN, ROOT, golden_folder
@@ -201,7 +202,7 @@ def test_lists_in_help_are_those_of_the_code(command):
     linear = [name for name, scheme in SCHEMES.items() if scheme.is_linear]
     modifiers = [name for name in SCHEMES if name not in linear]
     lists = {"samplers": SAMPLERS, "spacings": SPACINGS, "transfers": TRANSFERS}
-    lists |= {"guidance": linear, "modifiers": modifiers}
+    lists |= {"guidance": linear, "modifiers": modifiers, "fidelity": ["none", *KNOBS]}
     for label, known in lists.items():
         assert getattr(names, label.upper()) == (*known,)
         listed = re.search(rf"^{label}:((?: .*,\n)* .*)", out, re.MULTILINE)[1]

@@ -38,6 +38,12 @@ FAULTS = {
         "source_latents = self.vae.encode(pixels, tile).sample(torch.Generator())",
         f"{EDIT}[euler-leading-True]",
     ),
+    "a start from the unscaled source": (
+        "ipx2p/editing/editor.py",
+        "x = conditions.latents + noise * plan.sigmas[0]",
+        "x = conditions.source_latents + noise * plan.sigmas[0]",
+        "tests/editing/test_editor_fidelity.py",
+    ),
     "a source scaled with the noise level": (
         "ipx2p/diffusion/denoiser.py",
         "shown = (scaled, timesteps, text, source_latents)",
@@ -254,6 +260,12 @@ FAULTS = {
         "both.mT + ridge * gain * one",
         "both.mT",
         "tests/test_transfer.py",
+    ),
+    "a fidelity mask the wrong way round": (
+        "ipx2p/fidelity.py",
+        "torch.lerp(source, edit, self.mask(source, edit))",
+        "torch.lerp(edit, source, self.mask(source, edit))",
+        "tests/test_fidelity.py",
     ),
     "a picture that is turned twice": (
         "ipx2p/photos.py",

@@ -16,6 +16,7 @@ LAYERS = {
     0: [
         *(
             "ipx2p.errors",
+            "ipx2p.stack",
             "ipx2p.names",
             "ipx2p.files",
             "ipx2p.cli",
@@ -31,7 +32,7 @@ LAYERS = {
         ),
         *("ipx2p.tensor_files.torch_file", "ipx2p.tensor_files.tensors"),
         *("ipx2p.published_fields", "ipx2p.published", "ipx2p.metrics", "ipx2p.distributed"),
-        "ipx2p.transfer",
+        *("ipx2p.transfer", "ipx2p.fidelity"),
     ],
     1: [
         *("ipx2p.models.blocks", "ipx2p.models.unet", "ipx2p.models.wrapping"),

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from ipx2p.cli import Parser, add_how, add_where
 from ipx2p.files import check_picture_file
-from ipx2p.names import GUIDANCE, MODIFIERS, SAMPLERS, SPACINGS, TRANSFERS, check_names
+from ipx2p.names import (
+    FIDELITY,
+    GUIDANCE,
+    MODIFIERS,
+    SAMPLERS,
+    SPACINGS,
+    TRANSFERS,
+    check_names,
+)
 from ipx2p.weights.readers import find_folder
 
 DESCRIPTION = "Edit pictures by an instruction, with a trained model."
@@ -15,6 +23,7 @@ LISTS = {
     "samplers": SAMPLERS,
     "spacings": SPACINGS,
     "transfers": TRANSFERS,
+    "fidelity": FIDELITY,
     "guidance": GUIDANCE,
     "modifiers": MODIFIERS,
 }
@@ -24,7 +33,7 @@ NAMES = "\n".join(
 )
 EXAMPLES = f"""\
 {NAMES}
-            stack them on guidance with +, parameters after a colon
+            stack them on guidance with +, parameters after a colon; fidelity likewise
 
 examples:
   # one picture, with the settings and the size that the weights folder names
@@ -46,6 +55,10 @@ examples:
   # the picture changes too much: raise --image-guidance-scale; too little: raise --guidance-scale
   python sample.py weights/ip2p --image a.jpg --instruction "make it snow" \\
       --guidance-scale 9 --image-guidance-scale 1.2
+
+  # detail that the model invents: what the edit hardly changed stays as it was, and colours too
+  python sample.py weights/ip2p --image a.jpg --instruction "remove the rain" \\
+      --fidelity mask:threshold=0.05+wavelet
 
   # a stack of guidance: high scales without over-saturation, in the middle of the run alone
   python sample.py weights/ip2p --image a.jpg --instruction "make it snow" --guidance-scale 10 \\
@@ -78,8 +91,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Read the pictures, edit them, write the results."""
     args = vars(parse(argv))
-    names = [args["sampler"]], args["spacing"], [args["guidance"]], args["full_size"] or None
-    check_names(*names)  # report slips at once
+    named = ("sampler", "spacing", "guidance", "fidelity")
+    # report slips at once
+    check_names(transfer=args["full_size"] or None, **{name: args[name] for name in named})
     for path in args["paths"]:
         check_picture_file(Path(path))
     find_folder(args["weights"])

@@ -120,6 +120,7 @@ def _eval_config(config: TrainConfig, models: Mapping[str, str], output: Path) -
         guidance=[edit.guidance],
         guidance_scale=[edit.guidance_scale],
         image_guidance_scale=[edit.image_guidance_scale],
+        fidelity=[edit.fidelity],
         sampler=[edit.sampler],
         spacing=edit.spacing,
         num_steps=[edit.num_steps],

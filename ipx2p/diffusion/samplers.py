@@ -151,7 +151,7 @@ def make_plan(schedule: Schedule, name: str, spacing: str, num_steps: int) -> Pl
 
     Raises: InputError for an unknown sampler or spacing, or steps outside 1..1000.
     """
-    check_names([name], spacing, [])
+    check_names(sampler=name, spacing=spacing)
     total = schedule.config.num_train_timesteps
     if not 1 <= num_steps <= total:
         raise InputError(f"{num_steps} steps asked for, expected 1 to {total}")

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -87,24 +88,40 @@ class Step:
 class Plan:
     """The noise levels of a run: `sigmas` (count + 1, falling; the last is where it ends).
 
-    `timesteps` are for display; the network gets `Schedule.timestep(sigma)`.
+    `timesteps` are for display; the network gets `Schedule.timestep(sigma)`. Steps that were
+    skipped still count: a step is called the same, wherever a run starts.
     """
 
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]  # of the first `count` sigmas
-    start_factor: float  # x starts at unit noise times this
+    start_factor: float | None  # x starts at unit noise times this; None: see `from_source`
     ancestral: bool  # steps end in fresh noise
+    skipped: int = 0  # steps before the first
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     def __iter__(self) -> Iterator[Step]:
         """The steps in order."""
-        for index in range(len(self)):
-            sigma, sigma_next = self.sigmas[index], self.sigmas[index + 1]
+        for index, (sigma, sigma_next) in enumerate(pairwise(self.sigmas), self.skipped):
             # Fresh noise of variance sigma_next^2 - sigma_down^2 makes up for the rest.
             sigma_down = sigma_next**2 / sigma if self.ancestral else sigma_next
-            yield Step(index, len(self), sigma, sigma_next, sigma_down)
+            yield Step(index, self.skipped + len(self), sigma, sigma_next, sigma_down)
+
+    def from_source(self, strength: float) -> "Plan":
+        """The last of these steps, for a run that starts at x = source + sigmas[0] n.
+
+        SDEdit (arXiv:2108.01073, alg. 1): the less noise, the more of the source stays.
+
+        Args:
+            strength: the share of the steps that is left, in 0..1; their number is rounded to
+                nearest, and is at least 1. At 1 nothing changes: x starts at pure noise.
+        """
+        if strength == 1:
+            return self
+        skipped = len(self) - max(1, round(strength * len(self)))
+        sigmas, timesteps = self.sigmas[skipped:], self.timesteps[skipped:]
+        return Plan(sigmas, timesteps, None, self.ancestral, self.skipped + skipped)
 
     @property
     def end_factor(self) -> float:

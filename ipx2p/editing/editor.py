@@ -16,9 +16,9 @@ from tqdm import tqdm
 from ipx2p.devices import dtype_name, pick_device, pick_dtype
 from ipx2p.diffusion.guidance.branches import Conditions
 from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
-from ipx2p.diffusion.samplers import SAMPLERS, make_plan
+from ipx2p.diffusion.samplers import SAMPLERS
 from ipx2p.diffusion.schedule import Plan, Schedule, ScheduleConfig, Step
-from ipx2p.editing.decoding import decode
+from ipx2p.editing.decoding import check_wrapping, decode
 from ipx2p.editing.full_size import at_full_size, transfer_name
 from ipx2p.editing.settings import (
     Edited,
@@ -33,6 +33,7 @@ from ipx2p.editing.settings import (
     spread,
 )
 from ipx2p.errors import InputError, NotFiniteError
+from ipx2p.fidelity import Wrap
 from ipx2p.images import (
     fit,
     image_from_pixels01,
@@ -173,6 +174,7 @@ class Editor:
         guidance: str | None = None,
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
+        fidelity: str | None = None,
         seeds: int | Sequence[int] = 0,
         resolution: int | Literal["usual"] | None = "usual",
         full_size: bool | str = False,
@@ -192,6 +194,7 @@ class Editor:
             images: Pillow pictures or paths, of any size and mode. Of images, instructions, seeds
                 and negative_instructions, give one for each edit, or one for all of them.
             sampler, ..., image_guidance_scale: None is what `self.settings` say.
+            fidelity: likewise: knobs that hold invented content down, see `ipx2p.fidelity`.
             resolution: the long side becomes this; `usual` is what `self.settings` say; None, here
                 or there, keeps the picture's size. Each side is rounded to the VAE's multiple.
             full_size: carry the edit over to the original, by a transfer of `ipx2p.transfer`; True
@@ -208,10 +211,13 @@ class Editor:
             on_step: called at each evaluation of the sampler's denoiser.
         Raises: InputError for bad arguments, or when latents or pixels stop being finite.
         """
-        asked = (sampler, spacing, num_steps, guidance, guidance_scale, image_guidance_scale)
+        scales = (guidance_scale, image_guidance_scale)
+        asked = (sampler, spacing, num_steps, guidance, *scales, fidelity)
         names = (one.name for one in fields(EditSettings))
         settings = self.settings.but(dict(zip(names, asked, strict=True)))
         settings.check()
+        if settings.knobs.find(Wrap):
+            check_wrapping(self.wrapping)
         transfer = transfer_name(full_size)
         if resolution == "usual":
             resolution = self.settings.resolution
@@ -222,13 +228,11 @@ class Editor:
         check_needs(settings, columns[2], weak is not None)
         self._check_weak(weak)
         settings.spec.check_layers(self.unet.attention_layers)
-        num_steps = settings.num_steps
-        plan = make_plan(self.schedule, settings.sampler, settings.spacing, num_steps)
-        settings.spec.check_plan(plan)
-        requests = self._requests(*columns, resolution, noise, step_noise, num_steps)
+        plan = settings.plan(self.schedule)
+        requests = self._requests(*columns, resolution, noise, step_noise, settings)
         batches = in_batches([request.image.size for request in requests], batch_size)
         done: dict[int, Edited] = {}
-        with tqdm(total=len(batches) * num_steps, unit="step", disable=not progress) as bar:
+        with tqdm(total=len(batches) * len(plan), unit="step", disable=not progress) as bar:
             for batch in batches:
                 started_at = time.perf_counter()
                 mine = [requests[i] for i in batch]
@@ -254,7 +258,7 @@ class Editor:
         resolution: int | None,
         noise: Sequence[Tensor] | None,
         step_noise: Sequence[Tensor] | None,
-        num_steps: int,
+        settings: EditSettings,
     ) -> list[Request]:
         """Bring the pictures to their final size, encode the sentences, and draw the noise."""
         check_instructions(instructions)
@@ -281,9 +285,10 @@ class Editor:
             if step_noise is None:
                 later = partial(draw, "edit step noise")
             else:
-                later = _checked("step_noise", step_noise, i, (num_steps, *shape)).__getitem__
+                of_all = (settings.num_steps, *shape)
+                later = _checked("step_noise", step_noise, i, of_all).__getitem__
             texts = (states[instructions[i]], states[negatives[i]])
-            requests.append(Request(i, fitted[key], *texts, seed, first, later))
+            requests.append(Request(i, fitted[key], *texts, seed, first, later, settings.knobs))
         return requests
 
     def _sample(
@@ -338,9 +343,10 @@ class Editor:
             return denoised
 
         noise = stack([r.noise for r in requests])
-        x = noise * plan.start_factor
-        if guidance.mask is not None:  # outside it the source is kept, under this noise
+        if plan.start_factor is None or guidance.mask is not None:  # the source under noise
             x = conditions.latents + noise * plan.sigmas[0]
+        else:
+            x = noise * plan.start_factor
         x = SAMPLERS[settings.sampler](
             denoiser, x, plan, lambda index: stack([r.step_noise(index) for r in requests])
         )
@@ -349,8 +355,8 @@ class Editor:
         if False in all_finite:
             raise NotFiniteError(
                 f"latents are not finite from step {finite[all_finite.index(False)][0] + 1} of "
-                f"{len(plan)} on, U-Net in {dtype_name(self.dtype)}: use bfloat16 or float32, or "
-                "smaller scales"
+                f"{settings.num_steps} on, U-Net in {dtype_name(self.dtype)}: use bfloat16 or "
+                "float32, or smaller scales"
             )
         return x * plan.end_factor, guided
 
@@ -359,12 +365,14 @@ class Editor:
     ) -> Edited:
         """Decode the edit at this place of a batch; `shared_s` is its share of sampling time."""
         started_at = time.perf_counter()
-        pixels = decode(self.vae, latents[place : place + 1], request.image, self.wrapping)
-        pixels01 = pixels01_from_pixels(pixels)
+        wrap, latent = request.knobs.find(Wrap) or Wrap(0.0), latents[place : place + 1]
+        pixels = decode(self.vae, latent, request.image, self.wrapping, wrap.weight)
+        source01, pixels01 = pixels01_from_image(request.image), pixels01_from_pixels(pixels)
         if guided.mask is not None:  # where it is 0, the source
             mask, size = guided.mask[place : place + 1].cpu(), pixels.shape[-2:]
             mask = F.interpolate(mask, size, mode="bilinear", align_corners=False)[0]
-            pixels01 = torch.lerp(pixels01_from_image(request.image), pixels01, mask)
+            pixels01 = torch.lerp(source01, pixels01, mask)
+        pixels01 = request.knobs.apply(source01, pixels01)
         image, seconds = image_from_pixels01(pixels01), shared_s + time.perf_counter() - started_at
         return Edited(image, pixels01, latents[place].cpu(), guided.evaluations, seconds)
 

@@ -92,7 +92,7 @@ def edit_files(
         "weights": str(weights),
         "weights_folder": str(folder.resolve()),  # where links and hub ids led to
         **asdict(settings),
-        "guidance_in_full": str(settings.spec),
+        **settings.in_full,
         "negative_instruction": negative_instruction,
         "weak_weights": weak_weights and str(weak_weights),
         "resolution": resolution,

@@ -25,7 +25,7 @@ def transfer_name(full_size: bool | str) -> str | None:
         return DEFAULT if full_size else None
     if not isinstance(full_size, str):
         raise InputError(f"full_size is {full_size!r}, expected True, False or a transfer's name")
-    check_names([], None, [], full_size)
+    check_names(transfer=full_size)
     return full_size
 
 

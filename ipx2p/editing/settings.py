@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ipx2p.diffusion.guidance.registry import parse_guidance
 from ipx2p.diffusion.guidance.spec import GuidanceSpec
-from ipx2p.diffusion.schedule import Step
+from ipx2p.diffusion.samplers import make_plan
+from ipx2p.diffusion.schedule import Plan, Schedule, Step
 from ipx2p.errors import InputError, suggestion
+from ipx2p.fidelity import PLAIN, FidelitySpec, Start, parse_fidelity
 from ipx2p.files import read_json
 from ipx2p.images import fit_size
 from ipx2p.models.unet import UNetConfig
@@ -36,13 +38,15 @@ class EditSettings:
     guidance: str = "ip2p"
     guidance_scale: float = 7.0  # s_T: how strongly to follow the instruction
     image_guidance_scale: float = 1.5  # s_I: how closely to keep to the source
+    fidelity: str = PLAIN  # what holds invented content down
 
     def check(self) -> None:
         """Raise InputError for unknown names, impossible numbers or incompatible choices."""
-        check_names([self.sampler], self.spacing, [])
+        check_names(sampler=self.sampler, spacing=self.spacing)
         if self.num_steps < 1:
             raise InputError(f"{self.num_steps} steps asked for, expected 1 or more")
         self.spec.check_sampler(self.sampler)
+        parse_fidelity(self.fidelity)
 
     @property
     def spec(self) -> GuidanceSpec:
@@ -52,6 +56,24 @@ class EditSettings:
             guidance_scale=self.guidance_scale,
             image_guidance_scale=self.image_guidance_scale,
         )
+
+    @property
+    def knobs(self) -> FidelitySpec:
+        """The knobs of fidelity, parsed and checked."""
+        return parse_fidelity(self.fidelity)
+
+    @property
+    def in_full(self) -> dict[str, str]:
+        """The stacks as they would be typed with every parameter that has a value."""
+        return {"guidance_in_full": str(self.spec), "fidelity_in_full": str(self.knobs)}
+
+    def plan(self, schedule: Schedule) -> Plan:
+        """The noise levels of an edit; InputError for those that the guidance does not allow."""
+        plan = make_plan(schedule, self.sampler, self.spacing, self.num_steps)
+        if start := self.knobs.find(Start):
+            plan = plan.from_source(start.strength)
+        self.spec.check_plan(plan)
+        return plan
 
     def but(self, given: Mapping[str, Any]) -> "EditSettings":
         """These, with the values that are given instead of its own; None is not given."""
@@ -121,7 +143,8 @@ class Edited(NamedTuple):
 class EditResult:
     """Results, one entry for each edit.
 
-    images: RGB pictures. pixels01: (3, H, W) in [0, 1]. latents: scaled, (4, h, w). All on the CPU.
+    images: RGB pictures. pixels01: (3, H, W) in [0, 1]. latents: scaled, (4, h, w), as they were
+    sampled: masks and knobs of pixels come after them. All on the CPU.
     evaluations: of the network; those of a weak one count as much. seconds: from encoding the
     source to decoding the result; edits of one batch share its time. photos: None; or, at full
     size, the pictures at the depth of their originals, with profile and EXIF, which `save` writes.
@@ -201,6 +224,7 @@ class Request:
     seed: int
     noise: Tensor  # (4, h, w)
     step_noise: Callable[[int], Tensor]  # index of a step -> (4, h, w)
+    knobs: FidelitySpec
 
     def text_noise(self, step: int) -> Tensor:
         """Noise for the text states of the instruction at one step, (77, D)."""

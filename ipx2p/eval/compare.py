@@ -84,7 +84,8 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Compare, and print where the report is."""
     args = parse(argv)
-    check_names(args.sampler or (), args.spacing, args.guidance or ())  # report slips at once
+    stacks = {"guidance": args.guidance, "fidelity": args.fidelity}
+    check_names(sampler=args.sampler, spacing=args.spacing, **stacks)  # report slips at once
     for path in args.image or ():
         check_picture_file(path)
     if not (find_folder(args.weights) / "unet").is_dir():

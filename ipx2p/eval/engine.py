@@ -19,7 +19,6 @@ import torch
 from tqdm import tqdm
 
 from ipx2p.devices import dtype_name, pick_device, pick_dtype
-from ipx2p.diffusion.samplers import make_plan
 from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
 from ipx2p.distributed import World, open_world
 from ipx2p.editing.files import load_editor
@@ -324,7 +323,7 @@ def _check_model(model: Model) -> None:
     layers = UNet.load(model.folder / "unet", None).attention_layers  # weights stay on disk
     schedule = Schedule(ScheduleConfig.load(model.folder))
     for one in model.settings:
-        one.spec.check_plan(make_plan(schedule, one.sampler, one.spacing, one.num_steps))
+        one.plan(schedule)
         one.spec.check_layers(layers)
 
 

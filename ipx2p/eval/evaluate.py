@@ -76,7 +76,8 @@ def parse(argv: list[str] | None, **defaults: object) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Evaluate, and print where the report is."""
     args = parse(argv)
-    check_names(args.sampler or (), args.spacing, args.guidance or ())  # report slips at once
+    stacks = {"guidance": args.guidance, "fidelity": args.fidelity}
+    check_names(sampler=args.sampler, spacing=args.spacing, **stacks)  # report slips at once
     if args.benchmark and args.benchmark not in BENCHMARKS:
         known = suggestion(args.benchmark, BENCHMARKS)
         raise InputError(f"no benchmark {args.benchmark!r}; {known}")

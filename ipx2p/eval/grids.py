@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ipx2p.eval.lines import ALL, SCALES, Line, sortable
+from ipx2p.eval.models import stacks_of
 from ipx2p.eval.records import CLASSICAL_ROW, IDENTITY, ORACLE, Record, file_stem
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.tables import match_change
@@ -152,7 +153,8 @@ def make_grids(records: Sequence[Record]) -> Iterator[tuple[str, Image.Image]]:
 
 def _sheet(before: Sequence[Record], edits: Sequence[Record], title: str) -> Image.Image:
     """Rows of edits, each behind the source and the target, if there is one."""
-    at = {name: [record.settings[name] for record in edits] for name in ("guidance", *SCALES)}
+    at = {"guidance": [stacks_of(record.settings) for record in edits]}
+    at |= {name: [record.settings[name] for record in edits] for name in SCALES}
     columns = sorted({*at["guidance_scale"]}, key=sortable)
     rows = sorted(
         {*zip(at["guidance"], at["image_guidance_scale"], strict=True)},

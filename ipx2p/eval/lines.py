@@ -17,7 +17,7 @@ import numpy as np
 
 from ipx2p.errors import InputError
 from ipx2p.eval.intervals import Difference, Estimate, differences, estimates, paired
-from ipx2p.eval.models import SCALES
+from ipx2p.eval.models import SCALES, stacks_of
 from ipx2p.eval.records import (
     BUILT_IN,
     CLASSICAL_ROW,
@@ -37,6 +37,7 @@ TOLD = {
     "guidance": "{}",
     "guidance_scale": "guidance {:g}",
     "image_guidance_scale": "image {:g}",
+    "fidelity": "{}",
     "sampler": "{}",
     "spacing": "{}",
     "num_steps": "{} steps",
@@ -101,8 +102,8 @@ class Line:
     def scheme(self) -> tuple:
         """Equal for lines that differ in scales and steps alone."""
         settings = self.settings or {}
-        how = (settings.get(name) for name in ("guidance", "sampler", "spacing"))
-        return self.model, self.made, *how
+        how = (settings.get(name) for name in ("sampler", "spacing"))
+        return self.model, self.made, stacks_of(settings), *how
 
     @property
     def row(self) -> Row:

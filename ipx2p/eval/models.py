@@ -8,7 +8,7 @@ scales, computes only what is missing, and guidance that agrees at some scales s
 import inspect
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from ipx2p.editing.settings import EditSettings, FolderSettings, check_needs
 from ipx2p.errors import InputError, suggestion
 from ipx2p.eval.cases import Case
 from ipx2p.eval.records import BUILT_IN, Record, key_of
+from ipx2p.fidelity import PLAIN
 from ipx2p.files import digest_file
 from ipx2p.weights.readers import find_folder
 
@@ -28,7 +29,7 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "wrapping")
 # What every edit runs through, besides the files of its schemes.
 CODE = (
     *("models/*.py", "diffusion/**/*.py", "editing/editor.py", "editing/settings.py"),
-    *("images.py", "seeds.py"),
+    *("images.py", "seeds.py", "stack.py", "fidelity.py", "transfer.py"),
 )
 SCALES = {"guidance_scale": "text", "image_guidance_scale": "image"}
 KINDS = {item.name: type(item.default) for item in fields(EditSettings)}
@@ -50,6 +51,7 @@ class EvalConfig:
     guidance: list[str] | None = None
     guidance_scale: list[float] | None = None
     image_guidance_scale: list[float] | None = None
+    fidelity: list[str] | None = None
     sampler: list[str] | None = None
     spacing: str | None = None
     num_steps: list[int] | None = None
@@ -76,7 +78,7 @@ class EvalConfig:
         Args:
             usual: of the model, where this says nothing. overrides: for it alone.
         """
-        names = ("guidance", "sampler", "num_steps", "image_guidance_scale", "guidance_scale")
+        names = ("guidance", "fidelity", "sampler", "num_steps", *reversed(SCALES))
         values = {name: getattr(self, name) for name in names}
         values["spacing"] = self.spacing and [self.spacing]
         values |= {name: [value] for name, value in overrides.items()}
@@ -203,15 +205,21 @@ def scales_of(settings: EditSettings) -> dict[str, float | None]:
 
 
 def described(settings: EditSettings) -> dict[str, Any]:
-    """What settings mean, however they were typed: guidance in full, no scale without effect."""
-    guidance = {"guidance": str(settings.spec)}
-    return asdict(settings) | guidance | scales_of(settings)
+    """What settings mean, however they were typed: stacks in full, no scale without effect."""
+    stacks = {"guidance": str(settings.spec), "fidelity": str(settings.knobs)}
+    return asdict(settings) | stacks | scales_of(settings)
+
+
+def stacks_of(settings: Mapping[str, Any]) -> str | None:
+    """Guidance of recorded settings and, unless it is plain, fidelity: `ip2p, wavelet`."""
+    stacks = (settings.get("guidance"), settings.get("fidelity"))
+    return ", ".join(one for one in stacks if one not in (None, PLAIN)) or None
 
 
 def recorded(settings: EditSettings) -> dict[str, Any]:
     """Settings as a record has them, see `Record`."""
     spec = settings.spec
-    values = asdict(settings) | scales_of(settings) | {"guidance_in_full": str(spec)}
+    values = asdict(settings) | scales_of(settings) | settings.in_full
     effective = spec.effective_scales or (None, None)
     return values | {
         f"effective_{name}": scale for name, scale in zip(SCALES, effective, strict=True)
@@ -298,7 +306,8 @@ def make_trials(
     for one in model.settings:
         schemes = [one.spec.base, *(modifier.scheme for modifier in one.spec.acting)]
         digests = [digest_file(path) for path in files_of(schemes)]
-        guided = [one.sampler, one.spacing, one.num_steps, one.spec.canonical, digests]
+        stacks = [one.spec.canonical, str(one.knobs.acting)]
+        guided = [one.sampler, one.spacing, one.num_steps, *stacks, digests]
         made = made_with
         if one.spec.needs("weak"):
             guided.append(weak)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ipx2p.errors import InputError
+from ipx2p.fidelity import PLAIN
 from ipx2p.files import digest_bytes, digest_file
 
 MAX_SLUG = 60  # characters of each part of a file name
@@ -27,6 +28,9 @@ MADE = {
     "negative_instruction": "negative instruction",
     "weak_digest": "weak weights",
 }
+
+# In settings of records that are older than the knobs.
+BEFORE_KNOBS = dict.fromkeys(("fidelity", "fidelity_in_full"), PLAIN)
 
 
 def key_of(content: Any) -> str:
@@ -52,8 +56,8 @@ class Record:
     `benchmark`, `is_step` (made only for the case after it).
     model: its name in tables, or one of `BUILT_IN`: the source, the target, the target through the
     autoencoder, a method without learning.
-    settings: those of `EditSettings`, None for scales without effect, with `guidance_in_full` and
-    the scales at which ip2p is the same, `effective_guidance_scale` and
+    settings: those of `EditSettings`, None for scales without effect, with `guidance_in_full`,
+    `fidelity_in_full` and the scales at which ip2p is the same, `effective_guidance_scale` and
     `effective_image_guidance_scale`; None for built-in rows.
     made_with: weights and their digest, code, resolution, dtype, negative instruction.
     made_at, scored_at: seconds since 1970.
@@ -195,6 +199,8 @@ def read_records(folder: Path) -> list[Record]:
             try:
                 values = json.loads(line)
                 known = {name: value for name, value in values.items() if name in NAMES}
+                if known.get("settings"):
+                    known["settings"] = {**BEFORE_KNOBS, **known["settings"]}
                 record = Record(**known, folder=folder)
                 for name in ("case", "made_with", "scores", "scored_by", "computed_on"):
                     if not isinstance(getattr(record, name), dict):

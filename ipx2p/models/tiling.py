@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ipx2p.errors import InputError
 from ipx2p.models.blocks import Attention, Downsample, ResnetBlock, Upsample
-from ipx2p.models.wrapping import Wrap
+from ipx2p.models.wrapping import WrapLayer
 
 
 class Window(NamedTuple):
@@ -107,7 +107,7 @@ class FeatureMap:
 
 
 @torch.no_grad()
-def in_tiles(network: nn.Module, x: Tensor, tile: int, *wraps: Wrap) -> Tensor:
+def in_tiles(network: nn.Module, x: Tensor, tile: int, *wraps: WrapLayer) -> Tensor:
     """What an encoder or decoder gives for x, without gradients.
 
     Args:
@@ -188,7 +188,7 @@ def _part(x: Tensor, window: Window) -> Tensor:
     return x[..., top:bottom, left:right]
 
 
-def _next(layer: nn.Module | Wrap, x: FeatureMap) -> FeatureMap:
+def _next(layer: nn.Module | WrapLayer, x: FeatureMap) -> FeatureMap:
     """The map after a layer; the one before it is closed."""
     if isinstance(layer, ResnetBlock):
         between = _convolved(layer.conv1, x, layer.norm1)
@@ -198,7 +198,7 @@ def _next(layer: nn.Module | Wrap, x: FeatureMap) -> FeatureMap:
         between.close()
     elif isinstance(layer, Attention):
         result = _attended(layer, x)
-    elif isinstance(layer, Wrap):
+    elif isinstance(layer, WrapLayer):
         result = _wrapped(layer, x)
     else:
         result = _convolved(layer, x)
@@ -225,7 +225,7 @@ def _convolved(
     return FeatureMap((height * up // down, width * up // down), x.tile * up // down, compute)
 
 
-def _wrapped(layer: Wrap, x: FeatureMap) -> FeatureMap:
+def _wrapped(layer: WrapLayer, x: FeatureMap) -> FeatureMap:
     """The map with the features of the source worked in; those are closed."""
     maps = (layer.encoded, x)
     both = FeatureMap(x.size, x.tile, lambda w: torch.cat([m.read(w) for m in maps], dim=1))

@@ -19,7 +19,7 @@ from ipx2p.devices import free_memory
 from ipx2p.errors import InputError
 from ipx2p.models.blocks import Attention, Downsample, ResnetBlock, Upsample
 from ipx2p.models.tiling import FeatureMap, features_in_tiles, in_tiles
-from ipx2p.models.wrapping import Wrap
+from ipx2p.models.wrapping import WrapLayer
 from ipx2p.published import PublishedConfig, PublishedNetwork
 
 NORM_EPS = 1e-6  # everywhere in the autoencoder; the U-Net's residual blocks have 1e-5
@@ -128,7 +128,7 @@ class Level(nn.Module):
         else:
             self.upsamplers = nn.ModuleList([] if last else [Upsample(widths[-1])])
 
-    def layers(self, *wraps: Wrap) -> list[nn.Module | Wrap]:
+    def layers(self, *wraps: WrapLayer) -> list[nn.Module | WrapLayer]:
         """(B, C, H, W) -> (B, C', H / 2, W / 2) or (B, C', 2H, 2W); H x W at the last level.
 
         `wraps` come before the resolution changes.
@@ -140,7 +140,7 @@ class Level(nn.Module):
 class Chain(nn.Module):
     """Layers one after another, then a normalised 3x3 convolution."""
 
-    def forward(self, x: Tensor, *wraps: Wrap) -> Tensor:
+    def forward(self, x: Tensor, *wraps: WrapLayer) -> Tensor:
         for layer in self.layers(*wraps):
             x = layer(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
@@ -194,7 +194,7 @@ class Decoder(Chain):
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def layers(self, *wraps: Wrap) -> list[nn.Module | Wrap]:
+    def layers(self, *wraps: WrapLayer) -> list[nn.Module | WrapLayer]:
         """In their order, but for `conv_norm_out` and `conv_out`.
 
         `wraps`: of all levels but the first, the finest level first; or none.
@@ -255,7 +255,7 @@ class VAE(PublishedNetwork):
         return features_in_tiles(self.encoder, pixels, tile)
 
     def decode(
-        self, latents: Tensor, tile: int | None = None, wraps: Sequence[Wrap] = ()
+        self, latents: Tensor, tile: int | None = None, wraps: Sequence[WrapLayer] = ()
     ) -> Tensor:
         """Scaled latents (B, 4, h, w) -> pixels around [-1, 1], (B, 3, H, W), not clamped.
 

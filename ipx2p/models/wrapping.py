@@ -79,7 +79,7 @@ class WrapBlock(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Wrap:
+class WrapLayer:
     """A layer of the decoder: one level, with the features of a picture and w.
 
     encoded: (B, C, H, W), or a map of `tiling.py`.
@@ -123,9 +123,9 @@ class FeatureWrapping(PublishedNetwork):
             )
         return wrapping
 
-    def wraps(self, features: Sequence[Any], weight: float) -> list[Wrap]:
+    def wraps(self, features: Sequence[Any], weight: float) -> list[WrapLayer]:
         """Layers for the decoder, the finest first, from `VAE.features` of the source."""
-        return [Wrap(b, x, weight) for b, x in zip(self.blocks, features, strict=True)]
+        return [WrapLayer(b, x, weight) for b, x in zip(self.blocks, features, strict=True)]
 
     def forward(self, vae: nn.Module, latents: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Decode with w = 1, for training; scaled latents (B, 4, h, w) -> pixels (B, 3, H, W)."""

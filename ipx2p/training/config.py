@@ -19,6 +19,7 @@ from ipx2p.diffusion.objective import DropoutConfig
 from ipx2p.diffusion.schedule import PREDICTION_TYPES
 from ipx2p.editing.settings import EditSettings, check_needs
 from ipx2p.errors import InputError, suggestion
+from ipx2p.fidelity import Wrap
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
 
@@ -238,6 +239,12 @@ class TrainConfig:
             _check_other_kind(self)
         self.objective.dropout.check("objective.dropout")
         self.validation.edit.check()
+        wrapped = self.validation.edit.knobs.find(Wrap) is not None
+        if wrapped != (self.objective.kind == "wrapping"):
+            raise InputError(
+                f"validation.edit.fidelity is {self.validation.edit.fidelity!r}: objective.kind "
+                "wrapping needs a stack with wrap, and only that one has a wrapping to validate"
+            )
         check_needs(self.validation.edit, negatives=None, has_weak=False)
         if self.evaluation is not None:
             _check_evaluation(self)

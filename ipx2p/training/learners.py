@@ -21,7 +21,6 @@ from ipx2p.diffusion.objective import (
     loss_per_sample,
     min_snr_weight,
 )
-from ipx2p.diffusion.samplers import make_plan
 from ipx2p.diffusion.schedule import Schedule
 from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
@@ -74,8 +73,7 @@ class EditLearner(Learner):
         vae, text = self.frozen.get()
         self.vae_config = vae.config
         check_resolution(config, vae)
-        edit = config.validation.edit
-        make_plan(self.schedule, edit.sampler, edit.spacing, edit.num_steps)
+        config.validation.edit.plan(self.schedule)  # raises if there is none
 
         self.module = self.network = self._unet().to(device).train()
         self.side = config.data.resolution // vae.config.downscale

@@ -71,6 +71,8 @@ def convert(
         weights.schedule.prediction_type = PREDICTIONS[prediction]
     if weights.wrapping is not None and (vae is not None or to == "ldm"):
         weights.wrapping = None
+        settings = weights.edit_settings or {}
+        weights.edit_settings = {n: value for n, value in settings.items() if n != "fidelity"}
         print(f"{source}: its feature wrapping is left out, it belongs to its autoencoder's folder")
     if dtype is not None:
         for network in (weights.unet, weights.vae, weights.text, weights.wrapping):

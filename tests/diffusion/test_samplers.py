@@ -55,6 +55,34 @@ def test_deterministic_samplers_converge_with_their_order(sampler, order):
     assert coarse / fine > 0.6 * 4**order
 
 
+@pytest.mark.parametrize("sampler", [ddpm, ddim, euler, euler_ancestral, heun])
+def test_a_later_start_at_what_a_whole_run_had_there_is_the_rest_of_that_run(sampler):
+    plan = make_plan(SCHEDULE, sampler.__name__, "linspace", 10)
+    seen = {}
+
+    def recording(x, sigma, step):
+        seen.setdefault(step, x)  # at the start of the step
+        return gaussian_denoiser(x, sigma, step)
+
+    whole = sampler(recording, start(plan), plan, noise_of)
+    late = plan.from_source(0.34)
+    assert (len(late), late.skipped, late.end_factor) == (3, 7, plan.end_factor)
+    assert [*late] == [*plan][7:]
+    rest = sampler(gaussian_denoiser, seen[next(iter(late))], late, noise_of)
+    assert torch.equal(rest, whole)
+
+
+@pytest.mark.parametrize(
+    ("strength", "count"), [(1.0, 20), (0.99, 20), (0.8, 16), (0.7, 14), (0.02, 1), (0.0, 1)]
+)
+def test_a_later_start_takes_the_share_of_the_steps_and_at_1_changes_nothing(strength, count):
+    plan = make_plan(SCHEDULE, "euler", "linspace", 20)
+    late = plan.from_source(strength)
+    assert len(late) == len([*late]) == count and late.sigmas == plan.sigmas[20 - count :]
+    assert late == plan if strength == 1 else late.start_factor is None
+    assert [step.count for step in late] == [20] * count
+
+
 @pytest.mark.parametrize("sampler", [ddpm, euler_ancestral])
 def test_ancestral_samplers_reach_the_variance_of_the_data(sampler):
     plan = make_plan(SCHEDULE, sampler.__name__, "trailing", 1000)

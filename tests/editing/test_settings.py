@@ -15,7 +15,7 @@ from tests.conftest import GOLDEN, golden_folder
 
 
 def test_settings_come_back_as_they_were_saved(tmp_path):
-    said = FolderSettings("heun", "karras", 7, "ip2p+apg:norm=7.5", 3.0, 1.25, 96)
+    said = FolderSettings("heun", "karras", 7, "ip2p+apg:norm=7.5", 3.0, 1.25, "wavelet", 96)
     weights = Weights.load(GOLDEN / "diffusers")
     weights.edit_settings = asdict(said)
     weights.save(tmp_path)
@@ -43,6 +43,8 @@ def test_what_a_folder_does_not_say_has_the_usual_value(tmp_path):
         ({"sampler": "eular"}, "unknown sampler 'eular'; did you mean euler"),
         ({"spacing": "x"}, "unknown spacing 'x'"),
         ({"guidance": "apg:eta=2"}, "eta"),
+        ({"fidelity": "wavelet:weight=2"}, "fidelity wavelet:weight is '2', out of range"),
+        ({"fidelity": None}, "fidelity is None, expected str"),
         ({"guidance": "cfgpp", "sampler": "heun"}, "cfgpp"),
         ({"guidance_scale": "7"}, "guidance_scale is '7', expected float"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan, expected float"),

@@ -33,6 +33,8 @@ LDM = GOLDEN / "ldm.safetensors"
         (["--guidance", "ip2p", "apgg"], r"unknown guidance scheme 'apgg'; did you mean apg\?"),
         (["--guidance", "apg:nrm=3"], r"apg has no parameter 'nrm'; did you mean norm\?"),
         (["--guidance", "apg:eta=3"], "apg:eta is '3', out of range: expected 0 to 1"),
+        (["--fidelity", "none", "mak"], r"unknown fidelity knob 'mak'; did you mean mask\?"),
+        (["--fidelity", "mask:threshold=2"], "mask:threshold is '2', out of range: expected 0 to"),
         (["--sampler", "eulr"], r"unknown sampler 'eulr'; did you mean euler\?"),
         (["--sampler", "heun", "--guidance", "cfgpp"], "cfgpp does not work with the sampler heun"),
         (["--guidance", "ip2p", "autoguidance"], "autoguidance needs a second, weaker network"),
@@ -104,6 +106,27 @@ def test_nothing_to_edit_gets_one_line(capsys, tmp_path, monkeypatch, what, mess
 def test_weights_that_are_no_edit_model_get_one_line(capsys, tmp_path, weights, message):
     argv = [*IMAGE, "--output", tmp_path / "out", "--device", "cpu"]
     assert_one_line(run(capsys, weights, *argv), message)
+
+
+def test_fidelity_is_swept_like_guidance(capsys, tmp_path):
+    swept = ["none", "mask:threshold=1", "wavelet:weight=0", "start:strength=0.5"]
+    argv = [WEIGHTS, *IMAGE, "--output", tmp_path, "--device", "cpu", "--steps", 2, "--grids", 1]
+    argv += ["--target", GOLDEN / "coffee_64.png", "--resolution", 64]
+    code, out, err = run(capsys, *argv, "--fidelity", *swept, "--guidance-scale", 3, 7)
+    assert code == 0 and "6 edits, 0 of them are there already" in out, err  # neutral ones are one
+    rows = [*csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))]
+    psnr = {
+        (row["fidelity"], row["guidance_scale"]): float(row["psnr"])
+        for row in rows
+        if row["guidance"]
+    }
+    assert len(psnr) == 8 and {fidelity for fidelity, _ in psnr} == {*swept}
+    for scale in ("3.0", "7.0"):
+        assert psnr["wavelet:weight=0", scale] == psnr["none", scale] < 20
+        assert psnr["mask:threshold=1", scale] > 50  # the source, which is the target here
+    assert "ip2p, mask:threshold=1" in (tmp_path / "index.html").read_text()
+    code, out, err = run(capsys, *argv, "--fidelity", "adain", *swept, "--guidance-scale", 3)
+    assert code == 0 and "4 edits, 3 of them are there already" in out, err
 
 
 def test_an_output_folder_of_something_else_is_refused(capsys, copied, arguments, tmp_path):

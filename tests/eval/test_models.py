@@ -78,6 +78,7 @@ def test_one_model_with_several_settings_is_one_model(runs):
         (["{c}@scale=2"], r"no setting 'scale'; "),
         (["{c}@guidance_scale=two"], "guidance_scale is 'two', expected a number"),
         (["{c}@guidance=apgg"], "apgg"),
+        (["{c}@fidelity=mask:levels=2,threshold=2"], "mask:threshold is '2', out of range"),
         (["{photos}@guidance_scale=1"], "holds pictures, which take no settings"),
     ],
 )

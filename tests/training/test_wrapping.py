@@ -15,12 +15,15 @@ from ipx2p.distributed import World
 from ipx2p.editing.decoding import decode
 from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
+from ipx2p.fidelity import parse_fidelity
+from ipx2p.images import pixels01_from_pixels
 from ipx2p.models.vae import VAE
 from ipx2p.models.wrapping import FOLDER, FeatureWrapping, WrappingConfig
 from ipx2p.training.learners import WrappingLearner, pixel_loss
 from ipx2p.training.loop import train
+from ipx2p.training.run import Run
 from ipx2p.training.samples import open_pairs
-from ipx2p.training.validation import fixed_pairs
+from ipx2p.training.validation import fixed_pairs, score_table
 from ipx2p.weights.convert import convert
 from tests.conftest import GOLDEN
 from tests.training.conftest import QUICK_WRAPPING
@@ -92,6 +95,10 @@ def test_a_run_leaves_the_edit_model_as_it_was_and_adds_the_wrapping(make_config
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
     editor = Editor.load(run_folder / "weights", device="cpu")
+    assert editor.settings.fidelity == "wrap"
+    [score, *_] = Run(make_config(*QUICK_WRAPPING, "train.ema_decay=0")).final_scores()
+    assert score["psnr_edit"] != score["psnr_edit_plain"] and "psnr_edit_unguided" in score
+    assert "plain dB" in score_table([score])
     assert editor.wrapping.blocks[0].conv_out.weight.abs().max() > 0
     last = json.loads((run_folder / "metrics.jsonl").read_text().splitlines()[0])
     assert any(name.startswith("loss_q") for name in last)
@@ -113,6 +120,11 @@ def test_training_goes_on_from_the_wrapping_of_the_weights(make_config, wrapped)
             "objective.prediction_type is for objective.kind edit",
         ),
         ("data.draws=1 data.cache=true", "data.cache holds the output of an autoencoder"),
+        (
+            "validation.edit.fidelity=none",
+            "fidelity is 'none': objective.kind wrapping needs a sta",
+        ),
+        ("objective.kind=edit", "fidelity is 'wrap': objective.kind wrapping needs a stack"),
         ("model.vae={}", r"model\.vae: feature wrapping is trained with the networks of"),
     ],
 )
@@ -152,7 +164,26 @@ def test_in_tiles_it_is_the_same(wrapped, coffee, monkeypatch):
     torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=0)
 
 
+def test_an_edit_is_decoded_with_the_weight_of_its_stack(wrapped, coffee, editor):
+    own = Editor.load(wrapped, device="cpu")
+    ask = ("denoise the image",)
+    plain = editor.edit(coffee, *ask, num_steps=1)
+    for stack, weight in (("none", 0.0), ("wrap:weight=0", 0.0), ("wrap:weight=0.5", 0.5)):
+        edit = own.edit(coffee, *ask, num_steps=1, fidelity=stack)
+        assert torch.equal(edit.latents[0], plain.latents[0])
+        pixels = decode(own.vae, plain.latents[0][None], coffee, own.wrapping, weight)
+        assert torch.equal(edit.pixels01[0], pixels01_from_pixels(pixels))
+        assert torch.equal(edit.pixels01[0], plain.pixels01[0]) == (weight == 0)
+
+
+def test_a_stack_with_wrap_is_the_same_in_any_order():
+    one, other = (parse_fidelity(text) for text in ("wavelet+wrap+start", "start+wrap+wavelet"))
+    assert one == other and [knob.name for knob in one] == ["start", "wrap", "wavelet"]
+
+
 def test_a_weight_without_a_wrapping_is_refused(editor, coffee):
+    with pytest.raises(InputError, match="have no wrapping/, which fidelity wrap needs"):
+        editor.edit(coffee, "denoise the image", fidelity="wrap")
     with pytest.raises(InputError, match="have no wrapping/, .*objective.kind=wrapping"):
         decode(editor.vae, torch.zeros(1, 4, 8, 8), coffee, editor.wrapping, 0.5)
 
@@ -172,7 +203,9 @@ def test_conversion_keeps_it_in_every_dtype(wrapped, tmp_path):
 
 
 def test_another_autoencoder_and_a_single_file_have_none(wrapped, tmp_path, capsys):
+    (wrapped / "edit_settings.json").write_text('{"fidelity": "wrap", "num_steps": 1}')
     convert(str(wrapped), tmp_path / "out", vae=str(GOLDEN / "diffusers_v2" / "vae"))
+    assert Editor.load(tmp_path / "out", device="cpu").settings.fidelity == "none"
     assert not (tmp_path / "out" / FOLDER).exists()
     assert "its feature wrapping is left out" in capsys.readouterr().out
     convert(str(wrapped), tmp_path / "one.safetensors", to="ldm")

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ipx2p.diffusion.guidance.scheme import MaskModifier, TextModifier, parameter, scheme
+from ipx2p.diffusion.guidance.scheme import MaskModifier, TextModifier, scheme
 from ipx2p.diffusion.guidance.space import ratio
 from ipx2p.diffusion.schedule import Step
 from ipx2p.errors import InputError
+from ipx2p.stack import parameter
 
 
 @scheme(

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from ipx2p.diffusion.guidance.scheme import EstimateModifier, parameter, scheme
+from ipx2p.diffusion.guidance.scheme import EstimateModifier, scheme
 from ipx2p.diffusion.guidance.space import TINY, Moment, ratio, std
+from ipx2p.stack import parameter
 
 
 @scheme(

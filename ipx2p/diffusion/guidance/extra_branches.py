@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ipx2p.diffusion.guidance.branches import FULL, AttentionChange, Branch
-from ipx2p.diffusion.guidance.scheme import BranchModifier, Scheme, Term, parameter, scheme
+from ipx2p.diffusion.guidance.scheme import BranchModifier, Scheme, Term, scheme
 from ipx2p.diffusion.schedule import Step
 from ipx2p.errors import InputError
+from ipx2p.stack import parameter
 
 # Declares a scheme that perturbs attention.
 perturbed = partial(

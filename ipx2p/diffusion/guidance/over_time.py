@@ -6,9 +6,10 @@ nothing in that step.
 
 import math
 
-from ipx2p.diffusion.guidance.scheme import ScaleModifier, Scheme, Term, on, parameter, scheme
+from ipx2p.diffusion.guidance.scheme import ScaleModifier, Scheme, Term, on, scheme
 from ipx2p.diffusion.schedule import Step
 from ipx2p.errors import InputError
+from ipx2p.stack import parameter
 
 # Push as a function of progress u, 0 at noise and 1 at the picture. The mean is 1
 # (arXiv:2404.13040), except that of powered_cosine, which is 1/2 at power 1.

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ipx2p.diffusion.guidance.scheme import Push, PushModifier, on, parameter, scheme
+from ipx2p.diffusion.guidance.scheme import Push, PushModifier, on, scheme
 from ipx2p.diffusion.guidance.space import Moment, dot, norm, project_off, ratio
+from ipx2p.stack import parameter
 
 
 @scheme(

@@ -9,7 +9,7 @@ into `Moment.memory`, belongs to samples, and advances once per step.
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -18,24 +18,9 @@ from ipx2p.diffusion.guidance.branches import FULL, Branch
 from ipx2p.diffusion.guidance.space import Moment
 from ipx2p.diffusion.schedule import Step
 from ipx2p.errors import InputError
+from ipx2p.stack import Parameter, parameter, parameters_of
 
 CONDITIONS = ("both", "text", "image")
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A setting of a scheme: `low <= value <= high`, or one of `choices`."""
-
-    name: str
-    default: float | int | bool | str | None  # None: a number worked out elsewhere
-    low: float = -math.inf
-    high: float = math.inf
-    choices: tuple[str, ...] = ()
-
-
-def parameter(default: Any, low: float = -math.inf, high: float = math.inf, *choices: str) -> Any:
-    """A field that can be set in the text of a stack."""
-    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
 
 
 def on(default: str) -> Any:
@@ -107,11 +92,7 @@ class Scheme:
             return {
                 p.name: Parameter(p.name, p.default) for p in settings if p.kind is p.KEYWORD_ONLY
             }
-        return {
-            f.name: Parameter(f.name, f.default, **f.metadata)
-            for f in fields(self.make)
-            if f.default is not MISSING
-        }
+        return parameters_of(self.make)
 
     @property
     def summary(self) -> str:

@@ -28,6 +28,7 @@ from ipx2p.diffusion.guidance.scheme import (
 )
 from ipx2p.diffusion.schedule import Plan, Step
 from ipx2p.errors import InputError
+from ipx2p.stack import stack_text
 
 Kind = TypeVar("Kind", bound=Modifier)
 
@@ -72,12 +73,7 @@ class GuidanceSpec:
         for modifier in modifiers:
             settings = {field.name: getattr(modifier, field.name) for field in fields(modifier)}
             parts.append((modifier.scheme.name, settings))
-        return "+".join(
-            ":".join(
-                filter(None, (name, ",".join(f"{k}={v}" for k, v in s.items() if v is not None)))
-            )
-            for name, s in parts
-        )
+        return stack_text(parts)
 
     @property
     def schemes(self) -> list[Scheme]:
