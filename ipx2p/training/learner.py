@@ -130,6 +130,7 @@ def pick_vae(folder: Path, other: str | None) -> VAE:
 
 
 def check_resolution(config: TrainConfig, vae: VAE) -> None:
+    """Raise InputError for sizes of pictures that the autoencoder cannot halve evenly."""
     multiple = vae.config.downscale
     sizes = {"data": config.data.resolution, "validation": config.edit_resolution}
     for group, resolution in sizes.items():

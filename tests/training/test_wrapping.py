@@ -19,13 +19,15 @@ from ipx2p.fidelity import parse_fidelity
 from ipx2p.images import pixels01_from_pixels
 from ipx2p.models.vae import VAE
 from ipx2p.models.wrapping import FOLDER, FeatureWrapping, WrappingConfig
+from ipx2p.training.config import TrainConfig
 from ipx2p.training.learners import WrappingLearner, pixel_loss
 from ipx2p.training.loop import train
 from ipx2p.training.run import Run
 from ipx2p.training.samples import open_pairs
 from ipx2p.training.validation import fixed_pairs, score_table
 from ipx2p.weights.convert import convert
-from tests.conftest import GOLDEN
+from tests.compare_wrapping import by_weight, held_out, of_edit, of_target
+from tests.conftest import GOLDEN, ROOT
 from tests.training.conftest import QUICK_WRAPPING
 
 WEIGHTS = GOLDEN / "diffusers"
@@ -210,3 +212,17 @@ def test_another_autoencoder_and_a_single_file_have_none(wrapped, tmp_path, caps
     assert "its feature wrapping is left out" in capsys.readouterr().out
     convert(str(wrapped), tmp_path / "one.safetensors", to="ldm")
     assert "its feature wrapping is left out" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_after_a_short_training_psnr_rises_with_the_weight(tmp_path, monkeypatch):
+    """On held-out photographs, for latents of the target and for edits."""
+    monkeypatch.chdir(ROOT)
+    short = ("data.resolution=64", "train.steps=150", "train.ema_decay=0.95", "train.device=cpu")
+    config = TrainConfig.load("configs/tiny_cfw.yaml", [f"run.dir={tmp_path}", *short])
+    train(config)
+    editor = Editor.load(tmp_path / "tiny_cfw" / "weights", device="cpu")
+    for latents_of in (of_target, of_edit):
+        by_task = by_weight(editor, held_out(config), latents_of)
+        means = torch.tensor([*by_task.values()]).mean(0).tolist()
+        assert means == sorted(means) and means[-1] > means[0] + 0.1
