@@ -23,9 +23,9 @@ LISTS = {
     "samplers": SAMPLERS,
     "spacings": SPACINGS,
     "transfers": TRANSFERS,
-    "fidelity": FIDELITY,
     "guidance": GUIDANCE,
     "modifiers": MODIFIERS,
+    "fidelity": FIDELITY,
 }
 NAMES = "\n".join(
     textwrap.fill(f"{f'{label}:':12}{', '.join(names)}", 100, subsequent_indent=" " * 12)
@@ -33,7 +33,8 @@ NAMES = "\n".join(
 )
 EXAMPLES = f"""\
 {NAMES}
-            stack them on guidance with +, parameters after a colon; fidelity likewise
+            modifiers are stacked on guidance with +, knobs of fidelity on one another; parameters
+            come after a colon
 
 examples:
   # one picture, with the settings and the size that the weights folder names
@@ -56,7 +57,7 @@ examples:
   python sample.py weights/ip2p --image a.jpg --instruction "make it snow" \\
       --guidance-scale 9 --image-guidance-scale 1.2
 
-  # detail that the model invents: what the edit hardly changed stays as it was, and colours too
+  # the model invents detail: keep what it hardly changed, and the colours
   python sample.py weights/ip2p --image a.jpg --instruction "remove the rain" \\
       --fidelity mask:threshold=0.05+wavelet
 
