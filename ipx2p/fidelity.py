@@ -4,7 +4,8 @@
 
 is a stack. A knob of pixels turns the source s and the edit e, both (3, h, w) in [0, 1], into
 another edit. It acts on the decoded picture at the size that the model edits at, so it means the
-same for an original of any size. Others act earlier: `start` on where sampling begins.
+same for an original of any size. Others act earlier: `start` on where sampling begins, `wrap` on
+how latents are decoded.
 
 Every knob has a neutral value, at which the edit is the plain one, bit for bit: it is then left
 out. A knob is a class whose annotated fields are its parameters, under `@knob(...)`; its name is
@@ -75,6 +76,16 @@ class Start(Knob):
 
 
 @knob(weight=0.0)
+class Wrap(Knob):
+    """The decoder sees the features of the source: w of StableSR (arXiv:2305.07015, sec. 3.3).
+
+    For weights with a trained feature wrapping, see `ipx2p.models.wrapping`.
+    """
+
+    weight: float = parameter(1.0, 0.0, 1.0)
+
+
+@knob(weight=0.0)
 class Transfer(Knob):
     """(1 - weight) e + weight t, where t is the source to which a transfer has carried the edit.
 
@@ -139,9 +150,12 @@ class Wavelet(Knob):
         return edit + self.weight * low_pass(source - edit, self.levels)  # smoothing is linear
 
 
+EARLY = (Start, Wrap)  # before there are pixels, in this order
+
+
 @dataclass(frozen=True)
 class FidelitySpec:
-    """Knobs in the order in which they act: as they are written, but `start` comes first."""
+    """Knobs in the order in which they act: as they are written, but for those of `EARLY`."""
 
     knobs: tuple[Knob, ...]
 
@@ -184,7 +198,8 @@ def parse_fidelity(text: str) -> FidelitySpec:
         if names.count(name) > 1:
             raise InputError(f"fidelity {shown(text)} has {name} twice: keep one of them")
     knobs = [KNOBS[name](**settings) for name, settings in parts if name != PLAIN]
-    return FidelitySpec(tuple(sorted(knobs, key=lambda one: not isinstance(one, Start))))
+    places = {kind: place for place, kind in enumerate(EARLY)}
+    return FidelitySpec(tuple(sorted(knobs, key=lambda one: places.get(type(one), len(EARLY)))))
 
 
 def _moments(pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ MODIFIERS = (
     *("dynamic_threshold", "mimic", "cads", "mask"),
 )
 TRANSFERS = ("auto", "affine", "residual", "ratio", "upscale")
-FIDELITY = ("none", "start", "transfer", "mask", "adain", "wavelet")
+FIDELITY = ("none", "start", "wrap", "transfer", "mask", "adain", "wavelet")
 PUBLISHED = (
     *("folders", "gopro", "instructpix2pix", "lol", "magicbrush", "parquet", "rain100"),
     *("rain13k", "rain1400", "reds", "sidd"),

@@ -109,6 +109,7 @@ LAYOUTS = {
         defaults={"block_out_channels": [64], "layers_per_block": 1},
         derived=plain_blocks,
     ),
+    "FeatureWrapping": Layout(bounds=SIZES, supported={}, harmless=set(), defaults={}),
     "EulerDiscreteScheduler": Layout(
         bounds={"num_train_timesteps": (2, 100_000), "steps_offset": (0, 100_000)},
         supported={"trained_betas": None, "predict_epsilon": True},

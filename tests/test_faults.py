@@ -153,6 +153,12 @@ FAULTS = {
         "return norm(self.read(window))",
         "tests/models/test_tiling.py",
     ),
+    "features of the target where those of the source belong": (
+        "ipx2p/training/learners.py",
+        "features = self.vae.features(source_pixels)",
+        "features = self.vae.features(target_pixels)",
+        "tests/training/test_wrapping.py",
+    ),
     "a pair cropped in two ways": (
         "ipx2p/data/pairs.py",
         "return geometry.apply(source), geometry.apply(target)",

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from ipx2p.errors import InputError
-from ipx2p.fidelity import KNOBS, AdaIN, Mask, Start, Transfer, Wavelet, parse_fidelity
+from ipx2p.fidelity import EARLY, KNOBS, AdaIN, Mask, Start, Transfer, Wavelet, parse_fidelity
 from ipx2p.transfer import low_pass
 from tests.conftest import ROOT
 
 NEUTRAL = {name: f"{name}:{made.neutral[0]}={made.neutral[1]}" for name, made in KNOBS.items()}
-PIXELS = [name for name in KNOBS if name != "start"]
+PIXELS = [name for name, made in KNOBS.items() if made not in EARLY]
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_a_stack_says_itself_in_full_and_neutral_knobs_are_no_part_of_it():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("wavlet", r"unknown fidelity knob 'wavlet'; did you mean wavelet\?.*none, start, tr"),
+        ("wavlet", r"unknown fidelity knob 'wavlet'; did you mean wavelet\?.*none, start, wr"),
         ("mask+", r"unknown fidelity knob 'mask\+'"),
         ("", "unknown fidelity knob ''"),
         ("mask:treshold=0.1", "knob mask has no parameter 'treshold'; did you mean threshold"),

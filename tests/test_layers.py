@@ -35,7 +35,8 @@ LAYERS = {
         *("ipx2p.transfer", "ipx2p.fidelity"),
     ],
     1: [
-        *("ipx2p.models.blocks", "ipx2p.models.unet", "ipx2p.models.tiling", "ipx2p.models.vae"),
+        *("ipx2p.models.blocks", "ipx2p.models.unet", "ipx2p.models.wrapping"),
+        *("ipx2p.models.tiling", "ipx2p.models.vae"),
         *("ipx2p.models.clip", "ipx2p.models.text"),
         *("ipx2p.diffusion.schedule", "ipx2p.diffusion.denoiser"),
         *("ipx2p.diffusion.guidance.branches", "ipx2p.diffusion.guidance.space"),
@@ -73,13 +74,14 @@ LAYERS = {
         *("ipx2p.data.prepare.check", "ipx2p.data.prepare.__main__"),
     ],
     3: [
-        *("ipx2p.editing.settings", "ipx2p.editing.full_size", "ipx2p.editing.editor"),
-        "ipx2p.editing.files",
+        *("ipx2p.editing.settings", "ipx2p.editing.full_size", "ipx2p.editing.decoding"),
+        *("ipx2p.editing.editor", "ipx2p.editing.files"),
     ],
     4: [
         "ipx2p.editor",
         *("ipx2p.training.config", "ipx2p.training.speed", "ipx2p.training.validation"),
-        *("ipx2p.training.learners", "ipx2p.training.ema", "ipx2p.training.optimizer"),
+        *("ipx2p.training.learner", "ipx2p.training.learners"),
+        *("ipx2p.training.ema", "ipx2p.training.optimizer"),
         *("ipx2p.training.checkpoint", "ipx2p.training.interrupts", "ipx2p.training.monitor"),
         *("ipx2p.training.run", "ipx2p.training.samples", "ipx2p.training.loop"),
         *("ipx2p.eval.cases", "ipx2p.eval.records", "ipx2p.eval.networks", "ipx2p.eval.scores"),

@@ -15,7 +15,7 @@ from ipx2p.models.unet import UNet, UNetConfig
 from ipx2p.models.vae import VAE, VAEConfig
 from ipx2p.published_fields import CLIP_L
 from ipx2p.seeds import generator
-from ipx2p.training.learners import fresh_network
+from ipx2p.training.learner import fresh_network
 from ipx2p.weights.folder import Weights
 
 QUALITY = 90  # of JPEG files

@@ -29,7 +29,8 @@ from ipx2p.models.unet import LATENT_CHANNELS
 from ipx2p.seeds import generator
 from ipx2p.training.config import DataConfig, ModelConfig, RunConfig, StepsConfig, TrainConfig
 from ipx2p.training.ema import EMA
-from ipx2p.training.learners import EditLearner, FrozenParts
+from ipx2p.training.learner import FrozenParts
+from ipx2p.training.learners import EditLearner
 from ipx2p.training.loop import check_batch
 from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
 from ipx2p.training.samples import open_pairs, open_stream

@@ -18,6 +18,7 @@ from ipx2p.diffusion.guidance.branches import Conditions
 from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
 from ipx2p.diffusion.samplers import SAMPLERS
 from ipx2p.diffusion.schedule import Plan, Schedule, ScheduleConfig, Step
+from ipx2p.editing.decoding import check_wrapping, decode
 from ipx2p.editing.full_size import at_full_size, transfer_name
 from ipx2p.editing.settings import (
     Edited,
@@ -32,6 +33,7 @@ from ipx2p.editing.settings import (
     spread,
 )
 from ipx2p.errors import InputError, NotFiniteError
+from ipx2p.fidelity import Wrap
 from ipx2p.images import (
     fit,
     image_from_pixels01,
@@ -43,6 +45,7 @@ from ipx2p.images import (
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE
+from ipx2p.models.wrapping import FeatureWrapping
 from ipx2p.seeds import unit_noise
 from ipx2p.weights.readers import find_folder
 
@@ -62,6 +65,7 @@ class Editor:
         vae, text: on the same device, each in its own dtype.
         schedule: the training schedule of the U-Net.
         settings: of edits where nothing else is said; None: the defaults of `EditSettings`.
+        wrapping: feature wrapping of the autoencoder, on its device and in its dtype, if there is.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Editor:
         text: TextEncoder,
         schedule: Schedule,
         settings: FolderSettings | None = None,
+        wrapping: FeatureWrapping | None = None,
     ) -> None:
         _check_unet(unet, text)
         self.unet = unet
@@ -78,6 +83,7 @@ class Editor:
         self.text = text
         self.schedule = schedule
         self.settings = settings or FolderSettings()
+        self.wrapping = wrapping
 
     @classmethod
     def load(
@@ -101,9 +107,11 @@ class Editor:
         settings = FolderSettings.read(folder)
         schedule = Schedule(ScheduleConfig.load(folder))
         text = TextEncoder.load(folder)
-        vae = VAE.load(folder / "vae")
-        unet = UNet.load(folder / "unet", dtype)
-        return cls(unet.to(device), vae.to(device), text.to(device), schedule, settings)
+        vae = VAE.load(folder / "vae").to(device)
+        unet = UNet.load(folder / "unet", dtype).to(device)
+        wrapping = FeatureWrapping.find(folder, vae)
+        wrapping = wrapping and wrapping.to(device)
+        return cls(unet, vae, text.to(device), schedule, settings, wrapping)
 
     def load_weak(self, weights: str | Path) -> UNet:
         """The U-Net of another weights folder or hub id, as the weak network of guidance.
@@ -208,6 +216,8 @@ class Editor:
         names = (one.name for one in fields(EditSettings))
         settings = self.settings.but(dict(zip(names, asked, strict=True)))
         settings.check()
+        if settings.knobs.find(Wrap):
+            check_wrapping(self.wrapping)
         transfer = transfer_name(full_size)
         if resolution == "usual":
             resolution = self.settings.resolution
@@ -355,14 +365,8 @@ class Editor:
     ) -> Edited:
         """Decode the edit at this place of a batch; `shared_s` is its share of sampling time."""
         started_at = time.perf_counter()
-        batch_of_one = latents[place : place + 1].to(self.vae.dtype)
-        tile = self.vae.tile_for(request.image.height, request.image.width)
-        pixels = self.vae.decode(batch_of_one, tile)[0].float().cpu()
-        if not pixels.isfinite().all():
-            raise NotFiniteError(
-                f"decoded pixels are not finite, VAE in {dtype_name(self.vae.dtype)}: "
-                "use bfloat16 or float32"
-            )
+        wrap, latent = request.knobs.find(Wrap) or Wrap(0.0), latents[place : place + 1]
+        pixels = decode(self.vae, latent, request.image, self.wrapping, wrap.weight)
         source01, pixels01 = pixels01_from_image(request.image), pixels01_from_pixels(pixels)
         if guided.mask is not None:  # where it is 0, the source
             mask, size = guided.mask[place : place + 1].cpu(), pixels.shape[-2:]

@@ -25,10 +25,11 @@ from ipx2p.fidelity import PLAIN
 from ipx2p.files import digest_file
 from ipx2p.weights.readers import find_folder
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "wrapping")
 # What every edit runs through, besides the files of its schemes.
 CODE = (
-    *("models/*.py", "diffusion/**/*.py", "editing/editor.py", "editing/settings.py"),
+    *("models/*.py", "diffusion/**/*.py", "editing/decoding.py", "editing/editor.py"),
+    "editing/settings.py",
     *("images.py", "seeds.py", "stack.py", "fidelity.py", "transfer.py"),
 )
 SCALES = {"guidance_scale": "text", "image_guidance_scale": "image"}

@@ -10,6 +10,7 @@ over tiles of keys (arXiv:2112.05682, sec. 2). Shapes: maps of H x W pixels and 
 import errno
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ipx2p.errors import InputError
 from ipx2p.models.blocks import Attention, Downsample, ResnetBlock, Upsample
+from ipx2p.models.wrapping import WrapLayer
 
 
 class Window(NamedTuple):
@@ -105,21 +107,22 @@ class FeatureMap:
 
 
 @torch.no_grad()
-def in_tiles(network: nn.Module, x: Tensor, tile: int) -> Tensor:
+def in_tiles(network: nn.Module, x: Tensor, tile: int, *wraps: WrapLayer) -> Tensor:
     """What an encoder or decoder gives for x, without gradients.
 
     Args:
         network: has `layers()` in their order, then `conv_norm_out` and `conv_out`.
         x: (B, C, H, W), taken one after another.
         tile: side of the tiles in pixels of x.
+        wraps: passed to `layers`; with B = 1.
     Returns: (B, C', H', W').
     Raises: InputError where the temporary folder has no room.
     """
     result = None
-    try:
+    with _room(x):
         for index, sample in enumerate(x.split(1)):
             seen = FeatureMap(sample.shape[-2:], tile, partial(_part, sample))
-            for layer in network.layers():
+            for layer in network.layers(*wraps):
                 seen = _next(layer, seen)
             last = _convolved(network.conv_out, seen, network.conv_norm_out)
             if result is None:
@@ -128,6 +131,31 @@ def in_tiles(network: nn.Module, x: Tensor, tile: int) -> Tensor:
                 _part(result[index], window).copy_(last.read(window)[0])
             seen.close()
             last.close()
+    return result
+
+
+@torch.no_grad()
+def features_in_tiles(encoder: nn.Module, pixels: Tensor, tile: int) -> list[FeatureMap]:
+    """`encoder.features` of one picture, (1, 3, H, W), as maps; arguments as of `in_tiles`."""
+    found: list[FeatureMap] = []
+    with _room(pixels):
+        seen = FeatureMap(pixels.shape[-2:], tile, partial(_part, pixels))
+        seen = _next(encoder.conv_in, seen)
+        for level in encoder.down_blocks[:-1]:
+            *resnets, halve = level.layers()
+            for resnet in resnets:
+                seen = _next(resnet, seen)
+            found.append(seen)
+            seen = _convolved(halve, seen)
+        seen.close()
+    return found
+
+
+@contextmanager
+def _room(x: Tensor) -> Iterator[None]:
+    """Report a temporary folder without room for the maps of x as an InputError."""
+    try:
+        yield
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -135,7 +163,6 @@ def in_tiles(network: nn.Module, x: Tensor, tile: int) -> Tensor:
             f"no room in {tempfile.gettempdir()} for the feature maps of {x.shape[-1]} x "
             f"{x.shape[-2]}: set TMPDIR to a folder of a larger disk"
         ) from error
-    return result
 
 
 def reach(window: Window, size: tuple[int, int], down: int, up: int) -> tuple[Window, Window]:
@@ -161,7 +188,7 @@ def _part(x: Tensor, window: Window) -> Tensor:
     return x[..., top:bottom, left:right]
 
 
-def _next(layer: nn.Module, x: FeatureMap) -> FeatureMap:
+def _next(layer: nn.Module | WrapLayer, x: FeatureMap) -> FeatureMap:
     """The map after a layer; the one before it is closed."""
     if isinstance(layer, ResnetBlock):
         between = _convolved(layer.conv1, x, layer.norm1)
@@ -171,6 +198,8 @@ def _next(layer: nn.Module, x: FeatureMap) -> FeatureMap:
         between.close()
     elif isinstance(layer, Attention):
         result = _attended(layer, x)
+    elif isinstance(layer, WrapLayer):
+        result = _wrapped(layer, x)
     else:
         result = _convolved(layer, x)
     x.close()
@@ -194,6 +223,19 @@ def _convolved(
 
     height, width = x.size
     return FeatureMap((height * up // down, width * up // down), x.tile * up // down, compute)
+
+
+def _wrapped(layer: WrapLayer, x: FeatureMap) -> FeatureMap:
+    """The map with the features of the source worked in; those are closed."""
+    maps = (layer.encoded, x)
+    both = FeatureMap(x.size, x.tile, lambda w: torch.cat([m.read(w) for m in maps], dim=1))
+    for resnet in layer.block.resnets:
+        both = _next(resnet, both)
+    change = _convolved(layer.block.conv_out, both)
+    result = FeatureMap(x.size, x.tile, lambda w: x.read(w) + layer.weight * change.read(w))
+    for used in (layer.encoded, both, change):
+        used.close()
+    return result
 
 
 def _attended(layer: Attention, x: FeatureMap) -> FeatureMap:

@@ -7,7 +7,7 @@ State-dict keys are those of the published `vae/` folders. Shapes: B pictures of
 latents of h x w, H = h * downscale (8 for Stable Diffusion).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ipx2p.devices import free_memory
 from ipx2p.errors import InputError
 from ipx2p.models.blocks import Attention, Downsample, ResnetBlock, Upsample
-from ipx2p.models.tiling import in_tiles
+from ipx2p.models.tiling import FeatureMap, features_in_tiles, in_tiles
+from ipx2p.models.wrapping import WrapLayer
 from ipx2p.published import PublishedConfig, PublishedNetwork
 
 NORM_EPS = 1e-6  # everywhere in the autoencoder; the U-Net's residual blocks have 1e-5
@@ -127,16 +128,20 @@ class Level(nn.Module):
         else:
             self.upsamplers = nn.ModuleList([] if last else [Upsample(widths[-1])])
 
-    def layers(self) -> list[nn.Module]:
-        """(B, C, H, W) -> (B, C', H / 2, W / 2) or (B, C', 2H, 2W); H x W at the last level."""
-        return [layer for layers in self.children() for layer in layers]
+    def layers(self, *wraps: WrapLayer) -> list[nn.Module | WrapLayer]:
+        """(B, C, H, W) -> (B, C', H / 2, W / 2) or (B, C', 2H, 2W); H x W at the last level.
+
+        `wraps` come before the resolution changes.
+        """
+        resnets, samplers = self.children()
+        return [*resnets, *wraps, *samplers]
 
 
 class Chain(nn.Module):
     """Layers one after another, then a normalised 3x3 convolution."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers():
+    def forward(self, x: Tensor, *wraps: WrapLayer) -> Tensor:
+        for layer in self.layers(*wraps):
             x = layer(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
@@ -161,6 +166,17 @@ class Encoder(Chain):
         blocks = [*self.down_blocks, self.mid_block]
         return [self.conv_in, *(layer for block in blocks for layer in block.layers())]
 
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        """What each level but the last has before it is halved, (B, C, H / 2^i, W / 2^i)."""
+        x, found = self.conv_in(pixels), []
+        for level in self.down_blocks[:-1]:
+            *resnets, halve = level.layers()
+            for resnet in resnets:
+                x = resnet(x)
+            found.append(x)
+            x = halve(x)
+        return found
+
 
 class Decoder(Chain):
     """Unscaled latents to pictures: (B, 4, h, w) -> (B, 3, H, W)."""
@@ -178,10 +194,17 @@ class Decoder(Chain):
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def layers(self) -> list[nn.Module]:
-        """In their order, but for `conv_norm_out` and `conv_out`."""
-        blocks = [self.mid_block, *self.up_blocks]
-        return [self.conv_in, *(layer for block in blocks for layer in block.layers())]
+    def layers(self, *wraps: WrapLayer) -> list[nn.Module | WrapLayer]:
+        """In their order, but for `conv_norm_out` and `conv_out`.
+
+        `wraps`: of all levels but the first, the finest level first; or none.
+        """
+        finest_first = zip(reversed(self.up_blocks), wraps, strict=False)
+        wraps_of = {level: [wrap] for level, wrap in finest_first}
+        layers = [self.conv_in, *self.mid_block.layers()]
+        for level in self.up_blocks:
+            layers += level.layers(*wraps_of.get(level, []))
+        return layers
 
 
 class VAE(PublishedNetwork):
@@ -221,18 +244,31 @@ class VAE(PublishedNetwork):
         with torch.no_grad():
             return Posterior(self.quant_conv(in_tiles(self.encoder, pixels, tile)))
 
-    def decode(self, latents: Tensor, tile: int | None = None) -> Tensor:
+    def features(self, pixels: Tensor, tile: int | None = None) -> list[Tensor] | list[FeatureMap]:
+        """What feature wrapping takes of a source: of each level but the last, the finest first.
+
+        `tile` and errors are those of `encode`; in tiles, of one picture.
+        """
+        if tile is None:
+            return self.encoder.features(pixels)
+        self._check_tile(tile)
+        return features_in_tiles(self.encoder, pixels, tile)
+
+    def decode(
+        self, latents: Tensor, tile: int | None = None, wraps: Sequence[WrapLayer] = ()
+    ) -> Tensor:
         """Scaled latents (B, 4, h, w) -> pixels around [-1, 1], (B, 3, H, W), not clamped.
 
-        `tile`, in pixels, and errors are those of `encode`.
+        `tile`, in pixels, and errors are those of `encode`. wraps: of `FeatureWrapping.wraps`, with
+        features in tiles if there is a tile, which are used up.
         """
         unscaled = latents / self.config.scaling_factor
         if tile is None:
-            return self.decoder(self.post_quant_conv(unscaled))
+            return self.decoder(self.post_quant_conv(unscaled), *wraps)
         self._check_tile(tile)
         with torch.no_grad():
             side = tile // self.config.downscale
-            return in_tiles(self.decoder, self.post_quant_conv(unscaled), side)
+            return in_tiles(self.decoder, self.post_quant_conv(unscaled), side, *wraps)
 
     def tile_for(self, height: int, width: int, batch: int = 1) -> int | None:
         """The tile for pictures of a size on this machine; None where they fit as a whole.

@@ -19,13 +19,14 @@ from ipx2p.diffusion.objective import DropoutConfig
 from ipx2p.diffusion.schedule import PREDICTION_TYPES
 from ipx2p.editing.settings import EditSettings, check_needs
 from ipx2p.errors import InputError, suggestion
+from ipx2p.fidelity import Wrap
 from ipx2p.models.unet import UNetConfig
 from ipx2p.models.vae import VAEConfig
 
 TUNED = "tuned"  # the trained model in the evaluation after it
 MAX_COUNT = 2**31 - 1  # of steps, samples and pixels: larger ones are typos
 CHOICES = {
-    "objective.kind": ("edit", "autoencoder"),
+    "objective.kind": ("edit", "autoencoder", "wrapping"),
     "objective.prediction_type": PREDICTION_TYPES,
     "data.instructions": POLICIES,
     "data.on_error": ("stop", "skip"),
@@ -78,6 +79,7 @@ class ModelConfig:
     """The weights to start from."""
 
     weights: str = MISSING  # a weights folder or hub id
+    vae_weights: str | None = None  # another autoencoder: a folder, hub id or single file
     unet: UNetConfig | None = None  # sizes of a fresh U-Net, instead of the folder's
     vae: VAEConfig | None = None  # sizes of a fresh autoencoder, instead of the folder's
 
@@ -117,7 +119,7 @@ class DataConfig:
 class ObjectiveConfig:
     """The training objective."""
 
-    kind: str = "edit"  # or "autoencoder", which trains the VAE
+    kind: str = "edit"  # or "autoencoder", which trains the VAE, or "wrapping", for its decoder
     prediction_type: str | None = None  # None: that of the weights' scheduler
     zero_terminal_snr: bool | None = None  # the last timestep is pure noise; None: likewise
     timestep_shift: float = 1.0  # above 1: more of the noisy timesteps; those of SD3's eq. 23
@@ -233,12 +235,16 @@ class TrainConfig:
             raise InputError(
                 "data.cache needs every pair: set data.on_error=stop or data.cache=false"
             )
-        if self.data.cache and self.objective.kind == "autoencoder":
-            raise InputError("data.cache holds the output of an autoencoder: it cannot train one")
-        if self.objective.kind == "autoencoder":
-            _check_autoencoder(self)
+        if self.objective.kind != "edit":
+            _check_other_kind(self)
         self.objective.dropout.check("objective.dropout")
         self.validation.edit.check()
+        wrapped = self.validation.edit.knobs.find(Wrap) is not None
+        if wrapped != (self.objective.kind == "wrapping"):
+            raise InputError(
+                f"validation.edit.fidelity is {self.validation.edit.fidelity!r}: objective.kind "
+                "wrapping needs a stack with wrap, and only that one has a wrapping to validate"
+            )
         check_needs(self.validation.edit, negatives=None, has_weak=False)
         if self.evaluation is not None:
             _check_evaluation(self)
@@ -259,13 +265,21 @@ def _check_values(config: TrainConfig) -> None:
         raise InputError(f"optimizer.betas is {betas}, expected two in [0, 1)")
 
 
-def _check_autoencoder(config: TrainConfig) -> None:
-    """Refuse settings that have no meaning for an autoencoder."""
+def _check_other_kind(config: TrainConfig) -> None:
+    """Refuse settings that have no meaning for an autoencoder, or for wrapping its decoder."""
     for name in ("prediction_type", "zero_terminal_snr", "min_snr_gamma"):
         if getattr(config.objective, name) is not None:
             raise InputError(f"objective.{name} is for objective.kind edit: leave it out")
-    if config.train.precision == "bfloat16":
+    if config.data.cache:
+        raise InputError("data.cache holds the output of an autoencoder: it cannot train one")
+    if config.objective.kind == "autoencoder" and config.train.precision == "bfloat16":
         raise InputError("train.precision: an autoencoder is trained in float32")
+    for name in ("unet", "vae"):
+        if config.objective.kind == "wrapping" and getattr(config.model, name) is not None:
+            raise InputError(
+                f"model.{name}: feature wrapping is trained with the networks of model.weights: "
+                "leave it out"
+            )
 
 
 def _check_evaluation(config: TrainConfig) -> None:

@@ -1,130 +1,49 @@
-"""The networks that are trained: the U-Net of an edit model, or an autoencoder (layer 4).
-
-A learner owns the networks of a run. The loop asks it for the loss of each sample, for a validation
-and for the weights to save, and knows nothing else about it.
+"""The networks that are trained: the U-Net of an edit model, its autoencoder, or the feature
+wrapping of its decoder (layer 4).
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ipx2p.data.cache import EncodedBatch
 from ipx2p.data.loader import Batch
-from ipx2p.data.pairs import EditPair
 from ipx2p.devices import copy_to, pick_dtype
 from ipx2p.diffusion.objective import (
+    Draws,
     draw,
     drop_conditions,
     hidden_conditions,
     loss_per_sample,
     min_snr_weight,
 )
-from ipx2p.diffusion.schedule import Schedule, ScheduleConfig
-from ipx2p.distributed import World
+from ipx2p.diffusion.schedule import Schedule
 from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
 from ipx2p.images import pixels_from_pixels01
 from ipx2p.models.text import TextEncoder
-from ipx2p.models.unet import LATENT_CHANNELS, UNet
+from ipx2p.models.unet import LATENT_CHANNELS, UNet, UNetConfig
 from ipx2p.models.vae import VAE, Posterior
-from ipx2p.seeds import generator, unit_noise
-from ipx2p.training.config import TrainConfig
-from ipx2p.training.speed import counted_flops, set_layout
+from ipx2p.models.wrapping import FeatureWrapping, WrappingConfig
+from ipx2p.seeds import unit_noise
+from ipx2p.training.learner import (
+    FrozenParts,
+    Learner,
+    Losses,
+    check_resolution,
+    fresh_network,
+    pick_vae,
+)
+from ipx2p.training.speed import counted_flops
 from ipx2p.training.validation import EditValidation, Report, validate_autoencoder
 from ipx2p.weights.convert import widen
 from ipx2p.weights.folder import Weights
-from ipx2p.weights.readers import find_folder
 
-Network = TypeVar("Network", bound=nn.Module)
 QUARTILES = 4  # of the timesteps
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The losses of a micro-batch of B samples.
-
-    weighted: to be minimized, float32, (B,). plain: the same without weights, detached.
-    quartiles: 0..3, of the samples' timesteps, (B,), on the CPU; None without timesteps.
-    hidden: how many samples lost a condition, by condition.
-    """
-
-    weighted: Tensor
-    plain: Tensor
-    quartiles: Tensor | None = None
-    hidden: dict[str, int] = field(default_factory=dict)
-
-
-class Learner:
-    """What the loop knows about a model in training.
-
-    Raises: InputError for weights or settings that do not go together.
-    """
-
-    module: nn.Module  # the one that is optimized
-    network: nn.Module  # for the forward pass: the module, or its wrapper for several processes
-    part: str  # its folder in a weights folder
-
-    def __init__(
-        self, config: TrainConfig, device: torch.device, held_out: Sequence[EditPair], world: World
-    ) -> None:
-        self.config = config
-        self.device = device
-        self.held_out = held_out
-        self.world = world
-        self.folder = find_folder(config.model.weights)
-        path = self.folder / "scheduler" / "scheduler_config.json"
-        self.noise_schedule = ScheduleConfig.read(path)
-        self.build()
-        set_layout(self.module, config.train)
-
-    def build(self) -> None:
-        """Load or make the networks, and check that they fit the settings."""
-
-    def losses(self, batch: Batch) -> Losses:
-        """The losses of a micro-batch."""
-
-    def validate(self, averaged: nn.Module, raw: nn.Module, check: Callable[[], None]) -> Report:
-        """Measure the average, and the trained module itself, on the held-out pairs.
-
-        Args:
-            check: called now and then; it may raise to abandon the validation.
-        """
-
-    def weights(self, module: nn.Module, *, whole: bool) -> Weights:
-        """The model with `module` in its place, to be saved; `whole` with the frozen parts."""
-
-    def networks(self) -> list[nn.Module]:
-        """All networks that a step uses."""
-        return [self.module]
-
-    def flops_per_sample(self) -> float | None:
-        """FLOPs of one sample's forward and backward pass through the module; None: not counted."""
-
-
-class FrozenParts:
-    """Frozen autoencoder and text encoder of a weights folder."""
-
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self.folder = folder
-        self.device = device
-        self._held: tuple[VAE, TextEncoder] | None = self._load()
-
-    def get(self) -> tuple[VAE, TextEncoder]:
-        """Both, on the device; after `release`, loaded again for the caller alone."""
-        return self._held or self._load()
-
-    def release(self) -> None:
-        """Free their memory."""
-        self._held = None
-
-    def _load(self) -> tuple[VAE, TextEncoder]:
-        networks = (VAE.load(self.folder / "vae"), TextEncoder.load(self.folder))
-        return tuple(module.to(self.device).eval().requires_grad_(False) for module in networks)
 
 
 class EditLearner(Learner):
@@ -150,10 +69,10 @@ class EditLearner(Learner):
                 "objective.prediction_type to v_prediction"
             )
         self.schedule = Schedule(schedule)
-        self.frozen = FrozenParts(self.folder, device)
+        self.frozen = FrozenParts(self.folder, device, config.model.vae_weights)
         vae, text = self.frozen.get()
         self.vae_config = vae.config
-        _check_resolution(config, vae)
+        check_resolution(config, vae)
         config.validation.edit.plan(self.schedule)  # raises if there is none
 
         self.module = self.network = self._unet().to(device).train()
@@ -170,18 +89,14 @@ class EditLearner(Learner):
     def losses(self, batch: Batch | EncodedBatch) -> Losses:
         objective = self.config.objective
         target, source_latents, text = self._encoded(batch)
-        num_timesteps = self.schedule.config.num_train_timesteps
-        shape, shift = target.mean.shape[1:], objective.timestep_shift
-        draws = draw(self.config.run.seed, batch.indices, shape, num_timesteps, shift)
+        draws, quartiles = self._draws(batch, target)
         hide_text, hide_source = hidden_conditions(draws.dropout, objective.dropout)
-        quartiles = draws.timesteps * QUARTILES // num_timesteps
         hidden = {
             "text": int((hide_text & ~hide_source).sum()),  # the instruction alone
             "image": int((hide_source & ~hide_text).sum()),
             "both": int((hide_text & hide_source).sum()),
         }
         draws = draws.to(self.device)
-        latents = self.vae_config.scale(target.sample(noise=draws.posterior_noise))
         text, source_latents = drop_conditions(
             text,
             source_latents,
@@ -189,11 +104,7 @@ class EditLearner(Learner):
             copy_to(hide_text, self.device),
             copy_to(hide_source, self.device),
         )
-        noisy = self.schedule.add_noise(latents, draws.noise, draws.timesteps)
-        with torch.autocast(
-            self.device.type, self.precision, enabled=self.precision != torch.float32
-        ):
-            prediction = self.network(noisy, draws.timesteps.float(), text, source_latents)
+        latents, _, prediction = self._predict(target, draws, text, source_latents)
         target = self.schedule.target(latents, draws.noise, draws.timesteps)
         losses = loss_per_sample(prediction, target)
         weighted = losses
@@ -203,6 +114,19 @@ class EditLearner(Learner):
             weighted = losses * min_snr_weight(snr, objective.min_snr_gamma, prediction_type)
         return Losses(weighted, losses.detach(), quartiles, hidden)
 
+    @torch.no_grad()
+    def estimate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the model takes for the target where it sees it under the noise of a timestep.
+
+        With both conditions and without guidance, in one evaluation.
+        Returns: scaled latents, (B, 4, h, w), and quartiles as in `Losses`.
+        """
+        target, source_latents, text = self._encoded(batch)
+        draws, quartiles = self._draws(batch, target)
+        draws = draws.to(self.device)
+        _, noisy, prediction = self._predict(target, draws, text, source_latents)
+        return self.schedule.clean(prediction, noisy, draws.timesteps), quartiles
+
     def validate(self, averaged: nn.Module, raw: nn.Module, check: Callable[[], None]) -> Report:
         editor = self.editor(averaged)
         raw_editor = Editor(raw, editor.vae, editor.text, self.schedule)
@@ -211,14 +135,17 @@ class EditLearner(Learner):
 
     def weights(self, module: nn.Module, *, whole: bool) -> Weights:
         frozen = self.frozen.get() if whole else (None, None)
-        how = asdict(self.config.validation.edit) | {"resolution": self.config.edit_resolution}
-        return Weights(module, *frozen, self.schedule.config, how)
+        return Weights(module, *frozen, self.schedule.config, self.edit_settings())
 
     def networks(self) -> list[nn.Module]:
         return [self.module, *self.frozen.get()]
 
     def flops_per_sample(self) -> float:
         return counted_flops(self.module.config, self.side, training=True)
+
+    def edit_settings(self) -> dict[str, Any]:
+        """How the model is validated, for its weights folder."""
+        return asdict(self.config.validation.edit) | {"resolution": self.config.edit_resolution}
 
     def editor(self, module: nn.Module) -> Editor:
         """The model with `module` as its U-Net, ready to edit."""
@@ -250,6 +177,25 @@ class EditLearner(Learner):
             losses.append(loss_per_sample(prediction, target).tolist())
         means = torch.tensor(self.world.merge(losses)).mean(0).tolist()
         return {f"loss_q{quartile}": value for quartile, value in enumerate(means, 1)}
+
+    def _draws(self, batch: Batch | EncodedBatch, target: Posterior) -> tuple[Draws, Tensor]:
+        """The random draws of a batch, on the CPU, and the quartiles of its timesteps."""
+        num_timesteps = self.schedule.config.num_train_timesteps
+        shape, shift = target.mean.shape[1:], self.config.objective.timestep_shift
+        draws = draw(self.config.run.seed, batch.indices, shape, num_timesteps, shift)
+        return draws, draws.timesteps * QUARTILES // num_timesteps
+
+    def _predict(
+        self, target: Posterior, draws: Draws, text: Tensor, source_latents: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The targets' scaled latents, the same with noise, and the network's prediction."""
+        latents = self.vae_config.scale(target.sample(noise=draws.posterior_noise))
+        noisy = self.schedule.add_noise(latents, draws.noise, draws.timesteps)
+        with torch.autocast(
+            self.device.type, self.precision, enabled=self.precision != torch.float32
+        ):
+            prediction = self.network(noisy, draws.timesteps.float(), text, source_latents)
+        return latents, noisy, prediction
 
     def _encoded(self, batch: Batch | EncodedBatch) -> tuple[Posterior, Tensor, Tensor]:
         """The targets' posterior, the sources' mode and the sentences' states, (B, 77, D)."""
@@ -292,10 +238,10 @@ class AutoencoderLearner(Learner):
         self.text = TextEncoder.load(self.folder, dtype=None)
         sizes = config.model.vae
         if sizes is None:
-            vae = VAE.load(self.folder / "vae")
+            vae = pick_vae(self.folder, config.model.vae_weights)
         else:
             vae = fresh_network(lambda: VAE(sizes), config.run.seed, world)
-        _check_resolution(config, vae)
+        check_resolution(config, vae)
         self.module = self.network = vae.to(device).train()
 
     def losses(self, batch: Batch) -> Losses:
@@ -306,10 +252,8 @@ class AutoencoderLearner(Learner):
         seed = self.config.run.seed
         noise = torch.stack([unit_noise(shape, seed, "objective", i) for i in batch.indices])
         decoded, posterior = self.network(pixels, copy_to(noise, self.device))
-        difference = decoded.float() - pixels
-        pixel_loss = (difference.abs() + difference.square()).flatten(1).mean(1)
         kl = posterior.kl() / noise[0].numel()
-        losses = pixel_loss + self.config.objective.kl_weight * kl
+        losses = pixel_loss(decoded, pixels) + self.config.objective.kl_weight * kl
         return Losses(losses, losses.detach())
 
     def validate(self, averaged: nn.Module, raw: nn.Module, check: Callable[[], None]) -> Report:
@@ -327,31 +271,74 @@ class AutoencoderLearner(Learner):
         return Weights(None, module, self.text if whole else None, self.noise_schedule)
 
 
-LEARNERS: dict[str, type] = {"edit": EditLearner, "autoencoder": AutoencoderLearner}
+class WrappingLearner(Learner):
+    """Feature wrapping for the decoder of an edit model, whose own networks are all frozen.
 
+    The decoder gets `EditLearner.estimate`, and learns to give the target with the features of the
+    source. So it sees what the model makes up, as in arXiv:2305.07015 (sec. 3.3), at the cost of
+    one evaluation a sample: at high noise an edit in one step, at low noise nearly the target.
+    """
 
-def _check_resolution(config: TrainConfig, vae: VAE) -> None:
-    multiple = vae.config.downscale
-    sizes = {"data": config.data.resolution, "validation": config.edit_resolution}
-    for group, resolution in sizes.items():
-        if resolution % multiple:
-            above = -(-resolution // multiple) * multiple
+    part = "wrapping"
+
+    def build(self) -> None:
+        config, device, world = self.config, self.device, self.world
+        channels = UNetConfig.read(self.folder / "unet" / "config.json").in_channels
+        if channels == LATENT_CHANNELS:
             raise InputError(
-                f"{group}.resolution is {resolution}, expected a multiple of the autoencoder's "
-                f"{multiple} such as {above}"
+                f"{self.folder}: feature wrapping needs an edit model, of 8 input channels, found "
+                f"{channels}: train the U-Net on edits first"
             )
+        self.model = EditLearner(config, device, self.held_out, world)
+        self.model.module.eval().requires_grad_(False)
+        self.vae, _ = self.model.frozen.get()
+        self.module = FeatureWrapping.find(self.folder, self.vae)
+        if self.module is None:
+            sizes = WrappingConfig.of(self.vae)
+            self.module = fresh_network(lambda: FeatureWrapping(sizes), config.run.seed, world)
+        self.module = self.network = self.module.to(device).train()
+
+    def losses(self, batch: Batch) -> Losses:
+        """L1 and L2 on pixels, with w = 1."""
+        source_pixels, target_pixels = (
+            copy_to(pixels, self.device) for pixels in (batch.source_pixels, batch.target_pixels)
+        )
+        latents, quartiles = self.model.estimate(batch)
+        with torch.no_grad():
+            features = self.vae.features(source_pixels)
+        losses = pixel_loss(self.network(self.vae, latents, features), target_pixels)
+        return Losses(losses, losses.detach(), quartiles)
+
+    def validate(self, averaged: nn.Module, raw: nn.Module, check: Callable[[], None]) -> Report:
+        editors = (self.editor(module) for module in (averaged, raw))
+        return Report(*self.model.validation(*editors, check))
+
+    def weights(self, module: nn.Module, *, whole: bool) -> Weights:
+        """The edit model as it was, with the wrapping beside it."""
+        how = self.model.edit_settings()
+        if not whole:
+            return Weights(None, None, None, self.noise_schedule, how, module)
+        model = Weights.load(self.folder)
+        vae = self.vae if self.config.model.vae_weights else model.vae
+        return replace(model, vae=vae, edit_settings=how, wrapping=module)
+
+    def networks(self) -> list[nn.Module]:
+        return [self.module, *self.model.networks()]
+
+    def editor(self, module: nn.Module) -> Editor:
+        """The model with `module` as its feature wrapping."""
+        frozen = self.model.module, *self.model.frozen.get()
+        return Editor(*frozen, self.model.schedule, wrapping=module)
 
 
-def fresh_network(build: Callable[[], Network], seed: int, world: World) -> Network:
-    """A network with weights drawn from the run's seed, independent of earlier draws."""
-    with torch.random.fork_rng(devices=[]):  # networks are built on the CPU
-        torch.manual_seed(generator(seed, "weights").initial_seed())
-        network = build()
-    size = num_parameters(network) / 1e6
-    world.print(f"fresh {type(network).__name__}, {size:.1f} M parameters")
-    return network
+def pixel_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
+    """L1 and L2 of each sample, float32, (B,)."""
+    difference = decoded.float() - pixels
+    return (difference.abs() + difference.square()).flatten(1).mean(1)
 
 
-def num_parameters(network: nn.Module) -> int:
-    """The number of its parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
+LEARNERS: dict[str, type] = {
+    "edit": EditLearner,
+    "autoencoder": AutoencoderLearner,
+    "wrapping": WrappingLearner,
+}

@@ -31,7 +31,8 @@ from ipx2p.training.checkpoint import (
 from ipx2p.training.config import StepsConfig, TrainConfig
 from ipx2p.training.ema import EMA
 from ipx2p.training.interrupts import Interrupts, Stopped
-from ipx2p.training.learners import LEARNERS, Learner
+from ipx2p.training.learner import Learner
+from ipx2p.training.learners import LEARNERS
 from ipx2p.training.monitor import Monitor
 from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
 from ipx2p.training.run import Run

@@ -23,7 +23,7 @@ from ipx2p.devices import memory_bytes, pick_dtype
 from ipx2p.distributed import World
 from ipx2p.files import atomic_write
 from ipx2p.training.config import StepsConfig
-from ipx2p.training.learners import Losses
+from ipx2p.training.learner import Losses
 from ipx2p.training.speed import peak_flops
 from ipx2p.training.validation import Report
 

@@ -12,7 +12,7 @@ from torch.optim import AdamW
 from ipx2p.data.loader import Batch
 from ipx2p.distributed import World
 from ipx2p.training.config import OptimizerConfig
-from ipx2p.training.learners import Learner, Losses
+from ipx2p.training.learner import Learner, Losses
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> AdamW:

@@ -146,10 +146,11 @@ class Run:
             hint = "Choose another run.name, or remove the folder"
             if "train.steps" in texts:
                 part = LEARNERS[self.config.objective.kind].part
+                fresh = getattr(self.config.model, part, None)
                 hint = (
                     f"A {schedule} schedule sets every learning rate by the number of steps. To "
                     f"train further, start another run: run.name=NEW model.weights="
-                    f"{self.folder / 'weights'} model.{part}=null"
+                    f"{self.folder / 'weights'}{f' model.{part}=null' if fresh else ''}"
                 )
             raise InputError(
                 f"{self.folder} learned {self.steps_done} steps with other settings: "

@@ -18,7 +18,7 @@ from ipx2p.distributed import World
 from ipx2p.errors import InputError, suggestion
 from ipx2p.files import digest_bytes, read_json, write_json
 from ipx2p.training.config import DataConfig, TrainConfig
-from ipx2p.training.learners import Learner
+from ipx2p.training.learner import Learner
 
 PAIRS = "pairs.json"
 

@@ -18,6 +18,7 @@ from ipx2p.data.pairs import EditPair, Pairs, centre_geometry
 from ipx2p.distributed import World
 from ipx2p.editing.editor import Editor
 from ipx2p.editing.settings import EditSettings
+from ipx2p.fidelity import PLAIN
 from ipx2p.images import image_from_pixels01, pixels01_from_pixels, pixels_from_pixels01
 from ipx2p.metrics import METRICS
 from ipx2p.models.vae import VAE
@@ -27,7 +28,17 @@ from ipx2p.training.config import ValidationConfig
 
 SHEET_ROWS = 8
 MAIN = "psnr"  # the metric of the best checkpoint and of the table
-TITLES = {"input": "input", "edit_unguided": "unguided", "edit": "edit", "ceiling": "VAE ceiling"}
+TITLES = {
+    "input": "input",
+    "edit_unguided": "unguided",
+    "edit_plain": "plain",
+    "edit": "edit",
+    "ceiling": "VAE ceiling",
+}
+OPTIONAL = {  # columns of edits with other settings, where these are not the same
+    "edit_unguided": {"guidance": "ip2p", "guidance_scale": 1.0, "image_guidance_scale": 1.0},
+    "edit_plain": {"fidelity": PLAIN},
+}
 
 
 @dataclass(frozen=True)
@@ -36,9 +47,9 @@ class Report:
 
     A score has `task`, the number of its `pairs`, and their means as METRIC_COLUMN. METRIC is one
     of `METRICS`. COLUMN is `input` for the unedited input; `edit` and `edit_raw` for edits with the
-    averaged and the raw weights; `edit_unguided` for the averaged ones without guidance, if the
-    settings have some; `ceiling` for the targets after a round trip through the autoencoder, the
-    only one for an autoencoder.
+    averaged and the raw weights; `edit_unguided` and `edit_plain` for the averaged ones without
+    guidance and without fidelity, if the settings have some; `ceiling` for the targets after a
+    round trip through the autoencoder, the only one for an autoencoder.
     """
 
     scores: list[dict[str, Any]]
@@ -66,8 +77,9 @@ def score_table(scores: Sequence[dict[str, Any]]) -> str:
     metric = METRICS[MAIN]
     rows = [{column: score.get(f"{MAIN}_{column}") for column in TITLES} for score in scores]
     titles = {column: f"{title} {metric.unit}" for column, title in TITLES.items()}
-    if all(row["edit_unguided"] is None for row in rows):
-        del titles["edit_unguided"]
+    for column in OPTIONAL:
+        if all(row[column] is None for row in rows):
+            del titles[column]
     width = max(12, *(len(score["task"]) + 1 for score in scores))
     lines = [f"{'task':<{width}}{'pairs':>6}"]
     lines += [f"{score['task']:<{width}}{score['pairs']:>6}" for score in scores]
@@ -120,7 +132,6 @@ class EditValidation:
             check: called now and then by all processes; it may raise to abandon the validation.
         """
         guided = self.config.edit
-        unguided = replace(guided, guidance="ip2p", guidance_scale=1.0, image_guidance_scale=1.0)
         edits = self._edit(averaged, guided, check)
         columns = {
             "ceiling": self.ceiling,
@@ -128,9 +139,10 @@ class EditValidation:
             "edit": _measure(edits, self.targets),
             "edit_raw": _measure(self._edit(raw, guided, check), self.targets),
         }
-        if unguided != guided:
-            plain = self._edit(averaged, unguided, check)
-            columns["edit_unguided"] = _measure(plain, self.targets)
+        for column, changes in OPTIONAL.items():
+            if (settings := replace(guided, **changes)) != guided:
+                others = self._edit(averaged, settings, check)
+                columns[column] = _measure(others, self.targets)
         scores = []
         for task in sorted({pair.task for pair in self.pairs}):
             rows = [index for index, pair in enumerate(self.pairs) if pair.task == task]

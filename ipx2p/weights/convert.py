@@ -12,6 +12,7 @@ from ipx2p.errors import InputError
 from ipx2p.files import check_writable
 from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE, VAEConfig
+from ipx2p.models.wrapping import WrappingConfig
 from ipx2p.tensor_files.tensors import check_fit, load_strict
 from ipx2p.weights.folder import Weights
 from ipx2p.weights.readers import find_folder, find_source, find_tokenizer
@@ -44,7 +45,8 @@ def convert(
         edit: widen a 4-channel U-Net to 8.
         add_difference: (edit model, the model it was tuned from): adds what the tuning changed.
         config, tokenizer: what a single file lacks, see `load_single_file`.
-        vae: another autoencoder: a folder, hub id or single file.
+        vae: another autoencoder: a folder, hub id or single file. Feature wrapping is then left
+            out, as in a single file.
         prediction: "epsilon" or "v", what the U-Net predicts.
         dtype: of all weights.
     Raises: InputError, and nothing is written.
@@ -64,12 +66,20 @@ def convert(
         tuned, origin = (_load(s, config=config, tokenizer=tokenizer) for s in add_difference)
         weights.unet = add_unet_difference(weights.unet, tuned.unet, origin.unet)
     if vae is not None:
-        weights.vae = _load_vae(vae, weights.vae.config)
+        weights.vae = load_vae(vae, weights.vae.config)
     if prediction is not None:
         weights.schedule.prediction_type = PREDICTIONS[prediction]
+    if weights.wrapping is not None and (vae is not None or to == "ldm"):
+        weights.wrapping = None
+        settings = weights.edit_settings or {}
+        weights.edit_settings = {n: value for n, value in settings.items() if n != "fidelity"}
+        print(f"{source}: its feature wrapping is left out, it belongs to its autoencoder's folder")
     if dtype is not None:
-        for network in (weights.unet, weights.vae, weights.text):
-            network.to(DTYPES[dtype])
+        for network in (weights.unet, weights.vae, weights.text, weights.wrapping):
+            if network is not None:
+                network.to(DTYPES[dtype])
+        if weights.wrapping is not None:
+            weights.wrapping.config = WrappingConfig.of(weights.vae)  # whose weights are rounded
 
     if to == "ldm":
         save_single_file(weights, output)
@@ -130,7 +140,13 @@ def _load(
     )
 
 
-def _load_vae(source: str, config: VAEConfig) -> VAE:
+def load_vae(source: str, config: VAEConfig) -> VAE:
+    """An autoencoder alone, in the dtype of its file.
+
+    Args:
+        source: its folder, a weights folder, a hub id of either, or a single file.
+        config: sizes, which a single file does not have.
+    """
     path = find_source(source)
     if path.is_file():
         return load_vae_file(path, config)

@@ -2,8 +2,9 @@
 
 It is the layout of published repositories: `model_index.json`, `unet/`, `vae/`, `text_encoder/`,
 `tokenizer/`, `scheduler/`, each with its config and safetensors. What is written here opens in
-diffusers as it is. `edit_settings.json` is ours: how the model is used where nothing else is said,
-see `FolderSettings`.
+diffusers as it is. Two things are ours, and other programs ignore them: `edit_settings.json`, how
+the model is used where nothing else is said, see `FolderSettings`; and `wrapping/`, if feature
+wrapping was trained for the autoencoder.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from ipx2p.files import read_json, write_json
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE
+from ipx2p.models.wrapping import FOLDER as WRAPPING
+from ipx2p.models.wrapping import FeatureWrapping
 from ipx2p.weights.readers import EDIT_SETTINGS
 
 NOT_THERE = [None, None]  # a missing part in model_index.json
@@ -31,6 +34,7 @@ class Weights:
     text: TextEncoder | None
     schedule: ScheduleConfig
     edit_settings: dict[str, Any] | None = None  # as in the file, unchecked
+    wrapping: FeatureWrapping | None = None  # of the autoencoder
 
     @classmethod
     def load(
@@ -43,18 +47,22 @@ class Weights:
             tokenizer: folder with the tokenizer's files, instead of that in the folder.
         """
         path = folder / EDIT_SETTINGS
+        vae = VAE.load(folder / "vae", dtype)
         return cls(
             unet=UNet.load(folder / "unet", dtype),
-            vae=VAE.load(folder / "vae", dtype),
+            vae=vae,
             text=TextEncoder.load(folder, dtype, tokenizer=tokenizer),
             schedule=ScheduleConfig.load(folder),
             edit_settings=read_json(path) if path.exists() else None,
+            wrapping=FeatureWrapping.find(folder, vae, dtype),
         )
 
     def save(self, folder: Path) -> None:
         """Write the parts; all of them are a folder that diffusers and `Editor.load` open."""
         if self.vae is not None:
             self.vae.save(folder / "vae")
+        if self.wrapping is not None:
+            self.wrapping.save(folder / WRAPPING)
         if self.text is not None:
             self.text.save(folder)
         self.schedule.save(folder)

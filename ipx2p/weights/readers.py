@@ -13,8 +13,10 @@ NETWORKS = ("unet", "vae", "text_encoder")
 EDIT_SETTINGS = "edit_settings.json"  # how a folder is used; other programs ignore it
 NOTES = [
     *("model_index.json", EDIT_SETTINGS),
-    *(f"{part}/*.json" for part in (*NETWORKS, "tokenizer", "scheduler")),
+    *(f"{part}/*.json" for part in (*NETWORKS, "tokenizer", "scheduler", "wrapping")),
     "tokenizer/*.txt",
+    *("config.json", "diffusion_pytorch_model.safetensors"),  # of an autoencoder alone
+    "wrapping/*.safetensors",
 ]
 TOKENIZER_FILES = [f"{place}*.{kind}" for place in ("", "tokenizer/") for kind in ("json", "txt")]
 # Copies of the same weights: half precision, for training only, for other programs.

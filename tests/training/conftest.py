@@ -39,6 +39,7 @@ QUICK_VAE = (
     "model.unet=null",
     "model.vae={block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4}",
 )
+QUICK_WRAPPING = ("objective.kind=wrapping", "model.unet=null", "validation.edit.fidelity=wrap")
 
 
 def all_tensors(run: Path) -> dict[str, torch.Tensor]:

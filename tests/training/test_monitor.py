@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import ipx2p.training.monitor
 from ipx2p.distributed import World
 from ipx2p.training.config import StepsConfig
-from ipx2p.training.learners import Losses
+from ipx2p.training.learner import Losses
 from ipx2p.training.monitor import Monitor, _append
 
 

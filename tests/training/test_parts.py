@@ -16,7 +16,7 @@ from ipx2p.metrics import METRICS, Metric, l1
 from ipx2p.models.vae import VAE
 from ipx2p.training.checkpoint import MOMENTS, load_optimizer, optimizer_tensors
 from ipx2p.training.ema import EMA
-from ipx2p.training.learners import EditLearner
+from ipx2p.training.learners import LEARNERS, EditLearner
 from ipx2p.training.loop import train
 from ipx2p.training.run import Run
 from ipx2p.training.samples import open_pairs
@@ -198,6 +198,19 @@ def test_edit_objective_shows_the_network_what_the_paper_says(make_config, predi
     } == losses.hidden
     null_text = text.encode([""])[0]
     torch.testing.assert_close(seen["text"][no_text], null_text.expand(int(no_text.sum()), -1, -1))
+
+
+@pytest.mark.parametrize("kind", ["edit", "autoencoder"])
+def test_another_autoencoder_takes_the_place_of_that_of_the_weights(make_config, kind):
+    other = GOLDEN / "diffusers_v2" / "vae"
+    config = make_config(f"objective.kind={kind}", f"model.vae_weights={other}")
+    _, held_out = open_pairs(config.data)
+    fixed = fixed_pairs(held_out, per_task=1, resolution=32, seed=0)
+    learner = LEARNERS[kind](config, torch.device("cpu"), fixed, World())
+    saved, expected = learner.weights(learner.module, whole=True).vae, VAE.load(other)
+    assert saved.config == expected.config
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(saved.state_dict()[name], tensor)
 
 
 def test_zero_snr_is_not_trained_with_epsilon(make_config):

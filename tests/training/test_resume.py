@@ -18,7 +18,7 @@ from ipx2p.files import read_json, write_json
 from ipx2p.training.loop import train
 from ipx2p.training.optimizer import Stepper
 from tests.conftest import ROOT
-from tests.training.conftest import QUICK_VAE, assert_same_run, forget
+from tests.training.conftest import QUICK_VAE, QUICK_WRAPPING, assert_same_run, forget
 
 SLOW = pytest.mark.slow
 CACHE = ("data.draws=2", "data.cache=true")
@@ -38,6 +38,7 @@ def cache(tmp_path):
         pytest.param((*BF16, *CACHE), id="bf16-cached"),
         pytest.param(BF16, id="bf16", marks=SLOW),
         pytest.param(QUICK_VAE, id="autoencoder", marks=SLOW),
+        pytest.param(QUICK_WRAPPING, id="wrapping"),
         pytest.param(
             ("train.recompute_activations=true", "train.channels_last=false"),
             id="recomputed",

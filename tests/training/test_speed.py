@@ -13,7 +13,7 @@ import ipx2p.training.speed
 from ipx2p.distributed import World
 from ipx2p.models.unet import UNet, UNetConfig
 from ipx2p.training.config import OptimizerConfig, StepsConfig
-from ipx2p.training.learners import Losses
+from ipx2p.training.learner import Losses
 from ipx2p.training.loop import train
 from ipx2p.training.optimizer import Stepper, make_optimizer
 from ipx2p.training.speed import (

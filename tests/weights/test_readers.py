@@ -35,6 +35,7 @@ def test_what_is_here_is_never_looked_for_on_the_hub(hub, tmp_path, monkeypatch)
 def test_hub_id_gives_its_snapshot(hub, tmp_path):
     assert find_folder("owner/model") == tmp_path / "snapshot"
     assert len(hub) == 1 and "unet/*.safetensors" in hub[0] and "unet/*.bin" not in hub[0]
+    assert "config.json" in hub[0]  # of a repository that is an autoencoder alone
 
 
 @pytest.mark.parametrize(
