@@ -161,7 +161,7 @@ def share_outside(mask: Tensor) -> Tensor:
 
     nan if there are no such positions.
     """
-    return 1 - _inner(mask.double()).mean(dim=(1, 2, 3))
+    return _inner(1 - mask.double()).mean(dim=(1, 2, 3))
 
 
 def outside(measure: Distance, pixels01: Tensor, reference01: Tensor, mask: Tensor) -> Tensor:

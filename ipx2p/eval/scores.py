@@ -188,7 +188,7 @@ METRICS = {
     ),
     "lpips_source": _compared("lpips", "source", "LPIPS from source", "of the whole picture", 4),
     "outside_psnr": _compared(
-        psnr, "outside", "PSNR outside, dB", "against the source", 2, default=True
+        psnr, "outside", "PSNR outside, dB", "against the source", 2
     ),
     "outside_ssim": _compared(ssim, "outside", "SSIM outside", "to the source", 4),
     "outside_haarpsi": _compared(

@@ -284,6 +284,12 @@ def test_masks_are_runs_over_the_rows_with_a_closed_border():
     assert torch.equal(read_mask([0, 512 * 512]), torch.ones(512, 512))
 
 
+def test_a_mask_may_be_a_picture_light_where_it_may_change(tmp_path):
+    levels = np.array([[0, 127, 128, 255]], dtype=np.uint8)
+    Image.fromarray(levels).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png").tolist() == [[0, 0, 1, 1]]
+
+
 def test_instructpix2pix_takes_one_pair_of_each_test_prompt_always_the_same(unpacked):
     cases = unpacked("instructpix2pix")
     assert [case.group for case in cases] == ["0000038", "0000039"]
