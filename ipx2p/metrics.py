@@ -119,7 +119,7 @@ def haarpsi(pixels01: Tensor, reference01: Tensor, counted: Tensor | None = None
 
 
 def invented(pixels01: Tensor, source01: Tensor, target01: Tensor) -> Tensor:
-    """Fine detail that neither source nor target has, in levels of 0..255; 0 is none.
+    """Fine detail that neither source nor target has, in levels of 0..255: 0, none, to 127.
 
         E(x) = G * mean over channels of (x - G * x)^2       the energy of detail around a position
         invented = 255 sqrt(mean of max(0, E(result) - M(max(E(source), E(target)))))

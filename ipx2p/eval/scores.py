@@ -187,9 +187,7 @@ METRICS = {
         haarpsi, "source", "HaarPSI to source", "of the whole picture, 0 to 1", 4
     ),
     "lpips_source": _compared("lpips", "source", "LPIPS from source", "of the whole picture", 4),
-    "outside_psnr": _compared(
-        psnr, "outside", "PSNR outside, dB", "against the source", 2
-    ),
+    "outside_psnr": _compared(psnr, "outside", "PSNR outside, dB", "against the source", 2),
     "outside_ssim": _compared(ssim, "outside", "SSIM outside", "to the source", 4),
     "outside_haarpsi": _compared(
         haarpsi, "outside", "HaarPSI outside", "to the source", 4, default=True
