@@ -169,7 +169,7 @@ def _places(lines: Sequence[Line], plane: Sequence[str]) -> list[tuple[Estimate,
 def _over_knobs(lines: Sequence[Line], plane: Sequence[str]) -> list[Curve]:
     """The trade-off with a line for each sweep of a knob; none if one scale alone was swept."""
     sweeps = sweeps_of(lines)
-    knobs = {sweep.knob for sweep in sweeps}
+    knobs = {sweep.knob for sweep in sweeps if sweep.knob}
     if len(knobs) < 2 and knobs <= {*NAMES}:
         return []
     panel = [
@@ -180,7 +180,7 @@ def _over_knobs(lines: Sequence[Line], plane: Sequence[str]) -> list[Curve]:
         )
         for sweep in sweeps
     ]
-    through = "; ".join(dict.fromkeys(sweep.through for sweep in sweeps))
+    through = "; ".join(dict.fromkeys(sweep.through for sweep in sweeps if sweep.knob))
     more = f"One line for each knob, the others fixed at {through}."
     return [_trade_off({"": panel}, plane, "_knobs", "Trade-off by knob", more)]
 

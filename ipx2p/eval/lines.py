@@ -100,9 +100,9 @@ class Line:
     @property
     def scheme(self) -> tuple:
         """Equal for lines that differ in scales and steps alone."""
-        other = {*SCALES, *EFFECTIVE, "num_steps", "guidance_in_full"}
-        how = ((name, one) for name, one in (self.settings or {}).items() if name not in other)
-        return self.model, self.made, *sorted(how)
+        settings = self.settings or {}
+        how = (settings.get(name) for name in ("guidance", "sampler", "spacing"))
+        return self.model, self.made, *how
 
     @property
     def row(self) -> Row:

@@ -4,19 +4,20 @@ A knob is any number among the settings of a line, or among the parameters of it
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ipx2p.eval.lines import EFFECTIVE, TOLD_OF_MADE, Line
 from ipx2p.eval.records import MADE
 
+SCHEME = ("guidance", "sampler", "spacing")  # what `Line.scheme` ends with
 Numbered = tuple[dict[str, float], Line]  # a line and its knobs
 
 
 class Sweep(NamedTuple):
-    """At least two lines that differ in one knob, in the order of its values.
+    """At least two lines that differ in one knob, in the order of its values; or a lone line.
 
-    of: what tells these lines from those of other sweeps of the knob, "" if there are none.
-    through: where all sweeps of its family meet, in words.
+    of: what tells these lines from those of other families, "" if there are none. knob: "" of a
+    lone line, which has no values. through: where all sweeps of its family meet, in words.
     """
 
     of: str
@@ -29,8 +30,7 @@ class Sweep(NamedTuple):
 def series_of(lines: Sequence[Line]) -> dict[str, list[Line]]:
     """The lines of each model and scheme, by what differs; by the scheme if nothing does."""
     parts = {
-        line.scheme: _made(line) | {name: _told(name, value) for name, value in line.scheme[2:]}
-        for line in lines
+        line.scheme: _made(line) | dict(zip(SCHEME, line.scheme[2:], strict=True)) for line in lines
     }
     told = dict(zip(parts, _differing([*parts.values()]), strict=True))
     series: dict[str, list[Line]] = {}
@@ -41,7 +41,7 @@ def series_of(lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def sweeps_of(lines: Sequence[Line]) -> list[Sweep]:
-    """A sweep of every knob that has several values, for each family of lines.
+    """A sweep of every knob that has several values, for each family of lines; else its lone line.
 
     Lines of a family have the same words, and so the same knobs. All of its sweeps meet in one
     line: that which most others differ from in one knob alone; of several such lines, the one in
@@ -57,6 +57,8 @@ def sweeps_of(lines: Sequence[Line]) -> list[Sweep]:
     sweeps = []
     for told, family in zip(_differing([*words.values()]), families.values(), strict=True):
         middle, found = _through_middle(family)
+        if len(family) == 1:
+            sweeps.append(Sweep(told, "", [], [family[0][1]], ""))
         through = ", ".join(f"{knob} {middle[knob]:g}" for knob in found)
         for knob, mine in found.items():
             values = [numbers[knob] for numbers, _ in mine]
@@ -71,10 +73,10 @@ def knobs_of(line: Line) -> tuple[dict[str, str], dict[str, float]]:
     """
     words, numbers = _made(line), {}
     for name, value in (line.settings or {}).items():
-        if name in EFFECTIVE or name == "guidance" or value is None:  # guidance is there in full
+        if name in EFFECTIVE or f"{name}_in_full" in line.settings or value is None:
             continue
         name = name.removesuffix("_in_full").replace("_", " ")
-        if _is_number(value):
+        if isinstance(value, (int, float)):
             numbers[name] = float(value)
             continue
         parts = [part.partition(":") for part in str(value).split("+")]
@@ -115,15 +117,6 @@ def _made(line: Line) -> dict[str, str]:
     """Its model, and how its edits were made, by name."""
     made = zip(MADE, TOLD_OF_MADE, line.made, strict=True)
     return {"model": line.model} | {name: told.format(one) for name, told, one in made if one}
-
-
-def _told(name: str, value: Any) -> str:
-    """A setting in a label; words need no name."""
-    return f"{name.replace('_', ' ')} {value:g}" if _is_number(value) else str(value or "")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _differing(parts: Sequence[dict[str, str]]) -> list[str]:

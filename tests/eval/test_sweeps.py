@@ -61,7 +61,8 @@ def test_sweeps_of_a_grid_meet_in_its_middle():
 
 def test_a_parameter_of_a_scheme_is_swept_like_a_scale():
     lines = [line(guidance=f"ip2p+rescale:phi={phi}") for phi in (0.9, 0, 0.5)]
-    assert shown([*lines, line()]) == [("ip2p+rescale", "rescale phi", [0, 0.5, 0.9])]
+    alone = ("ip2p", "", [])
+    assert shown([*lines, line()]) == [("ip2p+rescale", "rescale phi", [0, 0.5, 0.9]), alone]
 
 
 def test_models_and_samplers_have_sweeps_of_their_own():
@@ -78,5 +79,5 @@ def test_models_and_samplers_have_sweeps_of_their_own():
 
 
 def test_lines_that_differ_in_nothing_or_in_much_are_no_sweep():
-    assert sweeps_of([]) == sweeps_of([line()]) == []
+    assert sweeps_of([]) == [] and shown([line()]) == [("", "", [])]
     assert sweeps_of([line(scale=1.0, image_scale=1.0), line(scale=2.0, image_scale=2.0)]) == []
