@@ -3,6 +3,7 @@
 All take `pixels01`, float in [0, 1], (N, 3, H, W), and give one value per sample, (N,) float64,
 computed in float64 on the device of the input. Anything else is refused: a metric fed with another
 range gives numbers that look right. Higher is better, but for L1, L2 and `invented`.
+Those that take `counted`, weights of positions, (N, 1, H, W), average over these; see `outside`.
 `METRICS` lists those of validation: a new one is one more entry.
 """
 
@@ -26,6 +27,10 @@ YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 HAARPSI_C = 30  # Reisenhofer et al. 2018, sec. 3, for values in 0..255
 HAARPSI_ALPHA = 4.2
 INVENTED_WINDOW = 2 * SSIM_WINDOW - 1  # two Gaussian windows, one after the other
+CHANGED = 5 / 255  # local difference of a pair, above which the picture may change
+LEAST_OUTSIDE = 0.1  # of the positions: what is measured on fewer says little of a picture
+
+Distance = Callable[..., Tensor]  # of two batches, and weights of positions
 
 
 def l1(pixels01: Tensor, reference01: Tensor) -> Tensor:
@@ -40,9 +45,10 @@ def l2(pixels01: Tensor, reference01: Tensor) -> Tensor:
     return (a - b).square().mean(dim=(1, 2, 3))
 
 
-def psnr(pixels01: Tensor, reference01: Tensor) -> Tensor:
+def psnr(pixels01: Tensor, reference01: Tensor, counted: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio in dB, 10 log10(1 / mean squared difference); inf if identical."""
-    return -10 * l2(pixels01, reference01).log10()
+    a, b = _checked(pixels01, reference01)
+    return -10 * mean_of((a - b).square(), counted).log10()
 
 
 def psnr_y(pixels01: Tensor, reference01: Tensor) -> Tensor:
@@ -51,16 +57,16 @@ def psnr_y(pixels01: Tensor, reference01: Tensor) -> Tensor:
     return -10 * (a - b).square().mean(dim=(1, 2, 3)).log10()
 
 
-def ssim(pixels01: Tensor, reference01: Tensor) -> Tensor:
+def ssim(pixels01: Tensor, reference01: Tensor, counted: Tensor | None = None) -> Tensor:
     """Structural similarity of Wang et al. 2004 (IEEE TIP 13(4), eq. 13), at most 1.
 
     Computed for each channel where the whole 11 x 11 window lies inside the picture, with the
     window's own (population) covariance, then averaged over positions and channels. Pictures are
-    not converted to grey and not reduced in size before.
+    not converted to grey and not reduced in size before. A window counts as its centre does.
     Raises: InputError also if a side is shorter than the window, which is never made smaller.
     """
     a, b = _checked(pixels01, reference01, least=SSIM_WINDOW)
-    return _ssim(a, b, _window_mean)
+    return _ssim(a, b, _window_mean, None if counted is None else _inner(counted))
 
 
 def ssim_y(pixels01: Tensor, reference01: Tensor) -> Tensor:
@@ -80,11 +86,12 @@ def ssim_3d(pixels01: Tensor, reference01: Tensor) -> Tensor:
     return _ssim(a, b, _volume_mean)
 
 
-def haarpsi(pixels01: Tensor, reference01: Tensor) -> Tensor:
+def haarpsi(pixels01: Tensor, reference01: Tensor, counted: Tensor | None = None) -> Tensor:
     """Haar wavelet-based perceptual similarity (Reisenhofer et al. 2018, arXiv:1607.06140), 0 to 1.
 
     Of YIQ colours in 0..255, reduced to half their size by means of 2 x 2 (sec. 3 and 4.3). Where
     the filters reach over the border the picture is continued with zeros, as in the authors' code.
+    A position of the reduced picture counts as the mean of its pixels.
     """
     both = _checked(pixels01, reference01)
     mix = both[0].new_tensor(YIQ)
@@ -103,6 +110,8 @@ def haarpsi(pixels01: Tensor, reference01: Tensor) -> Tensor:
     similarities.append(sum(_alike(*pair) for pair in chroma) / 2)
     weights.append((weights[0] + weights[1]) / 2)
     local, weight = (torch.stack(x, dim=1) for x in (similarities, weights))  # (N, 3, H/2, W/2)
+    if counted is not None:
+        weight = weight * F.avg_pool2d(counted.to(weight), 2, ceil_mode=True)
     total = weight.sum(dim=(1, 2, 3))
     score = ((HAARPSI_ALPHA * local).sigmoid() * weight).sum(dim=(1, 2, 3)) / total
     similarity = (score.logit() / HAARPSI_ALPHA).square()
@@ -110,7 +119,7 @@ def haarpsi(pixels01: Tensor, reference01: Tensor) -> Tensor:
 
 
 def invented(pixels01: Tensor, source01: Tensor, target01: Tensor) -> Tensor:
-    """Fine detail that neither source nor target has, in levels of 0..255; 0 is none.
+    """Fine detail that neither source nor target has, in levels of 0..255: 0, none, to 127.
 
         E(x) = G * mean over channels of (x - G * x)^2       the energy of detail around a position
         invented = 255 sqrt(mean of max(0, E(result) - M(max(E(source), E(target)))))
@@ -126,6 +135,55 @@ def invented(pixels01: Tensor, source01: Tensor, target01: Tensor) -> Tensor:
     known = F.max_pool2d(known, SSIM_WINDOW, stride=1, padding=SSIM_WINDOW // 2)
     excess = (_detail(result) - known).clamp(min=0)
     return 255 * excess.mean(dim=(1, 2, 3)).sqrt()
+
+
+def change_mask(source01: Tensor, target01: Tensor) -> Tensor:
+    """Where a pair says that the picture may change: 1 there, else 0, (N, 1, H, W), float64.
+
+        mask = 1 where M(G * max over channels of |target - source|) > 5 levels of 0..255
+
+    G is SSIM's Gaussian window, the picture continued by its nearest values, and M the maximum over
+    a square as large: the window of a position outside the mask holds nothing that changed, and an
+    edit may move its edges by a few pixels. Differences are made positive before they are averaged,
+    since noise and rain that were removed are changes, though their mean is none; the largest
+    channel decides, since a change of hue is one. Rather too much is left out than too little:
+    noise of 5 levels is a change everywhere, and so is what JPEG does to texture.
+    """
+    source, target = _checked(source01, target01)
+    half = SSIM_WINDOW // 2
+    difference = (target - source).abs().amax(dim=1, keepdim=True)
+    local = _window_mean(F.pad(difference, (half, half, half, half), mode="replicate"))
+    return (F.max_pool2d(local, SSIM_WINDOW, stride=1, padding=half) > CHANGED).double()
+
+
+def share_outside(mask: Tensor) -> Tensor:
+    """The share of positions outside a mask, of those whose SSIM window lies in the picture, (N,).
+
+    nan if there are no such positions.
+    """
+    return _inner(1 - mask.double()).mean(dim=(1, 2, 3))
+
+
+def outside(measure: Distance, pixels01: Tensor, reference01: Tensor, mask: Tensor) -> Tensor:
+    """A measure that takes `counted`, over the positions where the mask is 0, (N,).
+
+    Where it is 1, the reference is put in place of the picture: windows that reach there see no
+    difference, and no edge that a blackened region would add to both.
+    Args: mask: 1 where the picture may change, (N, 1, H, W).
+    Raises: InputError also for a mask that leaves nothing to measure.
+    """
+    if not (share_outside(mask) > 0).all():
+        raise InputError("metrics: the mask covers a whole picture: nothing is left to compare")
+    counted = 1 - mask
+    return measure(torch.where(mask > 0, reference01, pixels01), reference01, counted)
+
+
+def mean_of(local: Tensor, counted: Tensor | None) -> Tensor:
+    """The mean over channels and positions, weighted by `counted`, (N, C, H, W) -> (N,)."""
+    if counted is None:
+        return local.mean(dim=(1, 2, 3))
+    counted = counted.to(local).expand_as(local)
+    return (local * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3))
 
 
 class Metric(NamedTuple):
@@ -144,7 +202,9 @@ class Metric(NamedTuple):
 METRICS = {"psnr": Metric(psnr, "dB", 2), "ssim": Metric(ssim, "", 4)}
 
 
-def _ssim(a: Tensor, b: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+def _ssim(
+    a: Tensor, b: Tensor, mean: Callable[[Tensor], Tensor], counted: Tensor | None = None
+) -> Tensor:
     """Eq. 13 with local means by `mean`, averaged over all that these give."""
     mean_a, mean_b = mean(a), mean(b)
     var_a = mean(a * a) - mean_a**2
@@ -152,7 +212,7 @@ def _ssim(a: Tensor, b: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
     covariance = mean(a * b) - mean_a * mean_b
     luminance = (2 * mean_a * mean_b + SSIM_C1) / (mean_a**2 + mean_b**2 + SSIM_C1)
     structure = (2 * covariance + SSIM_C2) / (var_a + var_b + SSIM_C2)
-    return (luminance * structure).mean(dim=(1, 2, 3))
+    return mean_of(luminance * structure, counted)
 
 
 def _gaussian() -> list[float]:
@@ -171,6 +231,12 @@ def _window_mean(x: Tensor) -> Tensor:
             mean.add_(x.narrow(dim, place, size), alpha=weight)
         x = mean
     return x
+
+
+def _inner(x: Tensor) -> Tensor:
+    """The positions whose whole window lies inside the picture."""
+    half = SSIM_WINDOW // 2
+    return x[..., half:-half, half:-half]
 
 
 def _volume_mean(x: Tensor) -> Tensor:
@@ -214,8 +280,7 @@ def _alike(a: Tensor, b: Tensor) -> Tensor:
 
 def _detail(x: Tensor) -> Tensor:
     """Local energy of fine detail, (N, 3, H, W) -> (N, 1, H - 20, W - 20)."""
-    half = SSIM_WINDOW // 2
-    fine = x[..., half:-half, half:-half] - _window_mean(x)
+    fine = _inner(x) - _window_mean(x)
     return _window_mean(fine.square().mean(dim=1, keepdim=True))
 
 

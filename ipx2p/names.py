@@ -29,9 +29,11 @@ PUBLISHED = (
 )
 METRICS = (
     *("change", "clipped", "psnr", "ssim", "l1", "l2", "psnr_y", "ssim_y", "ssim_3d", "haarpsi"),
-    *("invented", "clip_image", "clip_image_target", "clip_text", "clip_direction", "dino"),
-    *("dino_source", "dino_structure", "lpips", "dists", "background_psnr", "background_mse"),
-    *("background_ssim", "background_lpips", "clip_text_edited"),
+    *("invented", "psnr_source", "ssim_source", "haarpsi_source", "lpips_source"),
+    *("outside_psnr", "outside_ssim", "outside_haarpsi", "outside_lpips"),
+    *("clip_image", "clip_image_target", "clip_text", "clip_direction", "dino", "dino_source"),
+    *("dino_structure", "lpips", "dists", "background_psnr", "background_mse", "background_ssim"),
+    *("background_lpips", "clip_text_edited"),
 )
 BENCHMARKS = (
     *("magicbrush", "magicbrush-multi-turn", "magicbrush-global", "magicbrush-multi-turn-global"),

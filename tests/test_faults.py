@@ -99,6 +99,12 @@ FAULTS = {
         "None if target is None else sized(source)",
         "tests/eval/test_scores.py",
     ),
+    "what may change counted as kept": (
+        "ipx2p/metrics.py",
+        "counted = 1 - mask",
+        "counted = mask",
+        "tests/test_metrics.py",
+    ),
     "a trade-off plot with swapped axes": (
         "ipx2p/eval/curves.py",
         'TRADE_OFF = ("clip_direction", "clip_image")',

@@ -1,5 +1,6 @@
 """Metrics: against other implementations written here, identities, and refused inputs."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,9 +8,23 @@ import pytest
 import torch
 
 from ipx2p.errors import InputError
-from ipx2p.metrics import haarpsi, invented, l1, l2, psnr, psnr_y, ssim, ssim_3d, ssim_y
+from ipx2p.metrics import (
+    change_mask,
+    haarpsi,
+    invented,
+    l1,
+    l2,
+    outside,
+    psnr,
+    psnr_y,
+    share_outside,
+    ssim,
+    ssim_3d,
+    ssim_y,
+)
 
 METRICS = [l1, l2, psnr, ssim, psnr_y, ssim_y, ssim_3d, haarpsi]
+LOCAL = [psnr, ssim, haarpsi]  # those that can be measured outside a mask
 
 # From scikit-image 0.26.0 on `pattern_pair()` as float64, one picture at a time:
 #   structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
@@ -17,6 +32,9 @@ METRICS = [l1, l2, psnr, ssim, psnr_y, ssim_y, ssim_3d, haarpsi]
 #   peak_signal_noise_ratio(a, b, data_range=1)
 GOLDEN_SSIM = torch.tensor([0.9284118860, 0.9272024306], dtype=torch.float64)
 GOLDEN_PSNR = torch.tensor([19.1388987580, 19.1462958265], dtype=torch.float64)
+# From piq 0.8.0, haarpsi(a, b, reduction="none"), with the authors' YIQ matrix in place of its own,
+# which has a fourth decimal and gives 0.0001 less here.
+GOLDEN_HAARPSI = torch.tensor([0.794596466596, 0.788033253844], dtype=torch.float64)
 
 
 def pattern_pair():
@@ -105,8 +123,15 @@ def test_ssim_3d_measures_pictures_of_any_size():
     assert ssim_3d(a[..., :2, :3], b[..., :2, :3]).isfinite().all()
 
 
-def dense_haarpsi(reference, distorted):
-    """Reisenhofer et al. 2018 in numpy, one picture (3, H, W) in 0..255, position by position."""
+def test_haarpsi_equals_piq():
+    torch.testing.assert_close(haarpsi(*pattern_pair()), GOLDEN_HAARPSI, atol=1e-11, rtol=0)
+
+
+def dense_haarpsi(reference, distorted, counted=1):
+    """Reisenhofer et al. 2018 in numpy, one picture (3, H, W) in 0..255, position by position.
+
+    counted: weights of positions at half the size.
+    """
 
     def correlate(x, kernel):
         """With the window of k values from k / 2 - 1 before a position to k / 2 after it."""
@@ -134,7 +159,7 @@ def dense_haarpsi(reference, distorted):
     for turn in (lambda x: x, np.transpose):
         x, y = ([correlate(c[0], turn(wavelet(j))) for j in (1, 2, 3)] for c in (a, b))
         local = (similarity(x[0], y[0]) + similarity(x[1], y[1])) / 2
-        weights.append(np.maximum(x[2], y[2]))
+        weights.append(np.maximum(x[2], y[2]) * counted)
         above, below = above + weights[-1] / (1 + np.exp(-4.2 * local)), below + weights[-1]
     box = np.ones((2, 2)) / 4
     chroma = sum(similarity(correlate(a[c], box), correlate(b[c], box)) for c in (1, 2)) / 2
@@ -185,6 +210,18 @@ def test_invented_detail_is_that_of_neither_source_nor_target(generator):
     assert invented(flat, noisy(10), noisy(10)).item() == 0
 
 
+def test_invented_detail_rises_with_noise_up_to_half_the_range(generator):
+    source, target = (x.repeat(1, 1, 2, 2) for x in pattern_pair())
+    draw = torch.randn(source.shape, generator=generator)
+    noisy = [(target + level * draw).clamp(0, 1) for level in (0, 0.2, 0.4, 0.8)]
+    found = [invented(one, source, target) for one in noisy]
+    assert found[0].tolist() == [0, 0]
+    assert all((a < b).all() for a, b in itertools.pairwise(found))
+    flat = torch.zeros(1, 3, 40, 41)
+    board = (torch.arange(40 * 41) % 2).view(1, 1, 40, 41).expand(1, 3, 40, 41).float()
+    assert invented(board, flat, flat).item() == pytest.approx(127.5, abs=0.1)
+
+
 def test_invented_detail_needs_two_windows():
     a, b = pattern_pair()
     assert invented(a[..., :21, :21], b[..., :21, :21], b[..., :21, :21]).shape == (2,)
@@ -192,6 +229,91 @@ def test_invented_detail_needs_two_windows():
         invented(a[..., :20], b[..., :20], b[..., :20])
     with pytest.raises(InputError, match="differ in shape"):
         invented(a, b, b[..., :21])
+
+
+def test_the_change_mask_reaches_as_far_as_windows_do():
+    """The right of the picture changes: G * |difference| falls off as its weights add up.
+
+    Masked are the columns where it is above 5 levels, and five more for the maximum around.
+    """
+    weights = gaussian(2).sum(axis=0)
+    for level in (0.1, 0.5):
+        source = torch.full((2, 3, 30, 60), 0.4)
+        target = source.clone()
+        target[:, 2, :, 40:] += level  # of one channel alone
+        reach = max(k for k in range(6) if level * weights[5 + k :].sum() > 5 / 255)
+        expected = torch.zeros(2, 1, 30, 60).double()
+        expected[..., 40 - reach - 5 :] = 1
+        assert torch.equal(change_mask(source, target), expected)
+        assert torch.equal(change_mask(target, source), expected)
+        share = (40 - reach - 5 - 5) / 50  # columns 5..54 have whole windows
+        assert share_outside(expected).tolist() == pytest.approx([share, share])
+
+
+def test_what_a_restoration_removes_has_changed_and_rounding_has_not(generator):
+    source = torch.full((1, 3, 64, 64), 0.5)
+    draw = torch.randn(source.shape, generator=generator)
+    assert change_mask(source, source + 2 / 255 * draw).sum() == 0
+    assert change_mask(source + 6 / 255 * draw, source).min() == 1  # noise: its mean is no change
+    assert change_mask(source, source + 8 / 255).min() == 1
+    assert change_mask(source, source + 4 / 255).sum() == 0
+
+
+def halves(mask_of, size):
+    mask = torch.zeros(2, 1, *size).double()
+    mask[..., mask_of] = 1
+    return mask
+
+
+@pytest.mark.parametrize("metric", LOCAL)
+def test_outside_a_mask_nothing_inside_counts(metric, generator):
+    a, b = pattern_pair()
+    mask = halves(slice(0, 12), a.shape[-2:])
+    got = outside(metric, a, b, mask)
+    edited = torch.where(mask > 0, torch.rand(a.shape, generator=generator).double(), a)
+    assert torch.equal(outside(metric, edited, b, mask), got)
+    assert torch.equal(outside(metric, a, b, 0 * mask), metric(a, b))
+    perfect = metric(b, b)
+    torch.testing.assert_close(outside(metric, torch.where(mask > 0, a, b), b, mask), perfect)
+    # what differs outside is not thinned by the part that may change
+    assert (got < metric(torch.where(mask > 0, b, a), b)).all()
+    alone = [outside(metric, *(x[i : i + 1] for x in (a, b, mask))) for i in range(2)]
+    torch.testing.assert_close(torch.cat(alone), got)
+
+
+def test_outside_a_mask_psnr_is_of_the_pixels_there():
+    a, b = pattern_pair()
+    mask = halves(slice(0, 12), a.shape[-2:])
+    assert torch.equal(outside(psnr, a, b, mask), outside(psnr, b, a, mask))
+    torch.testing.assert_close(outside(psnr, a, b, mask), psnr(a[..., 12:], b[..., 12:]))
+
+
+def test_outside_a_mask_ssim_is_of_the_windows_around_its_positions():
+    a, b = pattern_pair()
+    mask = halves(slice(0, 20), a.shape[-2:])
+    held = torch.where(mask > 0, b, a)
+    # windows around the columns 20..25, of 31, reach from 15 to 30
+    expected = ssim(held[..., 15:], b[..., 15:])
+    torch.testing.assert_close(outside(ssim, a, b, mask), expected)
+
+
+def test_outside_a_mask_haarpsi_weighs_positions_of_the_reduced_picture():
+    a, b = pattern_pair()
+    mask = halves(slice(0, 13), a.shape[-2:])
+    held = torch.where(mask > 0, b, a)
+    counted = np.ones((12, 16))  # of 23 x 31
+    counted[:, :6], counted[:, 6] = 0, 0.5
+    for x, y, got in zip(held, b, outside(haarpsi, a, b, mask), strict=True):
+        expected = dense_haarpsi(255 * y.numpy(), 255 * x.numpy(), counted)
+        assert got.item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [(23, 31), (8, 8)])
+def test_a_mask_that_leaves_nothing_is_refused(size):
+    a, b = (x[..., : size[0], : size[1]] for x in pattern_pair())
+    mask = halves(slice(0, None), size)
+    with pytest.raises(InputError, match="the mask covers a whole picture"):
+        outside(psnr, a, b, mask)
 
 
 def test_constant_offset_has_known_distances():

@@ -29,7 +29,8 @@ class Case:
     is_step: it is only made for the case after it, and not reported.
     benchmark: the published protocol that it is measured by; "" for own pairs.
     results: names that its result may have in a folder of pictures made elsewhere.
-    mask: of what may change, as (start, length, start, ...) over a flat square of 512 x 512.
+    mask: of what may change: a picture, light there; or (start, length, start, ...) over a flat
+    square of 512 x 512.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Case:
     is_step: bool = False
     benchmark: str = ""
     results: tuple[str, ...] = ()
-    mask: tuple[int, ...] | None = None
+    mask: tuple[int, ...] | Path | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -55,9 +56,20 @@ class Case:
         """A hash of the target file."""
         return self.target and digest_file(self.target)
 
+    @cached_property
+    def mask_digest(self) -> str | tuple[int, ...] | None:
+        """A hash of the mask's file, or the mask itself."""
+        return digest_file(self.mask) if isinstance(self.mask, Path) else self.mask
+
     def check(self, *, of_one_size: bool = True) -> None:
         """Raise InputError for a file that is not a picture, or a target of another size."""
         size = image_size(self.source)
+        if isinstance(self.mask, Path) and image_size(self.mask) != size:
+            width, height = image_size(self.mask)
+            raise InputError(
+                f"{self.source} is {size[0]} x {size[1]}, its mask {self.mask} is {width} x "
+                f"{height}: a mask must have the size of its source"
+            )
         if self.target is not None and image_size(self.target) != size and of_one_size:
             width, height = image_size(self.target)
             raise InputError(
@@ -93,8 +105,9 @@ def cases_of_images(
     instructions: Sequence[str],
     targets: Sequence[Path] = (),
     captions: tuple[str, str] | None = None,
+    masks: Sequence[Path] = (),
 ) -> list[Case]:
-    """Pictures with one instruction each, or one for all; one target each, or none."""
+    """Pictures with one instruction each, or one for all; one target and mask each, or none."""
     if not paths:
         raise InputError("no pictures: give --image, --folder or --manifest")
     if len(instructions) not in (1, len(paths)):
@@ -105,13 +118,15 @@ def cases_of_images(
     check_instructions(instructions)
     if captions is not None and not all(caption.strip() for caption in captions):
         raise InputError("a caption is empty: say what the pictures show, or leave both out")
-    if targets and len(targets) != len(paths):
-        raise InputError(f"{len(paths)} pictures but {len(targets)} targets: give one each")
+    for what, given in (("targets", targets), ("masks", masks)):
+        if given and len(given) != len(paths):
+            raise InputError(f"{len(paths)} pictures but {len(given)} {what}: give one each")
     instructions = [*instructions] * (len(paths) if len(instructions) == 1 else 1)
+    none = [None] * len(paths)
     return _named(
-        Case(path.stem, path, instruction, target=target, captions=captions)
-        for path, instruction, target in zip(
-            paths, instructions, targets or [None] * len(paths), strict=True
+        Case(path.stem, path, instruction, target=target, captions=captions, mask=mask)
+        for path, instruction, target, mask in zip(
+            paths, instructions, targets or none, masks or none, strict=True
         )
     )
 

@@ -53,12 +53,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_report(parser.add_argument_group("what to report").add_argument)
     add_where(parser.add_argument_group("where to compute").add_argument)
     args = parser.parse_args(argv)
-    if args.manifest and (args.instruction or args.target or args.source_caption):
-        parser.error("a manifest brings its own instructions, targets and captions")
+    if args.manifest and (args.instruction or args.target or args.source_caption or args.mask):
+        parser.error("a manifest brings its own instructions, targets and captions, and no masks")
     if not args.manifest and not args.instruction:
         parser.error("--instruction is required with --image and --folder")
-    if args.folder and (args.target or args.source_caption):
-        parser.error("targets and captions of many pictures belong in a --manifest")
+    if args.folder and (args.target or args.source_caption or args.mask):
+        parser.error("targets and captions of a folder belong in a --manifest, masks to --image")
     if args.select_on and not args.manifest:
         parser.error("--select-on chooses the scales that are reported for a --manifest")
     if (args.source_caption is None) != (args.target_caption is None):
@@ -74,6 +74,8 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--instruction", metavar="TEXT", nargs="+", help="one for all pictures, or one each")
     add("--target", metavar="PATH", nargs="+", type=Path, default=[], help="one for each --image")
+    light = "one for each --image: light where it may change (default: where the target differs)"
+    add("--mask", metavar="PATH", nargs="+", type=Path, default=[], help=light)
     add("--source-caption", metavar="TEXT", help="what the --image shows, for CLIP")
     add("--target-caption", metavar="TEXT", help="what its edit should show")
     add("--limit", metavar="N", type=int, help="take N of the pictures, always the same")
@@ -86,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     stacks = {"guidance": args.guidance, "fidelity": args.fidelity}
     check_names(sampler=args.sampler, spacing=args.spacing, **stacks)  # report slips at once
-    for path in args.image or ():
+    for path in [*(args.image or ()), *args.mask]:
         check_picture_file(path)
     if not (find_folder(args.weights) / "unet").is_dir():
         raise InputError(f"{args.weights} has no folder unet: expected weights of an edit model")
@@ -100,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         captions = (args.source_caption, args.target_caption)
         captions = None if None in captions else captions
-        cases = cases_of_images(args.image, args.instruction, args.target, captions)
+        cases = cases_of_images(args.image, args.instruction, args.target, captions, args.mask)
     choosing = cases_of_manifest(args.select_on) if args.select_on else []
     config = config_of(vars(args) | {"models": [args.weights]})
     evaluate(config, draw(cases, args.limit), draw(choosing, args.limit))

@@ -1,24 +1,30 @@
 """Curves of a report, by matplotlib (the extra `plots`) (layer 4).
 
-The trade-off is Fig. 8 of InstructPix2Pix (arXiv:2211.09800): how much of the picture is kept,
-against how well its change follows that of the captions. Schemes that are exactly ip2p at other
-scales are drawn at those; schemes that do not use a scale, at each of its values. Bars are 95 %
-intervals. A Pareto front joins what nothing else beats in both respects.
+A trade-off shows how much of the picture is kept against how well the edit follows; by CLIP it is
+Fig. 8 of InstructPix2Pix (arXiv:2211.09800). It is drawn over both scales, and over each knob while
+the others are fixed. Schemes that are exactly ip2p at other scales are drawn at those; schemes that
+do not use a scale, at each of its values. Bars are 95 % intervals. A Pareto front joins what
+nothing else beats in both respects.
 """
 
 import importlib.util
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from ipx2p.eval.intervals import Estimate
-from ipx2p.eval.lines import ALL, SCALES, TOLD_OF_MADE, Line, sortable
+from ipx2p.eval.lines import ALL, SCALES, Line, sortable
 from ipx2p.eval.plots import Series, draw_panels, draw_rows
 from ipx2p.eval.records import IDENTITY, file_stem
 from ipx2p.eval.scores import METRICS
+from ipx2p.eval.sweeps import series_of, sweeps_of
 
 TRADE_OFF = ("clip_direction", "clip_image")
+PLANES = {  # name -> following, to the right, and keeping, upwards
+    "trade_off": TRADE_OFF,
+    "trade_off_pixels": ("psnr", "outside_haarpsi"),
+    "trade_off_outside": ("clip_direction", "outside_haarpsi"),
+}
 LARGE_PANEL = (7.5, 6.0)
 MAX_ROWS, MAX_COLUMNS = 24, 4  # of a figure that has a row for each line of the table
 EVALUATIONS = "network evaluations per edit"
@@ -70,21 +76,23 @@ def _curves_of_task(lines: Sequence[Line]) -> list[Curve]:
     curves = []
     for how in dict.fromkeys(_how(line) for line in swept):
         mine = [line for line in guided if _how(line) == how]
-        if traded := _traded(mine):
-            curves.append(_over_scales(traded, None, math.nan))
+        for plane in PLANES.values():
+            if traded := _traded(mine, plane):
+                curves.append(_over_scales(traded, plane, math.nan))
         for metric in choosing or [name for name in measured if name == "change"]:
             if there := [line for line in mine if metric in line.scores]:
-                curves.append(_over_scales(there, metric, identity.get(metric, math.nan)))
+                curves.append(_over_scales(there, (metric,), identity.get(metric, math.nan)))
     for metric in choosing:
         best = [line for line in edits if metric in line.best or line not in swept]
         best = [line for line in best if metric in line.scores]
         if len({line.evaluations for line in best}) > 1:
             curves.append(_against_evaluations(best, metric, identity.get(metric, math.nan)))
-    if not swept:
-        if len(_traded(edits)) > 1:
-            curves.append(_trade_off_of_lines(_traded(lines)))
-        if measured and len(lines) <= MAX_ROWS:
-            curves.append(_intervals(lines, choosing or measured))
+    for plane in PLANES.values():
+        curves += _over_knobs(_traded(guided, plane), plane)
+        if not swept and len(_traded(edits, plane)) > 1:
+            curves.append(_trade_off_of_lines(_traded(lines, plane), plane))
+    if not swept and measured and len(lines) <= MAX_ROWS:
+        curves.append(_intervals(lines, choosing or measured))
     return curves
 
 
@@ -97,33 +105,14 @@ def _how(line: Line) -> tuple[str, int]:
     return line.settings["sampler"], line.settings["num_steps"]
 
 
-def _series(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """The lines of each model, scheme and sampler, by what differs; the scheme if nothing does."""
-    parts = {}
-    for line in lines:
-        model, made, guidance, sampler, _ = line.scheme
-        told = [
-            form.format(one) if one else "" for form, one in zip(TOLD_OF_MADE, made, strict=True)
-        ]
-        parts[line.scheme] = [model, *told, guidance or "", sampler or ""]
-    differ = [len({*column} - {""}) > 1 for column in zip(*parts.values(), strict=True)]
-    if not any(differ):
-        differ[-2] = True
-    series: dict[str, list[Line]] = {}
-    for line in lines:
-        own = parts[line.scheme]
-        told = [*filter(None, itertools.compress(own, differ))] or own[:1]
-        series.setdefault(", ".join(told), []).append(line)
-    return series
-
-
-def _over_scales(lines: Sequence[Line], metric: str | None, identity: float) -> Curve:
-    """A metric against one scale, with a panel for each value of the other; None: the trade-off."""
+def _over_scales(lines: Sequence[Line], metrics: Sequence[str], identity: float) -> Curve:
+    """A metric against one scale, with a panel for each value of the other; two are traded off."""
     used = [sorted({line.scales[index] for line in lines} - {None}) for index in (0, 1)]
-    along = 1 if metric is None else 0
+    metric, is_plane = metrics[0], len(metrics) > 1
+    along = 1 if is_plane else 0
     if len(used[along]) < 2:
         along = 1 - along
-    series, (sampler, steps) = _series(lines), _how(lines[0])
+    series, (sampler, steps) = series_of(lines), _how(lines[0])
     nominal = {label for label, some in series.items() if None in [ln.effective for ln in some]}
     is_moved = any(
         line.scales[along] not in (None, line.effective[along])
@@ -139,8 +128,8 @@ def _over_scales(lines: Sequence[Line], metric: str | None, identity: float) -> 
             mine.sort(key=lambda line: sortable(line.scales[along]))
             places = [(ln.scales if label in nominal else ln.effective)[along] for ln in mine]
             is_used = all(line.scales[along] is not None for line in mine)
-            if metric is None:
-                points, texts = [*map(_place, mine)], [f"{at:g}" for at in places if is_used]
+            if is_plane:
+                points, texts = _places(mine, metrics), [f"{at:g}" for at in places if is_used]
             elif is_used:
                 points, texts = [*zip(places, (ln.scores[metric] for ln in mine), strict=True)], []
             else:  # it is the same at every value
@@ -150,35 +139,56 @@ def _over_scales(lines: Sequence[Line], metric: str | None, identity: float) -> 
                 panel.append(Series(label + note, points, texts))
     how, file = f"{sampler}, {steps} steps", f"{sampler}_{steps}_steps"
     name = f"{'effective ' if is_moved else ''}{NAMES[along]}"
-    if metric is None:
-        caption = (
-            f"Trade-off at {how}: {DIRECTIONS} Points are labelled by {name}, where there is room."
-        )
-        return Curve(f"trade_off_{file}", caption, _draw_trade_off(panels))
+    if is_plane:
+        labelled = f"Points are labelled by {name}, where there is room."
+        return _trade_off(panels, metrics, f"_{file}", f"Trade-off at {how}", labelled)
     label = METRICS[metric].label
     caption = f"{label} against {name}, at {how}: {METRICS[metric].about}."
     return Curve(f"{metric}_scale_{file}", caption, draw_panels(panels, name, label, identity))
 
 
-def _draw_trade_off(panels: dict[str, list[Series]]) -> bytes:
-    x, y = (METRICS[name].label for name in TRADE_OFF)
-    return draw_panels(panels, x, y, size=LARGE_PANEL, front=(1, 1))
+def _trade_off(
+    panels: dict[str, list[Series]], plane: Sequence[str], file: str, title: str, more: str
+) -> Curve:
+    name = next(name for name, metrics in PLANES.items() if metrics == plane)
+    labels = [METRICS[metric].label for metric in plane]
+    about = " ".join(f"{METRICS[metric].label}: {METRICS[metric].about}." for metric in plane)
+    png = draw_panels(panels, *labels, size=LARGE_PANEL, front=(1, 1))
+    return Curve(name + file, " ".join(filter(None, (f"{title}:", DIRECTIONS, more, about))), png)
 
 
-def _traded(lines: Sequence[Line]) -> list[Line]:
+def _traded(lines: Sequence[Line], plane: Sequence[str]) -> list[Line]:
     """Those that have a place in the trade-off."""
-    return [line for line in lines if {*TRADE_OFF} <= {*line.scores}]
+    return [line for line in lines if {*plane} <= {*line.scores}]
 
 
-def _place(line: Line) -> tuple[float, Estimate]:
-    x, y = (line.scores[name] for name in TRADE_OFF)
-    return x.mean, y
+def _places(lines: Sequence[Line], plane: Sequence[str]) -> list[tuple[Estimate, Estimate]]:
+    return [tuple(line.scores[name] for name in plane) for line in lines]
+
+
+def _over_knobs(lines: Sequence[Line], plane: Sequence[str]) -> list[Curve]:
+    """The trade-off with a line for each sweep of a knob; none if one scale alone was swept."""
+    sweeps = sweeps_of(lines)
+    knobs = {sweep.knob for sweep in sweeps if sweep.knob}
+    if len(knobs) < 2 and knobs <= {*NAMES}:
+        return []
+    panel = [
+        Series(
+            ", ".join(filter(None, (sweep.of, sweep.knob))),
+            _places(sweep.lines, plane),
+            [f"{value:g}" for value in sweep.values],
+        )
+        for sweep in sweeps
+    ]
+    through = "; ".join(dict.fromkeys(sweep.through for sweep in sweeps if sweep.knob))
+    more = f"One line for each knob, the others fixed at {through}."
+    return [_trade_off({"": panel}, plane, "_knobs", "Trade-off by knob", more)]
 
 
 def _against_evaluations(lines: Sequence[Line], metric: str, identity: float) -> Curve:
     panel = [
         Series(label, [(line.evaluations, line.scores[metric]) for line in some])
-        for label, some in _series(sorted(lines, key=lambda line: line.evaluations)).items()
+        for label, some in series_of(sorted(lines, key=lambda line: line.evaluations)).items()
     ]
     label, better = METRICS[metric].label, (-1, METRICS[metric].better)
     caption = (
@@ -189,14 +199,15 @@ def _against_evaluations(lines: Sequence[Line], metric: str, identity: float) ->
     return Curve(f"{metric}_evaluations", caption, png)
 
 
-def _trade_off_of_lines(lines: Sequence[Line]) -> Curve:
+def _trade_off_of_lines(lines: Sequence[Line], plane: Sequence[str]) -> Curve:
     """One point for each line."""
+    lines = [line for line in lines if math.isfinite(line.means[plane[0]])]  # but for the oracle
     panel = []
-    for label, some in _series(lines).items():
+    for label, some in series_of(lines).items():
         texts = [f"{line.settings['num_steps']} steps" for line in some if len(some) > 1]
-        panel.append(Series(label, [*map(_place, some)], texts))
-    caption = f"Keeping the source against following the instruction: {DIRECTIONS}"
-    return Curve("trade_off", caption, _draw_trade_off({"": panel}))
+        panel.append(Series(label, _places(some, plane), texts))
+    title = "Keeping the source against following the instruction"
+    return _trade_off({"": panel}, plane, "", title, "")
 
 
 def _intervals(lines: Sequence[Line], metrics: Sequence[str]) -> Curve:

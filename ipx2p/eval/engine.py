@@ -25,7 +25,7 @@ from ipx2p.editing.files import load_editor
 from ipx2p.editing.settings import pick_resolution
 from ipx2p.errors import InputError
 from ipx2p.eval.benchmarks.judged import export_requests
-from ipx2p.eval.benchmarks.protocol import OWN_PAIRS, Protocol, decode_mask
+from ipx2p.eval.benchmarks.protocol import OWN_PAIRS, Protocol, read_mask
 from ipx2p.eval.benchmarks.registry import PROTOCOLS
 from ipx2p.eval.built_in import (
     autoencoders,
@@ -264,7 +264,7 @@ def score(
         size = sizes.of_scores(case)
         source = resize(load_image(case.source), size)
         target = None if case.target is None else resize(load_image(case.target), size)
-        mask = None if case.mask is None else decode_mask(case.mask)
+        mask = None if case.mask is None else read_mask(case.mask)
         for some in (mine[i : i + MEASURED] for i in range(0, len(mine), MEASURED)):
             pictures = (load_image(record.path) for record in some)
             compared = (source, target, case.captions, mask, networks, metrics)

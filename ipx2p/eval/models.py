@@ -279,7 +279,7 @@ class Trial:
             **made,
             selects=self.selects,
         )
-        return replace(record, key=key_of([self.edit, record.place, case.mask]))
+        return replace(record, key=key_of([self.edit, record.place, case.mask_digest]))
 
     @cached_property
     def key(self) -> str:

@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from ipx2p.errors import InputError
 from ipx2p.images import image_from_pixels01, pixels01_from_image
-from ipx2p.metrics import check_range
+from ipx2p.metrics import check_range, mean_of
 from ipx2p.tensor_files.tensors import digest, load_strict, read_tensors
 from ipx2p.weights.readers import HUB_ID
 
@@ -166,13 +166,22 @@ class Distance(Network):
         self.options = options
 
     @torch.no_grad()
-    def __call__(self, pixels01: Tensor, reference01: Tensor) -> Tensor:
-        """(N, 3, H, W) twice -> (N,)."""
+    def __call__(
+        self, pixels01: Tensor, reference01: Tensor, counted: Tensor | None = None
+    ) -> Tensor:
+        """(N, 3, H, W) twice -> (N,).
+
+        counted: weights of positions, (N, 1, H, W), over which LPIPS's map is averaged, at full
+        size as its package makes it.
+        """
         device = next(self.model.parameters()).device
         for pixels in (pixels01, reference01):
             check_range(pixels, self.name)
         both = (pixels.float().to(device) for pixels in (pixels01, reference01))
-        return self.model(*both, **self.options).view(-1).cpu()
+        if counted is None:
+            return self.model(*both, **self.options).view(-1).cpu()
+        with patch.object(self.model, "spatial", True):
+            return mean_of(self.model(*both, **self.options).cpu().double(), counted)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Series:
     """One line of a figure: its name in the legend, (x, y), texts beside the points."""
 
     label: str
-    points: Sequence[tuple[float, Estimate]]
+    points: Sequence[tuple[float | Estimate, Estimate]]
     texts: Sequence[str] = ()
 
 
@@ -45,9 +45,13 @@ def pareto(points: Sequence[Sequence[float]], better: Sequence[int]) -> list[boo
     return [not any(map(math.isnan, one)) and not is_beaten(one) for one in values]
 
 
-def _bars(score: Estimate) -> tuple[float, float]:
+def _mean(place: float | Estimate) -> float:
+    return place.mean if isinstance(place, Estimate) else place
+
+
+def _bars(score: float | Estimate) -> tuple[float, float]:
     """How far its interval reaches below and above; 0 without one."""
-    if score.low is None or score.high is None:
+    if not isinstance(score, Estimate) or score.low is None or score.high is None:
         return 0.0, 0.0
     return score.mean - score.low, score.high - score.mean
 
@@ -131,8 +135,8 @@ def draw_panels(
             place = every.index(series.label)
             _draw(axes, series, colors[place % len(colors)], MARKERS[place % len(MARKERS)])
         if front and all(front):
-            points = sorted({(a, b.mean) for series in panel for a, b in series.points})
-            points = [point for point in points if math.isfinite(point[1])]
+            points = sorted({(_mean(a), b.mean) for series in panel for a, b in series.points})
+            points = [point for point in points if all(map(math.isfinite, point))]
             best = [*itertools.compress(points, pareto(points, front))]
             axes.plot(*zip(*best, strict=True), color="0.7", linewidth=6, alpha=0.5, zorder=0)
     if math.isfinite(identity):
@@ -145,7 +149,7 @@ def draw_panels(
     figure.legend([*handles.values()], [*handles], loc="outside right upper", fontsize=8)
     for axes, panel in zip(grid, panels.values(), strict=True):
         labels = [
-            (x, y.mean, text, colors[every.index(series.label) % len(colors)])
+            (_mean(x), y.mean, text, colors[every.index(series.label) % len(colors)])
             for series in panel
             for (x, y), text in zip(series.points, series.texts, strict=bool(series.texts))
         ]
@@ -155,14 +159,16 @@ def draw_panels(
 
 def _draw(axes: Any, series: Series, color: Any, marker: str) -> None:
     """One line with its intervals. An infinite PSNR cannot be drawn."""
-    points = [(x, y.mean if math.isfinite(y.mean) else math.nan) for x, y in series.points]
+    sides = [*zip(*series.points, strict=True)]
+    means = [
+        [one if math.isfinite(one) else math.nan for one in map(_mean, side)] for side in sides
+    ]
     look = {"color": color, "marker": marker, "markersize": 5, "linewidth": 1.4}
-    axes.plot(*zip(*points, strict=True), label=series.label, **look)
-    bars = [*zip(*(_bars(y) for _, y in series.points), strict=True)]
-    if any(map(any, bars)):
-        axes.errorbar(
-            *zip(*points, strict=True), yerr=bars, fmt="none", color=color, alpha=0.6, capsize=3
-        )
+    axes.plot(*means, label=series.label, **look)
+    bars = ([*zip(*map(_bars, side), strict=True)] for side in sides)  # below, above
+    xerr, yerr = (both if any(map(any, both)) else None for both in bars)
+    if xerr or yerr:
+        axes.errorbar(*means, xerr=xerr, yerr=yerr, fmt="none", color=color, alpha=0.6, capsize=3)
 
 
 def _draw_identity(grid: Sequence[Any], value: float) -> None:

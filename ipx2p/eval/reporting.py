@@ -17,7 +17,7 @@ from ipx2p.eval.grids import by_case, draw_cases, make_grids, make_rows
 from ipx2p.eval.intervals import LEAST
 from ipx2p.eval.lines import ALL, EFFECTIVE, Line, has_choice, make_lines
 from ipx2p.eval.page import Shown, make_page
-from ipx2p.eval.records import Record
+from ipx2p.eval.records import Record, names_of
 from ipx2p.eval.scores import METRICS
 from ipx2p.eval.tables import (
     COLUMNS,
@@ -206,6 +206,14 @@ def notes_of(
                 f"{metric.label}: measured on {count} of {len(there)} edits; the others lack what "
                 "it needs, or are too small."
             )
+    measured = {name for record in there for name in record.scored_by}
+    if undefined := [
+        METRICS[n].label for n in METRICS if n in measured.difference(names_of(there))
+    ]:
+        notes.append(
+            f"Not defined for any of these edits: {'; '.join(undefined)}. They lack what it needs, "
+            "as a part of the picture that must not change, or are too small."
+        )
     if not has_matplotlib():
         notes.append(f"No curves: {HOW_TO_GET}.")
     return notes

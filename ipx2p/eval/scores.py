@@ -7,9 +7,8 @@ one is one more entry of `METRICS`.
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,33 +18,37 @@ from torch import Tensor
 from ipx2p.errors import InputError, suggestion
 from ipx2p.eval.cases import Case
 from ipx2p.eval.networks import Networks, direction_similarity
+from ipx2p.eval.views import SHOWN_WHOLE, Views
 from ipx2p.files import digest_bytes, digest_file
 from ipx2p.images import pixels01_from_image, resize
 from ipx2p.metrics import (
     INVENTED_WINDOW,
+    LEAST_OUTSIDE,
     SSIM_WINDOW,
+    Distance,
+    change_mask,
     haarpsi,
     invented,
     l1,
     l2,
     psnr,
     psnr_y,
+    share_outside,
     ssim,
     ssim_3d,
     ssim_y,
 )
 
-Distance = Callable[[Tensor, Tensor], Tensor]  # of two pictures, (1, 3, H, W) each
 NO_NETWORKS = Networks()
-SHOWN_WHOLE = {"clip", "dino"}  # these resize pictures themselves, of any size
 
 NEEDS = {
     "target": "targets (target in the manifest, or --target)",
     "caption": "captions of targets (target_caption in the manifest, or on the command line)",
     "captions": "captions (source_caption and target_caption in the manifest, or on the command "
     "line)",
-    "mask": "masks of what may change, which only some benchmarks have",
-    "background": "masks that leave something out, which only some benchmarks have",
+    "mask": "masks of what may change (--mask, or a benchmark that has them)",
+    "background": "masks that leave something out (--mask, or a benchmark that has them)",
+    "outside": "targets, or masks of what may change (--target, --mask)",
     "clip": "a CLIP model (--clip)",
     "dino": "a DINO model (--dino)",
     "structure": "a DINO model (--dino)",
@@ -53,51 +56,6 @@ NEEDS = {
     "dists": "the backbone of DISTS (--dists)",
     "judge": "answers of a judge, which are read by the report (--answers)",
 }
-
-
-@dataclass(frozen=True)
-class Views:
-    """One edit beside what it is compared with.
-
-    edited, source, target: pixels01 at the size of the source, or of the target, (1, 3, H, W).
-    whole: "edited", "source" and "target" as they were given, (3, h, w) each, for networks.
-    captions: of source and target. mask: 1 where the picture may change, (H, W).
-    shared: features of the case, for its other edits.
-    """
-
-    edited: Tensor
-    source: Tensor
-    target: Tensor | None
-    whole: dict[str, Tensor]
-    captions: tuple[str, str] | None
-    mask: Tensor | None
-    networks: Networks
-    shared: dict[tuple[str, str], Tensor]
-    own: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-
-    @property
-    def background(self) -> tuple[Tensor, Tensor]:
-        """Edit and source, black where the picture may change."""
-        return self.edited * (1 - self.mask), self.source * (1 - self.mask)
-
-    def features(self, network: str, view: str) -> Tensor:
-        """Of "edited", "source", "target", "inside" (the edit within the mask) or a caption."""
-        kept = self.own if view in ("edited", "inside") else self.shared
-        if (network, view) not in kept:
-            net = getattr(self.networks, network)
-            if view.endswith("_caption"):
-                kept[network, view] = net.text(self.captions[view == "target_caption"])
-            elif view == "inside":
-                kept[network, view] = net.look(self.edited[0] * self.mask)
-            else:
-                picture = self.whole[view] if network in SHOWN_WHOLE else getattr(self, view)[0]
-                kept[network, view] = net.look(picture)
-        return kept[network, view]
-
-    def cosine(self, network: str, other: str, view: str = "edited") -> Tensor:
-        """Of features of length 1, (1,)."""
-        a, b = self.features(network, view), self.features(network, other)
-        return (a.double() * b.double()).sum(dim=-1).clamp(max=1)
 
 
 @dataclass(frozen=True)
@@ -145,26 +103,41 @@ def _direction(views: Views) -> Tensor:
     return direction_similarity(*(views.features("clip", name) for name in names))
 
 
-def _to_target(label: str, compares: str, digits: int, measure: Distance, **more: Any) -> Metric:
+def _compared(
+    measure: Distance | str, to: str, label: str, compares: str, digits: int, default: bool = False
+) -> Metric:
+    """A distance, or the network of that name, of an edit and what it is compared with.
+
+    to: see `Views.compare`.
+    """
+    is_network = isinstance(measure, str)
+    needs = (measure,) * is_network + (to,) * (to != "source")
+
     def of(views: Views) -> Tensor:
-        return measure(views.edited, views.target)
+        return views.compare(getattr(views.networks, measure) if is_network else measure, to)
 
-    return Metric(label, compares, ("target",), digits, of, chooses=True, **more)
-
-
-def _outside(label: str, compares: str, digits: int, measure: Distance, **more: Any) -> Metric:
-    def of(views: Views) -> Tensor:
-        return measure(*views.background)
-
-    return Metric(label, f"{compares}, {OUTSIDE}", ("background",), digits, of, **more)
+    better = 0 if to == "source" else -1 if measure in LOWER else 1
+    least = max(LEAST.get(measure, 1), SSIM_WINDOW if to == "outside" else 1)
+    bounds = BOUNDS.get(measure, (0.0, math.inf))
+    about = compares + WHERE[to]
+    return Metric(label, about, needs, digits, of, better, to == "target", least, default, bounds)
 
 
 def _judged(label: str) -> Metric:
     return Metric(label, "of a judge", ("judge",), 2, _unmeasured, bounds=(0.0, 10.0))
 
 
-OUTSIDE = "outside the mask, which is made black in both pictures as PIE-Bench does: that flatters"
-SIGNED, PERCENT = (-1.0, 1.0), (0.0, 100.0)  # bounds
+WHERE = {
+    "target": "",
+    "source": ": how much of it is kept",
+    "outside": ", where it must not change, as the mask or the target of the case says; not "
+    "defined (-) if that is nearly nowhere",
+    "background": ", outside the mask, black in both pictures as PIE-Bench does: that flatters",
+}
+SIGNED, PERCENT, UNIT = (-1.0, 1.0), (0.0, 100.0), (0.0, 1.0)  # bounds
+BOUNDS = {ssim: SIGNED, ssim_y: SIGNED, ssim_3d: SIGNED, haarpsi: UNIT}
+LEAST = {ssim: SSIM_WINDOW, ssim_y: SSIM_WINDOW, "lpips": 32, "dists": 16}
+LOWER = (l1, l2, "lpips", "dists")  # is better
 METRICS = {
     "change": Metric(
         *("change, %", "mean absolute difference from the source, in % of the range of values"),
@@ -177,37 +150,27 @@ METRICS = {
         default=True,
         bounds=PERCENT,
     ),
-    "psnr": _to_target("PSNR, dB", "against the target", 2, psnr, default=True),
-    "ssim": _to_target(
-        "SSIM",
-        "against the target, at most 1",
-        4,
-        ssim,
-        least=SSIM_WINDOW,
-        default=True,
-        bounds=SIGNED,
+    "psnr": _compared(psnr, "target", "PSNR, dB", "against the target", 2, default=True),
+    "ssim": _compared(ssim, "target", "SSIM", "against the target, at most 1", 4, default=True),
+    "l1": _compared(l1, "target", "L1", "mean absolute difference from the target, in [0, 1]", 4),
+    "l2": _compared(
+        l2, "target", "L2", "mean squared difference from the target, values in [0, 1]", 4
     ),
-    "l1": _to_target("L1", "mean absolute difference from the target, in [0, 1]", 4, l1, better=-1),
-    "l2": _to_target(
-        "L2", "mean squared difference from the target, values in [0, 1]", 4, l2, better=-1
+    "psnr_y": _compared(
+        psnr_y, "target", "PSNR of Y, dB", "of luma in 16..235 against the target, as for rain", 2
     ),
-    "psnr_y": _to_target(
-        "PSNR of Y, dB", "of luma in 16..235 against the target, as for rain", 2, psnr_y
+    "ssim_y": _compared(
+        ssim_y, "target", "SSIM of Y", "of luma in 16..235 against the target, as for rain", 4
     ),
-    "ssim_y": _to_target(
-        *("SSIM of Y", "of luma in 16..235 against the target, as for rain", 4, ssim_y),
-        least=SSIM_WINDOW,
-        bounds=SIGNED,
-    ),
-    "ssim_3d": _to_target(
+    "ssim_3d": _compared(
+        ssim_3d,
+        "target",
         "SSIM, MATLAB",
         "MATLAB's ssim of all channels at once, as for GoPro and SIDD",
         4,
-        ssim_3d,
-        bounds=SIGNED,
     ),
-    "haarpsi": _to_target(
-        "HaarPSI", "perceptual similarity to the target, 0 to 1", 4, haarpsi, bounds=(0.0, 1.0)
+    "haarpsi": _compared(
+        haarpsi, "target", "HaarPSI", "perceptual similarity to the target, 0 to 1", 4
     ),
     "invented": Metric(
         "invented detail",
@@ -216,6 +179,20 @@ METRICS = {
         least=INVENTED_WINDOW,
         default=True,
     ),
+    "psnr_source": _compared(psnr, "source", "PSNR to source, dB", "of the whole picture", 2),
+    "ssim_source": _compared(
+        ssim, "source", "SSIM to source", "of the whole picture, at most 1", 4
+    ),
+    "haarpsi_source": _compared(
+        haarpsi, "source", "HaarPSI to source", "of the whole picture, 0 to 1", 4
+    ),
+    "lpips_source": _compared("lpips", "source", "LPIPS from source", "of the whole picture", 4),
+    "outside_psnr": _compared(psnr, "outside", "PSNR outside, dB", "against the source", 2),
+    "outside_ssim": _compared(ssim, "outside", "SSIM outside", "to the source", 4),
+    "outside_haarpsi": _compared(
+        haarpsi, "outside", "HaarPSI outside", "to the source", 4, default=True
+    ),
+    "outside_lpips": _compared("lpips", "outside", "LPIPS outside", "from the source", 4),
     "clip_image": Metric(
         *("CLIP image similarity", "to the source, at most 1: how much of it is kept"),
         *(("clip",), 4, lambda v: v.cosine("clip", "source")),
@@ -261,30 +238,23 @@ METRICS = {
         "from the source, 0 for none: which parts are alike, whatever they look like",
         *(("structure",), 5, _structure, 0),
     ),
-    "lpips": Metric(
-        *("LPIPS", "perceptual distance from the target"),
-        *(("lpips", "target"), 4, lambda v: v.networks.lpips(v.edited, v.target), -1),
-        chooses=True,
-        least=32,
+    "lpips": _compared(
+        "lpips", "target", "LPIPS", "perceptual distance from the target", 4, default=True
+    ),
+    "dists": _compared(
+        "dists",
+        "target",
+        "DISTS",
+        "distance of structure and texture from the target",
+        4,
         default=True,
     ),
-    "dists": Metric(
-        *("DISTS", "distance of structure and texture from the target"),
-        *(("dists", "target"), 4, lambda v: v.networks.dists(v.edited, v.target), -1),
-        chooses=True,
-        least=16,
-        default=True,
+    "background_psnr": _compared(
+        psnr, "background", "background PSNR, dB", "against the source", 2
     ),
-    "background_psnr": _outside("background PSNR, dB", "against the source", 2, psnr),
-    "background_mse": _outside("background MSE", "from the source", 5, l2, better=-1),
-    "background_ssim": _outside(
-        "background SSIM", "to the source", 4, ssim, least=SSIM_WINDOW, bounds=SIGNED
-    ),
-    "background_lpips": Metric(
-        *("background LPIPS", f"from the source, {OUTSIDE}"),
-        *(("lpips", "background"), 4, lambda v: v.networks.lpips(*v.background), -1),
-        least=32,
-    ),
+    "background_mse": _compared(l2, "background", "background MSE", "from the source", 5),
+    "background_ssim": _compared(ssim, "background", "background SSIM", "to the source", 4),
+    "background_lpips": _compared("lpips", "background", "background LPIPS", "from the source", 4),
     "clip_text_edited": Metric(
         "CLIP similarity to target caption, within the mask",
         "the same, of the edit made black where it may not change",
@@ -302,7 +272,8 @@ def lacking(cases: Iterable[Case], networks: Networks) -> dict[str, str]:
     given = networks.given
     for case in cases:
         given |= _given(case.target, case.captions)
-        given |= {"mask", "background"} if case.mask is not None else set()
+        given |= {"mask", "background", "outside"} if case.mask is not None else set()
+        given |= {"outside"} if case.target is not None else set()
     return {need: how for need, how in NEEDS.items() if need not in given}
 
 
@@ -348,31 +319,37 @@ def measure(
     mask: 1 where the picture may change, (H, W); if it has another size, its nearest values count.
     """
     size = target.size if at_target and target is not None else source.size
-    given = networks.given | _given(target, captions)
-    if mask is not None:
-        mask = F.interpolate(mask[None, None].float(), size[::-1])[0, 0]
-        given |= {"mask"} if mask.any() else set()
-        given |= {"background"} if not mask.all() else set()
-    names = [
-        name
-        for name in names
-        if given.issuperset(METRICS[name].needs) and min(size) >= METRICS[name].least
-    ]
 
     def sized(image: Image.Image) -> Tensor:
         if image.size != size and at_target:
             image = image.resize(size, Image.Resampling.BICUBIC)
         return pixels01_from_image(resize(image, size))[None]
 
+    against = (sized(source), None if target is None else sized(target))
+    given, changing = networks.given | _given(target, captions), None
+    if mask is not None:
+        mask = F.interpolate(mask[None, None].float(), size[::-1])[0, 0]
+        given |= {"mask"} if mask.any() else set()
+        given |= {"background"} if not mask.all() else set()
+        changing = mask[None, None]
+    elif target is not None:
+        changing = change_mask(*against)
+    if changing is not None and share_outside(changing) >= LEAST_OUTSIDE:
+        given |= {"outside"}
+    names = [
+        name
+        for name in names
+        if given.issuperset(METRICS[name].needs) and min(size) >= METRICS[name].least
+    ]
     whole = {"source": pixels01_from_image(source)}
     if target is not None:
         whole["target"] = pixels01_from_image(target)
-    against = (sized(source), None if target is None else sized(target))
     shared: dict[tuple[str, str], Tensor] = {}
     numbers = []
     for picture in pictures:
         edited = {"edited": pixels01_from_image(picture), **whole}
-        views = Views(sized(picture), *against, edited, captions, mask, networks, shared)
+        seen = (sized(picture), *against, edited, captions, mask, changing, networks, shared)
+        views = Views(*seen)
         numbers.append({name: METRICS[name].measure(views).double() for name in names})
     return {name: torch.cat([row[name] for row in numbers]) for name in names}
 
@@ -394,5 +371,5 @@ def scored_by(
 @cache
 def _code() -> str:
     """A hash of the code that measures."""
-    files = (inspect.getsourcefile(one) for one in (psnr, measure, Networks))
+    files = (inspect.getsourcefile(one) for one in (psnr, measure, Views, Networks))
     return digest_bytes("".join(map(digest_file, files)).encode(), 4)

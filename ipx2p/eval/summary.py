@@ -85,7 +85,7 @@ def summary(records: Sequence[Record], baseline: str | None) -> str:
             next((line.scores.get(metric) for line in some if line.label == head), None)
             for some in by_task.values()
         ]
-        for number, text in enumerate([head, *(cell(metric, mean).text or "-" for mean in means)]):
+        for number, text in enumerate([head, *(cell(metric, mean).text for mean in means)]):
             texts[number] += f"{text:>{max(10, len(head) + 2)}}"
     for task, some in by_task.items():
         for line in some:

@@ -127,9 +127,12 @@ def columns_of(lines: Sequence[Line]) -> list[str]:
 
 
 def cell(name: str, value: Any) -> Cell:
-    """A cell of a column; an estimate with its interval, a difference with cases won and lost."""
+    """A cell of a column; an estimate with its interval, a difference with cases won and lost.
+
+    A metric that is not defined is a dash.
+    """
     if value is None:
-        return Cell("")
+        return Cell("-" if name in METRICS else "")
     digits = COLUMNS[name][1]
 
     def number(value: float, sign: str = "") -> str:

@@ -60,6 +60,7 @@ LDM = GOLDEN / "ldm.safetensors"
         (["--instruction", "a", "b"], "1 pictures but 2 instructions"),
         (["--instruction", ""], "the instruction is empty"),
         (["--target", "a.png", "b.png"], "1 pictures but 2 targets"),
+        (["--mask", "m.png"], r"m\.png: cannot be read \(No such file"),
         (["--source-caption", "a"], "captions come in pairs"),
         (["--source-caption", "", "--target-caption", "a"], "a caption is empty: say what the pic"),
         (
@@ -83,6 +84,7 @@ def test_bad_arguments_get_one_line(capsys, tmp_path, argv, message):
         (["--folder", ".", "--instruction", "x", "y"], "2 instructions: a --folder takes one"),
         (["--folder", ".", "--instruction", "x"], "holds no pictures"),
         (["--folder", "."], "--instruction is required"),
+        (["--folder", ".", "--instruction", "x", "--mask", "m.png"], "masks to --image"),
         (["--manifest", "no.jsonl"], r"manifest no\.jsonl does not exist"),
         (["--manifest", "no.jsonl", "--instruction", "x"], "a manifest brings its own"),
         (["--manifest", "half.jsonl"], r"half\.jsonl line 1: 'target' is None"),
@@ -151,6 +153,11 @@ def test_results_are_not_edited_again(capsys, copied, arguments):
             ["--target", "t.png"],
             r"coffee_64\.png is 64 x 64, its target .*t\.png is 30 x 20: a pair",
         ),
+        (
+            ["--mask", "t.png"],
+            r"coffee_64\.png is 64 x 64, its mask t\.png is 30 x 20: a mask must have",
+        ),
+        (["--mask", "t.png", "t.png"], "1 pictures but 2 masks: give one each"),
         (["--steps", 5, 1001], "1001 steps asked for, expected 1 to 1000"),
         (["--guidance", "ip2p", "pag:layers=mid/typo"], "no attention layer 'typo'; it has down"),
         (["--image", "notes.txt"], r"notes\.txt: not a picture that Pillow knows"),
@@ -245,6 +252,25 @@ def test_scales_are_not_chosen_on_reported_pictures_or_other_tasks(
     assert_one_line(run(capsys, *argv, other), "val.jsonl has no pairs of the task 'night'")
     alone = [WEIGHTS, *IMAGE, "--select-on", other]
     assert_one_line(run(capsys, *alone), "--select-on chooses the scales .* for a --manifest")
+
+
+def test_a_mask_says_where_a_picture_without_target_must_not_change(capsys, coffee, tmp_path):
+    """A change of its content is measured again, but no edit is made again."""
+    argv = [WEIGHTS, *IMAGE, "--steps", 1, "--device", "cpu", "--resolution", 32, "--grids", 0]
+    argv += ["--output", tmp_path / "out", "--mask", tmp_path / "mask.png"]
+    argv += ["--metrics", "outside_psnr", "psnr_source"]
+    found = []
+    for width in (24, 40):
+        mask = Image.new("L", coffee.size)
+        mask.paste(255, (0, 0, width, 64))
+        mask.save(tmp_path / "mask.png")
+        code, out, err = run(capsys, *argv)
+        assert code == 0, err
+        assert f"1 edits, {int(width == 40)} of them are there already" in out + err
+        edits = [record for record in read_records(tmp_path / "out") if record.settings]
+        found.append(edits[-1].scores)
+    assert found[0]["psnr_source"] == found[1]["psnr_source"]
+    assert found[0]["outside_psnr"] != found[1]["outside_psnr"]
 
 
 def test_the_folder_is_held_while_it_computes(capsys, arguments, tmp_path, monkeypatch):

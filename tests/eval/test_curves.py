@@ -52,8 +52,10 @@ def test_curves_of_everything_that_can_be_drawn():
     made = {curve.name: curve for curve in curves.make_curves(lines)}
     how = "euler_20_steps"
     choosing = [name for name, metric in METRICS.items() if metric.chooses]
-    names = [f"trade_off_{how}", *(f"{name}_scale_{how}" for name in choosing)]
-    assert [*made] == [*names, "psnr_evaluations", "ssim_evaluations"]
+    names = [f"{name}_{how}" for name in curves.PLANES]
+    names += [f"{name}_scale_{how}" for name in choosing]
+    names += ["psnr_evaluations", "ssim_evaluations", *(f"{n}_knobs" for n in curves.PLANES)]
+    assert [*made] == names
     for curve in made.values():
         assert Image.open(io.BytesIO(curve.png)).width > 600
     assert "labelled by effective image guidance scale" in made[f"trade_off_{how}"].caption
@@ -79,6 +81,54 @@ def test_the_trade_off_has_the_axes_of_the_paper(monkeypatch):
     ]
     lengths = [len(one.get_xdata()) for one in axes.lines]
     assert lengths == [2, 1, 2]  # both schemes, and the front
+
+
+def test_keeping_is_drawn_against_following_with_one_line_for_each_knob(drawn):
+    """PSNR to the target to the right, HaarPSI outside of what may change upwards."""
+    lines = [identity(psnr=20.0, outside_haarpsi=1.0)]
+    for scale, image_scale, phi in ((3.0, 1.5, 0), (7.0, 1.5, 0), (7.0, 2.0, 0), (7.0, 1.5, 0.7)):
+        means = {"psnr": 20 + scale / image_scale, "outside_haarpsi": image_scale / 4 + phi / 8}
+        lines.append(line(f"rescale:phi={phi}", scale, image_scale, **means))
+    made = {curve.name: curve for curve in curves.make_curves(lines)}
+    [(panels, x, y, _, how)] = [call for call in drawn if len(call[0].get("", [])) == 3]
+    assert (x, y) == ("PSNR, dB", "HaarPSI outside") and how["front"] == (1, 1)
+    found = {
+        one.label: (one.texts, [(a.mean, b.mean) for a, b in one.points]) for one in panels[""]
+    }
+    base = (20 + 7 / 1.5, 0.375)
+    assert found == {
+        "guidance scale": (["3", "7"], [(22.0, 0.375), base]),
+        "image guidance scale": (["1.5", "2"], [base, (23.5, 0.5)]),
+        "rescale phi": (["0", "0.7"], [base, (base[0], pytest.approx(0.4625))]),
+    }
+    caption = made["trade_off_pixels_knobs"].caption
+    fixed = "guidance scale 7, image guidance scale 1.5, rescale phi 0."
+    assert fixed in caption and "HaarPSI outside: to the source, where it must not" in caption
+    # what is not defined has no place
+    drawn.clear()
+    bare = [replace(one, scores={"psnr": one.scores["psnr"]}) for one in lines]
+    assert not [curve for curve in curves.make_curves(bare) if "trade_off" in curve.name]
+
+
+def test_a_sweep_of_one_scale_is_drawn_once(drawn):
+    means = {"psnr": 20.0, "outside_haarpsi": 0.5}
+    made = curves.make_curves([line("ip2p", 7.0, scale, **means) for scale in (1.0, 2.0)])
+    names = [curve.name for curve in made]
+    assert names == ["trade_off_pixels_euler_20_steps", "psnr_scale_euler_20_steps"]
+
+
+def test_a_place_in_the_trade_off_has_intervals_both_ways(monkeypatch):
+    seen = []
+    monkeypatch.setattr(plots, "place_labels", lambda axes, labels: seen.append(axes))
+    points = [
+        (Estimate(20.0, 19.0, 22.0), Estimate(0.5, 0.4, 0.7)),
+        (Estimate(21.0), Estimate(0.6)),
+    ]
+    plots.draw_panels({"": [plots.Series("a", points)]}, "x", "y")
+    [bars] = seen[0].containers
+    across, up = ([path.vertices.tolist() for path in one.get_paths()] for one in bars.lines[2])
+    assert across[0] == [[19, 0.5], [22, 0.5]] and up[0] == [[20, 0.4], [20, 0.7]]
+    assert seen[0].lines[0].get_xydata().tolist() == [[20, 0.5], [21, 0.6]]
 
 
 def test_models_and_samplers_have_lines_of_their_own_against_evaluations(drawn):

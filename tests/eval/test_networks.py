@@ -215,6 +215,14 @@ def test_lpips_is_the_formula_of_its_paper_on_the_backbone_in_the_file(name, fol
                 expected += (weights * (p - q) ** 2).sum(dim=1).mean(dim=(1, 2))
     torch.testing.assert_close(lpips(a, b), expected, rtol=1e-4, atol=1e-6)
     assert lpips(a, a).tolist() == [0, 0]
+    counted = torch.rand(2, 1, 40, 48, generator=generator)
+    lpips.model.spatial = True
+    with torch.no_grad():
+        local = lpips.model(a, b, normalize=True)
+    lpips.model.spatial = False
+    expected = (local * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3))
+    torch.testing.assert_close(lpips(a, b, counted), expected.double(), rtol=1e-4, atol=1e-6)
+    assert not lpips.model.spatial and lpips(a, a, counted).tolist() == [0, 0]
     assert str(lpips) == f"LPIPS 0.1, {name} ({lpips.digest[:12]}), full size"
 
 

@@ -184,6 +184,11 @@ def test_what_is_missing_or_hardly_compares_is_said(swept, monkeypatch):
     there = len(odd) - 1
     assert any(f"SSIM: measured on {there - 1} of {there} edits" in note for note in notes)
     assert any("different resolutions (48, 7)" in note for note in notes)
+    asked = [
+        replace(record, scored_by=dict.fromkeys(("psnr", "outside_ssim"), "")) for record in odd
+    ]
+    [note] = [note for note in reporting.notes_of(asked, [], []) if "Not defined" in note]
+    assert note.startswith("Not defined for any of these edits: SSIM outside. They lack")
     monkeypatch.setattr(reporting, "has_matplotlib", lambda: False)
     assert 'pip install -e ".[plots]"' in reporting.notes_of(swept, [], [])[-1]
 

@@ -13,7 +13,7 @@ from ipx2p.eval.cases import Case
 from ipx2p.eval.networks import Networks
 from ipx2p.eval.scores import METRICS, NEEDS, measure, pick_metrics, scored_by
 from ipx2p.images import pixels01_from_image
-from ipx2p.metrics import invented, psnr, ssim
+from ipx2p.metrics import change_mask, haarpsi, invented, outside, psnr, share_outside, ssim
 from tests.eval.tiny_networks import save_backbone, save_clip, save_dino
 
 CPU = torch.device("cpu")
@@ -75,7 +75,8 @@ def test_a_target_of_its_own_is_compared_with_each_edit():
 
 def test_what_a_case_lacks_has_no_number(networks):
     got = measure([noise(0)], noise(1), networks=networks)
-    assert got.keys() == {"change", "clipped", "clip_image", "dino_source", "dino_structure"}
+    of_source = {"psnr_source", "ssim_source", "haarpsi_source", "clip_image", "dino_source"}
+    assert got.keys() == {"change", "clipped", "dino_structure", *of_source}
     small = measure([flat(1, (10, 12))], flat(2, (10, 12)), flat(3, (10, 12)))
     assert "psnr" in small and not small.keys() & {"ssim", "ssim_y", "invented"}
     assert [*measure([noise(0)], noise(1), noise(2), names=["ssim", "psnr"])] == ["ssim", "psnr"]
@@ -91,17 +92,14 @@ def test_the_unchanged_source_and_the_target_have_perfect_scores(networks):
 
 
 JUDGED = {"judged", "judged_sc", "judged_pq"}
+OF_LPIPS = {"lpips", "lpips_source", "outside_lpips", "background_lpips"}
 
 
 def test_an_edit_has_the_same_scores_alone_and_among_others(networks):
     given = (noise(0), noise(1), CAPTIONS, torch.eye(48, 64), networks)
     together = measure([noise(2), noise(3), noise(2)], *given)
     alone = measure([noise(2)], *given)
-    assert (
-        together.keys()
-        == alone.keys()
-        == METRICS.keys() - {"lpips", "dists", "background_lpips", *JUDGED}
-    )
+    assert together.keys() == alone.keys() == METRICS.keys() - {"dists", *JUDGED, *OF_LPIPS}
     for name, values in together.items():
         assert values[0] == values[2] == alone[name][0], name
 
@@ -190,6 +188,74 @@ def test_background_is_compared_with_both_pictures_black_where_they_may_change(f
     assert got["clip_text_edited"].item() == alone["clip_text"].item()
 
 
+def test_structure_distance_is_the_mean_squared_difference_of_all_cosines_of_keys(networks):
+    """As PnPInversion measures: the mean squared error of both self-similarities."""
+    edited, source = noise(0), noise(1)
+    a, b = (networks.structure.look(pixels01_from_image(x))[0].numpy() for x in (edited, source))
+    assert a.shape == b.shape and np.allclose(np.diag(a), 1, atol=1e-6)
+    expected = ((a.astype(float) - b) ** 2).sum() / a.size
+    assert expected > 1e-4
+    for pair in ((edited, source), (source, edited)):
+        got = measure(pair[:1], pair[1], networks=networks, names=["dino_structure"])
+        assert got["dino_structure"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def pixels(*images):
+    return [pixels01_from_image(image)[None] for image in images]
+
+
+def retouched():
+    """A picture, and its target, which differs in a square alone."""
+    source, target = noise(0, (60, 80)), noise(0, (60, 80))
+    target.paste((255, 0, 0), (10, 10, 30, 30))
+    return source, target
+
+
+def test_an_edit_is_compared_outside_of_what_its_target_changes(folder):
+    networks = Networks.load(CPU, lpips=folder / "squeeze.pth")
+    source, target = retouched()
+    edited = target.copy()
+    edited.paste((0, 255, 0), (12, 12, 28, 28))  # another change, in the same place
+    worse = edited.copy()
+    worse.paste((0, 0, 0), (60, 40, 70, 50))  # and one elsewhere
+    got = measure([source, target, edited, worse], source, target, networks=networks)
+    mask = change_mask(*pixels(source, target))
+    assert 0.4 < share_outside(mask).item() < 0.7
+    distances = {"psnr": psnr, "ssim": ssim, "haarpsi": haarpsi, "lpips": networks.lpips}
+    perfect = {"psnr": float("inf"), "ssim": 1, "haarpsi": 1, "lpips": 0}
+    for name, distance in distances.items():
+        numbers = got[f"outside_{name}"]
+        expected = outside(distance, *pixels(worse, source), mask).item()
+        assert numbers.tolist() == pytest.approx([*[perfect[name]] * 3, expected]), name
+        assert METRICS[f"outside_{name}"].better * (numbers[3] - numbers[2]) < 0
+        assert got[f"{name}_source"][3] == distance(*pixels(worse, source)), name
+    assert got["psnr"][2] < got["psnr"][1]  # how it follows is another matter
+
+
+def test_a_mask_that_is_given_counts_instead_of_the_target():
+    source, target = retouched()
+    mask = torch.zeros(60, 80)
+    mask[:, 40:] = 1
+    got = measure([target], source, target, mask=mask, names=["outside_psnr"])
+    expected = outside(psnr, *pixels(target, source), mask[None, None])
+    assert got["outside_psnr"].item() == expected.item() < 20
+    alone = measure([target], source, mask=mask, names=["outside_psnr"])
+    assert alone["outside_psnr"] == got["outside_psnr"]
+
+
+def test_outside_is_not_defined_where_nearly_everything_changes():
+    source, target = retouched()
+    names = ["psnr", "outside_psnr", "outside_haarpsi"]
+    assert measure([target], source, noise(1, (60, 80)), names=names).keys() == {"psnr"}
+    mask = torch.ones(60, 80)
+    mask[5:55, 5:11] = 0  # of 50 x 70 positions with whole windows: 8.6 %
+    assert not measure([target], source, mask=mask, names=names)
+    mask[5:55, 11:13] = 0  # 11.4 %
+    assert measure([target], source, mask=mask, names=names).keys() == {*names[1:]}
+    small = [image.crop((0, 0, 30, 10)) for image in (target, source)]
+    assert not measure(small[:1], small[1], mask=torch.zeros(10, 30), names=names)
+
+
 def test_a_mask_of_everything_has_no_background(networks):
     got = measure([noise(0)], noise(1), None, CAPTIONS, torch.ones(48, 64), networks)
     assert not [name for name in got if name.startswith("background")]
@@ -213,7 +279,8 @@ def test_scores_tell_what_made_them(networks, folder):
 def test_metrics_asked_for_need_what_they_need(networks):
     whole = case(target=Path("snow.png"), captions=CAPTIONS)
     none = Networks()
-    assert pick_metrics(None, [whole], none) == ["change", "clipped", "psnr", "ssim", "invented"]
+    usual = ["change", "clipped", "psnr", "ssim", "invented", "outside_haarpsi"]
+    assert pick_metrics(None, [whole], none) == usual
     assert pick_metrics(["ssim", "l1", "psnr"], [whole], none) == ["psnr", "ssim", "l1"]
     usual = pick_metrics(None, [case(), whole], networks)
     assert usual[-2:] == ["clip_direction", "dino"]
@@ -222,6 +289,7 @@ def test_metrics_asked_for_need_what_they_need(networks):
         ("clip_image", [whole], r"metric clip_image needs a CLIP model \(--clip\)$"),
         ("clip_text", [case()], r"needs a CLIP model \(--clip\) and captions of targets"),
         ("background_psnr", [whole], "metric background_psnr needs masks"),
+        ("outside_psnr", [case()], "metric outside_psnr needs targets, or masks"),
         ("pnsr", [whole], r"unknown metric 'pnsr'; did you mean psnr\?"),
     ):
         with pytest.raises(InputError, match=message):

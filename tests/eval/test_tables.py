@@ -385,6 +385,23 @@ def test_differences_have_a_table_for_each_reference_and_task():
     assert "snow" in tasks and "snow: differences from classical" in tasks
 
 
+def test_a_metric_that_is_not_defined_in_a_task_is_a_dash_and_in_no_mean():
+    records = [
+        replace(one, case=one.case | {"task": task}, scores=one.scores | scores)
+        for task, scores in (("add", {"outside_psnr": 30.0}), ("rain", {}))
+        for one in three_models()
+    ]
+    lines = make_lines(records)
+    tables = {table.title: table for table in tables_of(lines)}
+    for title, text in (("All pictures", "30.00"), ("add", "30.00"), ("rain", "-")):
+        column = [*tables[title].heads].index("PSNR outside, dB")
+        assert {row[column].text for row in tables[title].rows} == {text}, title
+    rows = [*csv.DictReader(io.StringIO(csv_of_lines(lines)))]
+    assert {(row["task"], row["outside_psnr"]) for row in rows if row["task"] != "all"} == {
+        *(("add", "30.0"), ("rain", ""))
+    }
+
+
 def test_csv_has_all_digits_and_the_ends_of_intervals():
     lines = make_lines(three_models())
     rows = {row["label"]: row for row in csv.DictReader(io.StringIO(csv_of_lines(lines)))}

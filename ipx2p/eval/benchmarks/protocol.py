@@ -19,7 +19,7 @@ from ipx2p.data.published.source import Example, Fault
 from ipx2p.errors import InputError
 from ipx2p.eval.cases import Case
 from ipx2p.files import atomic_write, digest_bytes, read_json
-from ipx2p.images import load_image_bytes
+from ipx2p.images import load_image, load_image_bytes, pixels01_from_image
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 SIDE = 512  # of the square that masks count in
@@ -137,11 +137,14 @@ def extract(data: bytes, folder: Path, where: str) -> Path:
     return path
 
 
-def decode_mask(pairs: Sequence[int]) -> Tensor:
-    """The mask of a case, (512, 512), 1 where the picture may change, as PIE-Bench decodes it.
+def read_mask(pairs: Sequence[int] | Path) -> Tensor:
+    """The mask of a case, (H, W), 1 where the picture may change.
 
-    Runs end with the square, and its border of one pixel always counts as changed.
+    A picture is 1 where it is light. Runs are over (512, 512), as PIE-Bench decodes them: they end
+    with the square, and its border of one pixel always counts as changed.
     """
+    if isinstance(pairs, Path):
+        return (pixels01_from_image(load_image(pairs)).mean(dim=0) >= 0.5).float()
     mask = torch.zeros(SIDE * SIDE)
     for start, length in zip(pairs[::2], pairs[1::2], strict=True):
         mask[start : start + length] = 1

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ipx2p.errors import InputError
-from ipx2p.eval.benchmarks.protocol import PUBLISHED, decode_mask
+from ipx2p.eval.benchmarks.protocol import PUBLISHED, read_mask
 from ipx2p.eval.benchmarks.registry import PROTOCOLS, read_benchmark
 from ipx2p.images import load_image
 
@@ -279,9 +279,15 @@ def test_masks_are_runs_over_the_rows_with_a_closed_border():
     assert starts[-1] > 511 * 512  # in the last row, which is border
     pairs[-1, 1] += 10_000  # beyond the end
     expected = np.pad(inside.reshape(512, 512)[1:-1, 1:-1], 1, constant_values=True)
-    assert np.array_equal(decode_mask(pairs.ravel().tolist()).numpy() == 1, expected)
-    assert decode_mask([]).sum() == 4 * 511
-    assert torch.equal(decode_mask([0, 512 * 512]), torch.ones(512, 512))
+    assert np.array_equal(read_mask(pairs.ravel().tolist()).numpy() == 1, expected)
+    assert read_mask([]).sum() == 4 * 511
+    assert torch.equal(read_mask([0, 512 * 512]), torch.ones(512, 512))
+
+
+def test_a_mask_may_be_a_picture_light_where_it_may_change(tmp_path):
+    levels = np.array([[0, 127, 128, 255]], dtype=np.uint8)
+    Image.fromarray(levels).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png").tolist() == [[0, 0, 1, 1]]
 
 
 def test_instructpix2pix_takes_one_pair_of_each_test_prompt_always_the_same(unpacked):
