@@ -30,12 +30,13 @@ from ipx2p.distributed import World
 from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
 from ipx2p.images import pixels_from_pixels01
+from ipx2p.models.flops import counted_flops
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE, Posterior
 from ipx2p.seeds import generator, unit_noise
 from ipx2p.training.config import TrainConfig
-from ipx2p.training.speed import counted_flops, set_layout
+from ipx2p.training.speed import set_layout
 from ipx2p.training.validation import EditValidation, Report, validate_autoencoder
 from ipx2p.weights.convert import widen
 from ipx2p.weights.folder import Weights
@@ -220,7 +221,7 @@ class EditLearner(Learner):
         return [self.module, *self.frozen.get()]
 
     def flops_per_sample(self) -> float:
-        return counted_flops(self.module.config, self.side, training=True)
+        return counted_flops(self.module.config, self.side, self.side, training=True)
 
     def editor(self, module: nn.Module) -> Editor:
         """The model with `module` as its U-Net, ready to edit."""

@@ -14,6 +14,7 @@ from numbers import Real
 
 from ipx2p.diffusion.guidance import (
     conditions,
+    depth,
     estimates,
     extra_branches,
     linear,
@@ -26,7 +27,7 @@ from ipx2p.errors import InputError, suggestion
 
 SCHEMES: dict[str, Scheme] = {
     name: scheme
-    for module in (linear, over_time, pushes, extra_branches, estimates, conditions)
+    for module in (linear, over_time, pushes, extra_branches, estimates, conditions, depth)
     for name, scheme in declared_in(vars(module)).items()
 }
 DEFAULT = "ip2p"
