@@ -36,7 +36,7 @@ def denoise(
         x: noisy latents at noise level sigma, (B, 4, h, w), float32.
         text: states of the instruction, (B, 77, D), or what the network takes in their place.
         source_latents: unscaled, (B, 4, h, w), in the network's dtype; zeros for no picture.
-        more: passed to the network.
+        more: what else the network takes, such as attention_overrides.
     Returns: denoised latents, (B, 4, h, w), float32.
     """
     timesteps = torch.full((len(x),), schedule.timestep(sigma), device=x.device)

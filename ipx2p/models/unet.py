@@ -277,9 +277,9 @@ class UNet(PublishedNetwork):
                 picture; None only for a 4-channel text-to-image model.
             attention_overrides: name of a layer (see `attention_layers`) -> what changes in it, and
                 for which samples; the others are unchanged, bit for bit.
-            deep: keeps the deep feature, what the last two layers of the expanding path are given
-                from below (DeepCache, arXiv:2312.00858, sec. 3.2). An empty list gets that of this
-                call; if it has that of an earlier one, only the shallow part runs, around it.
+            deep: keeps the deep feature, which the last two layers of the expanding path are given
+                from below, (B, C, h, w) (DeepCache, arXiv:2312.00858). An empty list gets that of
+                this call; if it has that of an earlier one, only the shallow part runs, around it.
         Returns: the prediction (eps, v or x0, as trained), (B, 4, h, w).
         Raises: InputError for a missing source, or one that the network does not take.
         """
