@@ -19,7 +19,7 @@ GUIDANCE = (
 MODIFIERS = (
     *("interval", "schedule", "cfgpp", "apg", "zero_star", "tcfg", "fdg", "mambo_g", "power_law"),
     *("adg", "autoguidance", "pag", "seg", "skip_layer", "perp_neg", "rescale"),
-    *("dynamic_threshold", "mimic", "cads", "mask"),
+    *("dynamic_threshold", "mimic", "cads", "mask", "deepcache"),
 )
 TRANSFERS = ("auto", "affine", "residual", "ratio", "upscale")
 FIDELITY = ("none", "start", "wrap", "transfer", "mask", "adain", "wavelet")

@@ -16,11 +16,11 @@ from ipx2p.cli import run_command
 from ipx2p.commands import train as command
 from ipx2p.data.instructions import bank
 from ipx2p.data.prepare.mix import BLOG
+from ipx2p.models.flops import counted_flops
 from ipx2p.models.unet import LATENT_CHANNELS, UNet, UNetConfig
 from ipx2p.models.vae import VAE, VAEConfig
 from ipx2p.training.checkpoint import find_checkpoints
 from ipx2p.training.config import TrainConfig
-from ipx2p.training.speed import counted_flops
 from ipx2p.weights.convert import widen
 from tests.conftest import GOLDEN, ROOT
 
@@ -158,9 +158,8 @@ def test_networks_of_real_size_are_built_and_cost_what_the_headers_say(in_channe
     assert unet.config.in_channels == 2 * LATENT_CHANNELS
     assert sum(p.numel() for p in unet.parameters()) == 859_532_484
     config = load("instruct_pix2pix.yaml")
-    flops = counted_flops(
-        unet.config, config.data.resolution // vae.config.downscale, training=True
-    )
+    side = config.data.resolution // vae.config.downscale
+    flops = counted_flops(unet.config, side, side, training=True)
     assert round(flops / 1e12, 2) == 0.54
     assert all("0.54 TFLOP" in comments(f"{name}.yaml") for name in FULL_SIZE)
 

@@ -81,6 +81,12 @@ FAULTS = {
         "self.spec.plan(replace(step, sigma=sigma))",
         "tests/diffusion/test_guidance_schemes.py",
     ),
+    "a deep feature that is never renewed": (
+        "ipx2p/diffusion/guidance/denoiser.py",
+        "self._deep.clear()",
+        "pass",
+        "tests/diffusion/test_guidance_schemes.py",
+    ),
     "a branch that runs outside an interval": (
         "ipx2p/diffusion/guidance/spec.py",
         "if not any(other.acts_on(modifier.condition) for other in off)",

@@ -25,6 +25,7 @@ from ipx2p.devices import pick_device, pick_dtype
 from ipx2p.distributed import World
 from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
+from ipx2p.models.flops import counted_flops
 from ipx2p.models.unet import LATENT_CHANNELS
 from ipx2p.seeds import generator
 from ipx2p.training.config import DataConfig, ModelConfig, RunConfig, StepsConfig, TrainConfig
@@ -34,7 +35,7 @@ from ipx2p.training.learners import EditLearner
 from ipx2p.training.loop import check_batch
 from ipx2p.training.optimizer import Stepper, learning_rate, make_optimizer
 from ipx2p.training.samples import open_pairs, open_stream
-from ipx2p.training.speed import counted_flops, prepare
+from ipx2p.training.speed import prepare
 from ipx2p.training.validation import fixed_pairs
 from ipx2p.weights.readers import find_folder
 
@@ -88,7 +89,7 @@ def unet(*, batch_size: int, **options) -> Work:
         _warm(ways),
         device,
         editor.dtype,
-        batch_size * counted_flops(config, side),
+        batch_size * counted_flops(config, side, side),
     )
 
 
@@ -132,7 +133,7 @@ def edit(*, steps: int, **options) -> Work:
         _warm(ways),
         editor.device,
         editor.dtype,
-        steps * BRANCHES * counted_flops(editor.unet.config, side),
+        steps * BRANCHES * counted_flops(editor.unet.config, side, side),
     )
 
 

@@ -5,7 +5,7 @@ sec. 3). Network, guidance and sampler meet here only, so each can change withou
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ def denoise(
     *,
     text: Any,
     source_latents: Tensor,
-    attention_overrides: Mapping[str, Sequence[Any]] | None = None,
+    **more: Any,
 ) -> Tensor:
     """Evaluate the network once and turn its prediction into an estimate of x0.
 
@@ -36,11 +36,10 @@ def denoise(
         x: noisy latents at noise level sigma, (B, 4, h, w), float32.
         text: states of the instruction, (B, 77, D), or what the network takes in their place.
         source_latents: unscaled, (B, 4, h, w), in the network's dtype; zeros for no picture.
-        attention_overrides: passed to the network if there are any.
+        more: what else the network takes, such as attention_overrides.
     Returns: denoised latents, (B, 4, h, w), float32.
     """
     timesteps = torch.full((len(x),), schedule.timestep(sigma), device=x.device)
     scaled = (x / math.sqrt(1 + sigma**2)).to(source_latents.dtype)
-    shown = (scaled, timesteps, text, source_latents)
-    prediction = network(*shown, attention_overrides) if attention_overrides else network(*shown)
+    prediction = network(scaled, timesteps, text, source_latents, **more)
     return schedule.denoised(prediction.float(), x, sigma)

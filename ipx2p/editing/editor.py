@@ -42,6 +42,7 @@ from ipx2p.images import (
     pixels01_from_pixels,
     pixels_from_pixels01,
 )
+from ipx2p.models.flops import shallow_share
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.unet import LATENT_CHANNELS, UNet
 from ipx2p.models.vae import VAE
@@ -329,6 +330,7 @@ class Editor:
             batch_branches=batch_branches,
             weak=weak,
             attention_layers=self.unet.attention_layers,
+            shallow_share=partial(shallow_share, self.unet.config),
         )
         finite: list[tuple[int, Tensor]] = []
 

@@ -125,7 +125,7 @@ class Evaluation(NamedTuple):
     x: Tensor
     sigma: float
     denoised: Tensor
-    evaluations: int
+    evaluations: float
 
 
 class Edited(NamedTuple):
@@ -134,7 +134,7 @@ class Edited(NamedTuple):
     image: Image.Image
     pixels01: Tensor
     latents: Tensor
-    evaluations: int
+    evaluations: float
     seconds: float
     photo: Photo | None = None
 
@@ -145,21 +145,22 @@ class EditResult:
 
     images: RGB pictures. pixels01: (3, H, W) in [0, 1]. latents: scaled, (4, h, w), as they were
     sampled: masks and knobs of pixels come after them. All on the CPU.
-    evaluations: of the network; those of a weak one count as much. seconds: from encoding the
-    source to decoding the result; edits of one batch share its time. photos: None; or, at full
-    size, the pictures at the depth of their originals, with profile and EXIF, which `save` writes.
+    evaluations: of the network; those of a weak one count as much, those of the shallow part as
+    their share of the FLOPs. seconds: from encoding the source to decoding the result; edits of one
+    batch share its time. photos: None; or, at full size, the pictures at the depth of their
+    originals, with profile and EXIF, which `save` writes.
     """
 
     images: list[Image.Image] = field(default_factory=list)
     pixels01: list[Tensor] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
-    evaluations: list[int] = field(default_factory=list)
+    evaluations: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     photos: list[Photo | None] = field(default_factory=list)
 
     def __repr__(self) -> str:
         sizes = ", ".join(dict.fromkeys(f"{i.width} x {i.height}" for i in self.images))
-        cost = f"{sum(self.evaluations)} evaluations, {sum(self.seconds):.1f} s"
+        cost = f"{sum(self.evaluations):g} evaluations, {sum(self.seconds):.1f} s"
         return f"EditResult({len(self.images)} images, {sizes or 'no'} pixels, {cost})"
 
 

@@ -80,7 +80,7 @@ class Record:
     failed: str = ""
     made_at: float = 0.0
     scored_at: float = 0.0
-    evaluations: int = 0
+    evaluations: float = 0
     seconds: float = 0.0
     computed_on: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)

@@ -43,6 +43,8 @@ EXPLAINED = {
     "effective_guidance_scale": "Effective scales: those at which ip2p is exactly the same; empty "
     "if there are none. Curves are drawn at them; pictures are labelled with the scales that were "
     "set.",
+    "evaluations": "An evaluation of the network's shallow part (deepcache) counts as its share of "
+    "the FLOPs.",
     "failed": "Edits that are not finite are in no mean.",
     "shared": "Shared with: these edits are the same computation as those of that row, and were "
     "made once.",

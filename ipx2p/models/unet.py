@@ -187,9 +187,19 @@ class UpBlock(Level):
         super().__init__(config, level, widths_in, f"up.{config.levels - 1 - level}")
         self.upsamplers = nn.ModuleList([] if level == 0 else [blocks.Upsample(width)])
 
-    def forward(self, x: Tensor, skips: list[Tensor], context: Context) -> Tensor:
-        """(B, C, h, w) -> (B, C', 2h, 2w), exactly the size of the next skip connection."""
-        for index in range(len(self.resnets)):
+    def forward(
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        context: Context,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Tensor:
+        """(B, C, h, w) -> (B, C', 2h, 2w), exactly the size of the next skip connection.
+
+        start, stop: of its layers only those from start up to stop, as in a slice.
+        """
+        for index in range(len(self.resnets))[start:stop]:
             x = self.layer(index, torch.cat([x, skips.pop()], dim=1), context)
         for upsample in self.upsamplers:
             x = upsample(x, size=skips[-1].shape[-2:])
@@ -255,6 +265,7 @@ class UNet(PublishedNetwork):
         text: Tensor | ProjectedText,
         source_latents: Tensor | None,
         attention_overrides: AttentionOverrides | None = None,
+        deep: list[Tensor] | None = None,
     ) -> Tensor:
         """Predict for one noise level per sample.
 
@@ -266,6 +277,9 @@ class UNet(PublishedNetwork):
                 picture; None only for a 4-channel text-to-image model.
             attention_overrides: name of a layer (see `attention_layers`) -> what changes in it, and
                 for which samples; the others are unchanged, bit for bit.
+            deep: keeps the deep feature, which the last two layers of the expanding path are given
+                from below, (B, C, h, w) (DeepCache, arXiv:2312.00858). An empty list gets that of
+                this call; if it has that of an earlier one, only the shallow part runs, around it.
         Returns: the prediction (eps, v or x0, as trained), (B, 4, h, w).
         Raises: InputError for a missing source, or one that the network does not take.
         """
@@ -281,9 +295,18 @@ class UNet(PublishedNetwork):
 
         x = self.conv_in(x)
         skips = [x]
-        for block in self.down_blocks:
-            x = block(x, skips, context)
-        x = self.mid_block(x, context)
-        for block in self.up_blocks:
-            x = block(x, skips, context)
+        *up_blocks, last = self.up_blocks
+        if deep:  # the shallow part: what makes the first two skips, then the layers they go to
+            skips.append(self.down_blocks[0].layer(0, x, context))
+            [x] = deep
+        else:
+            for block in self.down_blocks:
+                x = block(x, skips, context)
+            x = self.mid_block(x, context)
+            for block in up_blocks:
+                x = block(x, skips, context)
+            x = last(x, skips, context, stop=-2)
+            if deep is not None:
+                deep.append(x)
+        x = last(x, skips, context, start=-2)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

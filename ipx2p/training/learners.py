@@ -25,6 +25,7 @@ from ipx2p.diffusion.schedule import Schedule
 from ipx2p.editing.editor import Editor
 from ipx2p.errors import InputError
 from ipx2p.images import pixels_from_pixels01
+from ipx2p.models.flops import counted_flops
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.unet import LATENT_CHANNELS, UNet, UNetConfig
 from ipx2p.models.vae import VAE, Posterior
@@ -38,7 +39,6 @@ from ipx2p.training.learner import (
     fresh_network,
     pick_vae,
 )
-from ipx2p.training.speed import counted_flops
 from ipx2p.training.validation import EditValidation, Report, validate_autoencoder
 from ipx2p.weights.convert import widen
 from ipx2p.weights.folder import Weights
@@ -141,7 +141,7 @@ class EditLearner(Learner):
         return [self.module, *self.frozen.get()]
 
     def flops_per_sample(self) -> float:
-        return counted_flops(self.module.config, self.side, training=True)
+        return counted_flops(self.module.config, self.side, self.side, training=True)
 
     def edit_settings(self) -> dict[str, Any]:
         """How the model is validated, for its weights folder."""

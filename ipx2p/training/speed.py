@@ -11,15 +11,13 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
 from ipx2p.devices import device_name
 from ipx2p.distributed import World
 from ipx2p.models.blocks import ResnetBlock, TokenConv
-from ipx2p.models.unet import LATENT_CHANNELS, Transformer, UNet, UNetConfig
+from ipx2p.models.unet import Transformer
 from ipx2p.training.config import StepsConfig
 
 # Dense bfloat16 and TF32 peaks in FLOP/s, from the vendor's data sheets, by the driver's name of
@@ -87,22 +85,6 @@ def prepare(module: nn.Module, config: StepsConfig, world: World) -> nn.Module:
         gradient_as_bucket_view=True,
         bucket_cap_mb=config.bucket_mb,
     )
-
-
-def counted_flops(config: UNetConfig, side: int, *, training: bool = False) -> float:
-    """FLOPs of one sample's forward pass, in `training` also of its backward pass, at side x side
-    latents; counted, not timed. Attention counts too. A multiplication and an addition are two.
-    """
-    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
-        unet = UNet(config)
-        latents = torch.empty(1, LATENT_CHANNELS, side, side)
-        source = latents if config.in_channels == 2 * LATENT_CHANNELS else None
-        text = torch.empty(1, 77, config.cross_attention_dim)
-        with FlopCounterMode(display=False) as counter:
-            prediction = unet(latents, torch.empty(1), text, source)
-            if training:
-                prediction.sum().backward()
-    return float(counter.get_total_flops())
 
 
 def known_peaks(name: str) -> tuple[float, float] | None:

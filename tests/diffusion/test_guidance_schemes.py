@@ -55,12 +55,15 @@ class Network:
     def __init__(self, shift=0.0, alike=False):
         self.shift, self.alike, self.rows = shift, alike, 0
 
-    def __call__(self, latents, timesteps, text, source, attention_overrides=None):
+    def __call__(self, latents, timesteps, text, source, attention_overrides=None, deep=None):
         self.rows += len(latents)
+        deep = [] if deep is None else deep
+        if not deep:
+            deep.append(latents)
         answer = 0.6 * latents
         if not self.alike:
             told = text[:, 0, :4, None, None].float().tanh()  # one number per channel
-            answer = answer + told * latents.cos() * (1 + 0.3 * source)
+            answer = answer + told * deep[0].cos() * (1 + 0.3 * source)
             answer = answer + 0.3 * source.roll(1, dims=3) * latents.sin() + self.shift
             for kind, _, rows in (attention_overrides or {}).get("mid", ()):
                 change = 0.1 * len(kind) * latents.abs().sqrt()
@@ -95,7 +98,10 @@ def noisy(count=2):
 
 
 def run(spec, scales=SCALES, **changes):
-    return denoiser(spec, scales, **changes)(noisy(), STEP.sigma, STEP)
+    guided = denoiser(spec, scales, **changes)
+    if "deepcache" in spec:  # which acts from the second step on
+        guided(2 * noisy(), 5.0, Step(0, 5, 5.0, STEP.sigma, STEP.sigma))
+    return guided(noisy(), STEP.sigma, STEP)
 
 
 def close(got, expected):
@@ -471,3 +477,87 @@ def test_attention_layers_are_found_by_the_beginnings_of_their_names():
 def test_extreme_scales_and_damping_stay_finite():
     assert run("apg:norm=inf,eta=0.5", (1000.0, 3.0)).isfinite().all()
     assert not math.isnan(run("mambo_g:damping=1000").sum())
+
+
+def test_every_step_whole_is_the_same_computation():
+    for sampler in ("euler", "heun"):
+        one, plain = (
+            sampled(f"pag+{spec}", 2, [0, 1], sampler) for spec in ("deepcache:every=1", "ip2p")
+        )
+        assert torch.equal(one, plain)
+    specs = [guidance(spec).canonical for spec in ("deepcache:every=1", "ip2p", "deepcache")]
+    assert specs[0] == specs[1] != specs[2]
+    assert guidance("deepcache").effective_scales is None
+
+
+def kept_by(spec, sampler, batch_branches, steps=7):
+    """Steps of a run, each with what its calls saw: whole or not, and for each row the latents,
+    the condition, and both as they were when its deep feature was made."""
+    seen = [[] for _ in range(steps)]
+
+    def network(latents, timesteps, text, source, deep):
+        is_whole = not deep
+        rows = torch.cat([part.flatten(1) for part in (latents, text, source)], dim=1)
+        if is_whole:
+            deep.append(rows)
+        assert deep[0].shape == rows.shape
+        seen[now.index] += [(is_whole, *pair) for pair in zip(rows, deep[0], strict=True)]
+        return 0.6 * latents + 0.1 * source * text[:, :1, :1, None]
+
+    shown = conditions()
+    guided = GuidedDenoiser(
+        network, Schedule(), guidance(spec).spec, shown, batch_branches=batch_branches,
+        shallow_share=lambda h, w: (h + w) / 100,
+    )  # fmt: skip
+
+    def noting(x, sigma, step):
+        nonlocal now
+        now = step
+        return guided(x, sigma, step)
+
+    now = None
+    plan = make_plan(Schedule(), sampler, "karras", steps)
+    SAMPLERS[sampler](noting, plan.start_factor * random(*SHAPE, seed=5), plan, None)
+    return seen, guided
+
+
+@pytest.mark.parametrize("batch_branches", [True, False])
+@pytest.mark.parametrize(("sampler", "evaluations"), [("euler", 1), ("heun", 2)])
+def test_a_step_that_is_not_whole_keeps_the_features_of_the_last_whole_one(
+    sampler, evaluations, batch_branches
+):
+    seen, guided = kept_by("deepcache:every=3", sampler, batch_branches)
+    last = {}
+    size = math.prod(SHAPE[1:])
+    for index, calls in enumerate(seen):
+        assert len(calls) == 3 * SHAPE[0] * (evaluations if index < 6 else 1)
+        for is_whole, row, kept in calls:
+            assert is_whole == (index in (0, 3, 6))
+            condition = row[size:].numpy().tobytes()
+            if is_whole:
+                last[condition] = row
+            assert torch.equal(kept, last[condition])
+    # of 3 branches; the share is that of 3 x 5 latents
+    whole, shallow = (2 * evaluations + 1, 4 * evaluations)
+    assert guided.evaluations == pytest.approx(3 * (whole + 0.08 * shallow))
+
+
+@pytest.mark.parametrize("batch_branches", [True, False])
+def test_a_branch_without_a_deep_feature_of_its_own_runs_whole(batch_branches):
+    spec = "deepcache:every=4+interval:low=0.3,high=3"
+    seen, _ = kept_by(spec, "euler", batch_branches, steps=8)
+    counts = [(len(calls), sum(whole for whole, *_ in calls)) for calls in seen]
+    few, many = SHAPE[0], 3 * SHAPE[0]
+    start = next(i for i, (rows, _) in enumerate(counts) if rows == many)
+    assert start in (1, 2, 3)  # where only `full` has one
+    expected = [(few, few if i in (0, 4) else 0) for i in range(8)]
+    for i, (rows, _) in enumerate(counts):
+        if rows == many:
+            expected[i] = (many, many if i == 4 else many - few if i == start else 0)
+    assert counts == expected
+
+
+def test_a_mask_is_found_by_the_whole_network():
+    guided = denoiser("mask+deepcache:every=2")
+    guided(noisy(), STEP.sigma, STEP)
+    assert guided.evaluations == 2 + 3

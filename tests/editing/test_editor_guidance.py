@@ -14,6 +14,7 @@ from ipx2p.editing.editor import Editor
 from ipx2p.editing.settings import EditSettings
 from ipx2p.errors import InputError
 from ipx2p.images import fit, pixels01_from_image
+from ipx2p.models.flops import shallow_share
 from tests.conftest import GOLDEN
 from tests.editing.test_editor import assert_latents_close
 
@@ -81,7 +82,7 @@ def declared(spec):
     scheme = SCHEMES[spec.partition(":")[0]]
     if scheme.is_linear:
         return scheme.about.evaluations * NUM_STEPS
-    if scheme.name in ("interval", "schedule"):
+    if scheme.name in ("interval", "schedule", "deepcache"):
         return None
     return (3 + scheme.about.evaluations) * NUM_STEPS + scheme.about.evaluations_once
 
@@ -246,7 +247,9 @@ def test_seconds_and_evaluations_are_of_each_edit(editor, pictures):
     assert all(0 < seconds < math.inf for seconds in result.seconds)
 
 
-@pytest.mark.parametrize(("spec", "projections"), [("ip2p", 1), ("ip2p+cads", NUM_STEPS)])
+@pytest.mark.parametrize(
+    ("spec", "projections"), [("ip2p", 1), ("ip2p+cads", NUM_STEPS), ("deepcache", 1)]
+)
 def test_the_instruction_is_projected_once_unless_it_changes(
     editor, pictures, monkeypatch, spec, projections
 ):
@@ -259,3 +262,49 @@ def test_the_instruction_is_projected_once_unless_it_changes(
     monkeypatch.setattr(editor.unet, "project_text", lambda text: text)
     [plain] = edit(editor, pictures[:1], spec, seeds=[4], instructions=["x"]).latents
     assert torch.equal(projected, plain)
+
+
+def test_deepcache_in_every_step_is_the_plain_edit_bit_for_bit(editor, weak, pictures):
+    for spec in ("ip2p", f"autoguidance+pag:{LAYERS}+mask+interval:low=0.1"):
+        one, plain = (
+            edit(editor, pictures[:2], f"{spec}{more}", weak, num_steps=3)
+            for more in ("+deepcache:every=1", "")
+        )
+        for got, expected in zip(one.latents, plain.latents, strict=True):
+            assert torch.equal(got, expected)
+        assert one.evaluations == plain.evaluations
+
+
+@pytest.mark.parametrize("spec", ["free", "cads+free"])
+def test_an_edit_with_deepcache_is_that_of_the_unet_given_its_deep_feature(
+    editor, pictures, monkeypatch, spec
+):
+    """Euler's steps, with the feature kept here in the place of the guidance."""
+    run, steps = editor.unet.forward, []
+
+    def forward(*shown, deep=None):
+        assert deep is None
+        if len(steps) % 3 == 0:
+            steps.append([])
+        else:
+            steps.append(steps[-1])
+        return run(*shown, deep=steps[-1])
+
+    expected = edit(editor, pictures[:2], f"{spec}+deepcache:every=3", num_steps=5)
+    monkeypatch.setattr(editor.unet, "forward", forward)
+    got = edit(editor, pictures[:2], spec, num_steps=5)
+    assert len(steps) == 5
+    for one, other in zip(got.latents, expected.latents, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_evaluation_of_the_shallow_part_costs_its_share_of_the_flops(editor, pictures, weak):
+    share = shallow_share(editor.unet.config, 2, 3)  # of 24 x 16 pixels
+    assert 0.1 < share < 0.5
+    result = edit(editor, pictures[:1], "deepcache:every=3", num_steps=7)
+    assert result.evaluations == [pytest.approx(3 * (3 + 4 * share), abs=0.01)]
+    assert f"{result.evaluations[0]:g} evaluations" in repr(result)
+    spec = f"deepcache:every=2+autoguidance+pag:{LAYERS}"
+    result = edit(editor, pictures[:1], spec, weak, sampler="heun", num_steps=3)
+    # Steps 1 and 3 are whole, with two evaluations and one.
+    assert result.evaluations == [pytest.approx(5 * (3 + 2 * share), abs=0.01)]

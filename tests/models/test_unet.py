@@ -1,4 +1,4 @@
-"""The U-Net against the reference, its config, its layout, its compiled form."""
+"""The U-Net against the reference, its config, layout, compiled form, shallow part, and work."""
 
 import json
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ipx2p.errors import InputError
+from ipx2p.models.flops import counted_flops, shallow_share
 from ipx2p.models.unet import UNet, UNetConfig
 from tests.conftest import GOLDEN
 
@@ -35,8 +36,10 @@ def small_config(**changes) -> UNetConfig:
 
 
 @torch.no_grad()
-def run(unet: UNet, x: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    return unet(x[:, :4], timesteps, text, x[:, 4:])
+def run(
+    unet: UNet, x: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, **more
+) -> torch.Tensor:
+    return unet(x[:, :4], timesteps, text, x[:, 4:], **more)
 
 
 @pytest.mark.parametrize("folder", PREFIXES)
@@ -132,6 +135,10 @@ def test_compiled_unet_is_one_graph_and_equals_eager(generator, linear):
     unet.compile(fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(run(unet, x, timesteps, text), expected)
     assert list(unet.state_dict()) == keys
+    deep = []
+    for _ in ("whole", "shallow"):
+        torch.testing.assert_close(run(unet, x, timesteps, text, deep=deep), expected)
+    assert len(deep) == 1
     torch._dynamo.reset()
 
 
@@ -178,3 +185,64 @@ def test_a_projected_instruction_gives_the_same_bits(editor, generator):
     projected = unet.project_text(text)
     assert [*projected] == unet.attention_layers
     assert torch.equal(unet(*shown[:2], projected, source), unet(*shown))
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_shallow_part_around_its_own_deep_feature_gives_the_same_bits(
+    generator, levels, layers
+):
+    config = small_config(layers_per_block=layers)
+    for name in ("block_out_channels", "down_block_types", "num_attention_heads"):
+        setattr(config, name, getattr(config, name)[:levels])
+    unet = with_random_weights(UNet(config))
+    x = torch.randn(2, 8, 6, 5, generator=generator)
+    shown = (x, torch.tensor([3.5, 900.0]), torch.randn(2, 77, 6, generator=generator))
+    deep = []
+    assert torch.equal(run(unet, *shown, deep=deep), run(unet, *shown))
+    assert torch.equal(run(unet, *shown, deep=deep), run(unet, *shown))
+    assert len(deep) == 1
+
+
+@torch.no_grad()
+def test_around_a_deep_feature_only_the_shallow_part_runs(editor, generator):
+    unet = editor.unet
+    latents, source, other = torch.randn(3, 2, 4, 8, 8, generator=generator)
+    text = unet.project_text(torch.randn(2, 77, 32, generator=generator))
+    deep, ran = [], []
+    unet(latents, torch.tensor([500.0, 900.0]), text, source, deep=deep)
+    [feature] = deep
+    names = {module: name for name, module in unet.named_modules() if name.count(".") == 3}
+    hooks = [m.register_forward_hook(lambda m, *_: ran.append(names[m])) for m in names]
+    got = unet(other, torch.tensor([400.0, 800.0]), text, source, deep=deep)
+    for hook in hooks:
+        hook.remove()
+    blocks = {"down_blocks.0": "0", "up_blocks.3": "12"}
+    assert [name for name in ran if name.split(".")[2] in ("resnets", "attentions")] == [
+        f"{block}.{kind}.{index}"
+        for block, indices in blocks.items() for index in indices
+        for kind in ("resnets", "attentions")
+    ]  # fmt: skip
+    assert deep[0] is feature
+    assert (got - unet(other, torch.tensor([400.0, 800.0]), text, source)).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("side", "teraflops"), [(32, 0.54), (64, 2.41)])
+def test_flops_of_stable_diffusion_are_those_counted_by_hand(side, teraflops):
+    flops = counted_flops(UNetConfig(in_channels=8), side, side, training=True)
+    assert flops / 1e12 == pytest.approx(teraflops, rel=0.01)
+
+
+def test_flops_of_the_shallow_part_are_those_counted_by_hand():
+    """Of Stable Diffusion at 512 pixels: three layers of 320 channels, two of them with twice as
+    many at their input, the convolutions at both ends, and the embedding of the timestep."""
+    pixels, tokens, width, time = 64 * 64, 77, 320, 1280
+    convolutions = 3 * 2 * 9 * width**2 + 2 * (9 + 2) * width**2 + 9 * (8 + 4) * width
+    attention = 3 * (2 * pixels * width + (4 + 2) * width**2 + 2 * tokens * width)
+    rest = 3 * (2 * width**2 + 12 * width**2)  # in, out; feed-forward, gated
+    once = 3 * (2 * tokens * 768 * width + time * width) + width * time + time**2
+    by_hand = 2 * (pixels * (convolutions + attention + rest) + once)
+    flops = counted_flops(UNetConfig(in_channels=8), 64, 64, shallow=True)
+    assert flops == pytest.approx(by_hand, rel=1e-3)
+    assert shallow_share(UNetConfig(in_channels=8), 64, 64) == pytest.approx(0.224, abs=1e-3)

@@ -26,10 +26,21 @@ class GuidedDenoiser:
     batch_branches: bool = True  # of a network; one after another they take less memory
     weak: Callable[..., Tensor] | None = None  # a second network, for schemes that need one
     attention_layers: Sequence[str] = ()  # names of the network's layers that take overrides
-    evaluations: int = field(default=0, init=False)  # of both networks so far, per edit
+    shallow_share: Callable[[int, int], float] = lambda h, w: 1.0  # of the work, at h x w latents
     mask: Tensor | None = field(default=None, init=False)  # (B, 1, h, w) in 0..1, once found
     memory: dict = field(default_factory=dict, init=False)
+    _whole: int = field(default=0, init=False)  # evaluations so far, and those of the shallow part
+    _shallow: int = field(default=0, init=False)
+    _deep: dict = field(default_factory=dict, init=False)  # features since the last whole step
     _kept: dict = field(default_factory=dict, init=False)  # what each group of branches is shown
+
+    @property
+    def evaluations(self) -> float:
+        """Of both networks so far, per edit; one of the shallow part counts as its share."""
+        if not self._shallow:
+            return self._whole
+        h, w = self.conditions.source_latents.shape[-2:]
+        return round(self._whole + self._shallow * self.shallow_share(h, w), 2)
 
     def __call__(self, x: Tensor, sigma: float, step: Step) -> Tensor:
         """x at noise level sigma, (B, 4, h, w), float32 -> guided denoised latents."""
@@ -40,7 +51,11 @@ class GuidedDenoiser:
         text = self.spec.change_text(shown.text, shown.text_noise, step)
         if text is not shown.text:
             shown = replace(shown, text=text)
-        denoised = self._run(plan.branches, x, sigma, shown)
+        depth = self.spec.depth
+        if depth is not None and depth.is_whole(step):
+            self._deep.clear()
+        deep = None if depth is None else self._deep
+        denoised = self._run(plan.branches, x, sigma, shown, deep)
         guided = plan.blend(denoised, Moment(x, sigma, step, self.memory))
         if self.mask is None:
             return guided
@@ -55,19 +70,31 @@ class GuidedDenoiser:
         return self.spec.mask.mask(denoised[FULL] - denoised[IMAGE])
 
     def _run(
-        self, branches: list[Branch], x: Tensor, sigma: float, conditions: Conditions
+        self,
+        branches: list[Branch],
+        x: Tensor,
+        sigma: float,
+        conditions: Conditions,
+        deep: dict[Branch, Tensor] | None = None,
     ) -> dict[Branch, Tensor]:
-        """Denoised latents of each branch."""
-        self.evaluations += len(branches)
-        if self.batch_branches:
-            mains = [branch for branch in branches if branch.network == "main"]
-            weak = [branch for branch in branches if branch.network == "weak"]
-            groups = [group for group in (mains, weak) if group]
-        else:
-            groups = [[branch] for branch in branches]
+        """Denoised latents of each branch.
+
+        deep: the deep features kept of branches, which run around them; the others run whole, and
+            add theirs.
+        """
+        groups: dict[tuple, list[Branch]] = {}
+        for branch in branches:
+            has_deep = deep is not None and branch in deep
+            apart = None if self.batch_branches else branch
+            groups.setdefault((branch.network, has_deep, apart), []).append(branch)
         denoised = {}
-        for group in groups:
+        for (_, has_deep, _), group in groups.items():
             text, source_latents = self._inputs(group, conditions)
+            more: dict[str, Any] = {}
+            if overrides := self._attention_overrides(group, len(x), x.device):
+                more["attention_overrides"] = overrides
+            if deep is not None:
+                more["deep"] = [torch.cat([deep[branch] for branch in group])] if has_deep else []
             together = denoise(
                 self._network(group),
                 self.schedule,
@@ -75,8 +102,14 @@ class GuidedDenoiser:
                 sigma,
                 text=text,
                 source_latents=source_latents,
-                attention_overrides=self._attention_overrides(group, len(x), x.device),
+                **more,
             )
+            if has_deep:
+                self._shallow += len(group)
+            else:
+                self._whole += len(group)
+            if deep is not None:
+                deep |= zip(group, more["deep"][0].chunk(len(group)), strict=True)
             denoised |= zip(group, together.chunk(len(group)), strict=True)
         return denoised
 

@@ -12,6 +12,7 @@ from numbers import Real
 
 from ipx2p.diffusion.guidance import (
     conditions,
+    depth,
     estimates,
     extra_branches,
     linear,
@@ -25,7 +26,7 @@ from ipx2p.stack import MAX_SHOWN, parse_stack, shown
 
 SCHEMES: dict[str, Scheme] = {
     name: scheme
-    for module in (linear, over_time, pushes, extra_branches, estimates, conditions)
+    for module in (linear, over_time, pushes, extra_branches, estimates, conditions, depth)
     for name, scheme in declared_in(vars(module)).items()
 }
 PARAMETERS = {name: scheme.parameters for name, scheme in SCHEMES.items()}

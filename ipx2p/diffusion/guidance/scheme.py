@@ -1,6 +1,6 @@
 """What a guidance scheme is, and how it is declared (layer 1).
 
-A stack of guidance is one linear scheme, which weighs the branches, and modifiers of six kinds. A
+A stack of guidance is one linear scheme, which weighs the branches, and modifiers of seven kinds. A
 scheme is a function, or a class whose annotated fields are its parameters, under `@scheme(...)`;
 nothing else has to know about it. Schemes are frozen: what one has to remember during an edit goes
 into `Moment.memory`, belongs to samples, and advances once per step.
@@ -327,6 +327,14 @@ class EstimateModifier(Modifier):
 
     def change(self, estimate: Tensor, reference: Tensor | None, moment: Moment) -> Tensor:
         """Guided denoised latents -> the same, changed."""
+        raise NotImplementedError
+
+
+class DepthModifier(Modifier):
+    """Decides how much of the network runs."""
+
+    def is_whole(self, step: Step) -> bool:
+        """Whether all of it runs in this step, or its shallow part with the deep feature kept."""
         raise NotImplementedError
 
 

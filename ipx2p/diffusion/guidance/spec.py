@@ -17,6 +17,7 @@ from ipx2p.diffusion.guidance.linear import coefficients
 from ipx2p.diffusion.guidance.plan import StepPlan, Weights
 from ipx2p.diffusion.guidance.scheme import (
     BranchModifier,
+    DepthModifier,
     EstimateModifier,
     MaskModifier,
     Modifier,
@@ -39,7 +40,8 @@ class GuidanceSpec:
 
     Kinds of modifiers act in a fixed order: scales, branches, pushes one by one, their sum
     (joint=true), added branches, the estimate, the mask. Those of one kind act as they are stacked,
-    but an interval is always the last of the scales.
+    but an interval is always the last of the scales. How much of the network runs (`depth`) is the
+    same for all branches of a step, unless one has no deep feature yet.
 
     Raises: InputError for schemes that do not go together.
     """
@@ -91,6 +93,11 @@ class GuidanceSpec:
     def mask(self) -> MaskModifier | None:
         """What decides where the edit may act."""
         return next(iter(_of(MaskModifier, self.modifiers)), None)
+
+    @property
+    def depth(self) -> DepthModifier | None:
+        """What decides in which steps the whole network runs; None: in all."""
+        return next(iter(_of(DepthModifier, self.acting)), None)
 
     def needs(self, what: str) -> list[str]:
         """Names of the schemes that need "weak" or "negative"."""
