@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     """Compare, and print where the report is."""
     args = parse(argv)
     check_names(args.sampler or (), args.spacing, args.guidance or ())  # report slips at once
-    for path in [*(args.image or ()), *args.mask]:
+    for path in args.image or ():
         check_picture_file(path)
     if not (find_folder(args.weights) / "unet").is_dir():
         raise InputError(f"{args.weights} has no folder unet: expected weights of an edit model")
