@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     stacks = {"guidance": args.guidance, "fidelity": args.fidelity}
     check_names(sampler=args.sampler, spacing=args.spacing, **stacks)  # report slips at once
-    for path in [*(args.image or ()), *args.mask]:
+    for path in args.image or ():
         check_picture_file(path)
     if not (find_folder(args.weights) / "unet").is_dir():
         raise InputError(f"{args.weights} has no folder unet: expected weights of an edit model")

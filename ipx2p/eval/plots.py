@@ -168,7 +168,7 @@ def _draw(axes: Any, series: Series, color: Any, marker: str) -> None:
     bars = ([*zip(*map(_bars, side), strict=True)] for side in sides)  # below, above
     xerr, yerr = (both if any(map(any, both)) else None for both in bars)
     if xerr or yerr:
-        axes.errorbar(*means, xerr=xerr, yerr=yerr, fmt="none", color=color, alpha=0.6, capsize=3)
+        axes.errorbar(*means, xerr=xerr, yerr=yerr, fmt="none", color=color, alpha=0.4, capsize=3)
 
 
 def _draw_identity(grid: Sequence[Any], value: float) -> None:

@@ -84,10 +84,12 @@ def knobs_of(line: Line) -> tuple[dict[str, str], dict[str, float]]:
         for part, _, parameters in parts:
             for parameter in filter(None, parameters.split(",")):
                 key, _, text = parameter.partition("=")
+                key = f"{part} {key}"
+                key = f"{name} {key}" if key in words or key in numbers else key
                 try:
-                    numbers[f"{part} {key}"] = float(text)
+                    numbers[key] = float(text)
                 except ValueError:
-                    words[f"{part} {key}"] = text
+                    words[key] = text
     return words, numbers
 
 
