@@ -10,7 +10,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ipx2p.models.unet import LATENT_CHANNELS, UNet, UNetConfig
 
@@ -20,6 +19,9 @@ def counted_flops(
 ) -> float:
     """FLOPs of one sample's forward pass, in `training` also of its backward pass, at h x w
     latents; with `shallow`, of the part that runs around a deep feature."""
+    # Slow to import, and most edits count nothing.
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(training):
         unet = UNet(config)
         latents = torch.empty(1, LATENT_CHANNELS, h, w)
