@@ -109,7 +109,7 @@ class Mask(Knob):
     smoothing makes soft edges of a change that ends abruptly.
     """
 
-    threshold: float = parameter(0.05, 0.0, 1.0)
+    threshold: float = parameter(0.02, 0.0, 1.0)
     levels: int = parameter(3, 0, MAX_LEVELS)
 
     def apply(self, source: Tensor, edit: Tensor) -> Tensor:

@@ -169,10 +169,10 @@ def test_knobs_act_in_the_order_in_which_they_are_written(pair):
 def test_a_stack_says_itself_in_full_and_neutral_knobs_are_no_part_of_it():
     spec = parse_fidelity("mask:levels=2+start+wavelet:weight=0")
     assert str(spec) == (
-        "start:strength=0.8+mask:threshold=0.05,levels=2+wavelet:weight=0.0,levels=5"
+        "start:strength=0.8+mask:threshold=0.02,levels=2+wavelet:weight=0.0,levels=5"
     )
     assert parse_fidelity(str(spec)) == spec
-    assert str(spec.acting) == "start:strength=0.8+mask:threshold=0.05,levels=2"
+    assert str(spec.acting) == "start:strength=0.8+mask:threshold=0.02,levels=2"
     assert spec.find(Start) == Start(0.8) and spec.find(Wavelet) is None
     plain = parse_fidelity("+".join(NEUTRAL.values()))
     assert plain.acting == parse_fidelity("none").acting == parse_fidelity("none")

@@ -57,9 +57,9 @@ examples:
   python sample.py weights/ip2p --image a.jpg --instruction "make it snow" \\
       --guidance-scale 9 --image-guidance-scale 1.2
 
-  # the model invents detail: keep what it hardly changed, and the colours
+  # the model invents texture, and changes what it should not: take both back in part
   python sample.py weights/ip2p --image a.jpg --instruction "remove the rain" \\
-      --fidelity mask:threshold=0.05+wavelet
+      --fidelity transfer:weight=0.5+mask:threshold=0.05
 
   # a stack of guidance: high scales without over-saturation, in the middle of the run alone
   python sample.py weights/ip2p --image a.jpg --instruction "make it snow" --guidance-scale 10 \\

@@ -46,7 +46,7 @@ def test_at_its_neutral_value_an_edit_is_the_plain_one_bit_for_bit(editor, coffe
 def test_knobs_of_pixels_change_the_decoded_picture_alone(editor, coffee):
     plain = editor.edit(coffee, "x", **QUICK)
     source = pixels01_from_image(coffee)
-    for spec in ("transfer", "mask", "adain", "wavelet", "mask:threshold=0.2+wavelet:weight=0.5"):
+    for spec in ("transfer", "mask:threshold=0.3", "adain", "wavelet", "mask:threshold=0.2+adain"):
         result = editor.edit(coffee, "x", fidelity=spec, **QUICK)
         assert torch.equal(result.latents[0], plain.latents[0])
         expected = parse_fidelity(spec).apply(source, plain.pixels01[0])
