@@ -36,25 +36,26 @@ def held_out(config: TrainConfig) -> list[EditPair]:
 
 
 @torch.no_grad()
-def of_target(editor: Editor, pair: EditPair) -> Tensor:
+def of_target(editor: Editor, pair: EditPair, seed: int) -> Tensor:
     """Scaled latents of the target, (1, 4, h, w)."""
     pixels = pixels_from_pixels01(pair.target_pixels01)[None]
     return editor.vae.scale(editor.vae.encode(pixels.to(editor.device)).mode())
 
 
-def of_edit(editor: Editor, pair: EditPair) -> Tensor:
+def of_edit(editor: Editor, pair: EditPair, seed: int) -> Tensor:
     """Latents of the edit, likewise."""
     source = image_from_pixels01(pair.source_pixels01)
-    return editor.edit(source, pair.instruction).latents[0][None].to(editor.device)
+    result = editor.edit(source, pair.instruction, seeds=seed)
+    return result.latents[0][None].to(editor.device)
 
 
 def by_weight(
-    editor: Editor, pairs: Sequence[EditPair], latents_of: Callable[[Editor, EditPair], Tensor]
+    editor: Editor, pairs: Sequence[EditPair], latents_of: Callable[[Editor, EditPair, int], Tensor]
 ) -> dict[str, list[float]]:
     """Mean PSNR in dB for each of `WEIGHTS`, by task."""
     scores = defaultdict(list)
-    for pair in pairs:
-        latents = latents_of(editor, pair)
+    for seed, pair in enumerate(pairs):  # as in the validation of a run with seed 0
+        latents = latents_of(editor, pair, seed)
         source: Image.Image = image_from_pixels01(pair.source_pixels01)
         row = [
             pixels01_from_pixels(decode(editor.vae, latents, source, editor.wrapping, weight))

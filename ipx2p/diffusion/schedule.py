@@ -182,15 +182,6 @@ class Schedule:
         alpha, s = self._alpha_and_s(timesteps, latents.device)
         return alpha * noise.float() - s * latents.float()
 
-    def clean(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """x0 from a prediction for x_t at whole timesteps (B,): `target` undone; float32."""
-        if self.config.prediction_type == "sample":
-            return prediction.float()
-        alpha, s = self._alpha_and_s(timesteps, noisy.device)
-        if self.config.prediction_type == "epsilon":
-            return (noisy.float() - s * prediction.float()) / alpha
-        return alpha * noisy.float() - s * prediction.float()
-
     def snr(self, timesteps: Tensor) -> Tensor:
         """Signal-to-noise ratio alpha^2 / s^2 at whole timesteps (B,), float32."""
         alpha, s = self._alpha_and_s(timesteps, timesteps.device)

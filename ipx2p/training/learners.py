@@ -14,7 +14,6 @@ from ipx2p.data.cache import EncodedBatch
 from ipx2p.data.loader import Batch
 from ipx2p.devices import copy_to, pick_dtype
 from ipx2p.diffusion.objective import (
-    Draws,
     draw,
     drop_conditions,
     hidden_conditions,
@@ -28,7 +27,7 @@ from ipx2p.images import pixels_from_pixels01
 from ipx2p.models.flops import counted_flops
 from ipx2p.models.text import TextEncoder
 from ipx2p.models.unet import LATENT_CHANNELS, UNet, UNetConfig
-from ipx2p.models.vae import VAE, Posterior
+from ipx2p.models.vae import VAE, Posterior, VAEConfig
 from ipx2p.models.wrapping import FeatureWrapping, WrappingConfig
 from ipx2p.seeds import unit_noise
 from ipx2p.training.learner import (
@@ -89,14 +88,18 @@ class EditLearner(Learner):
     def losses(self, batch: Batch | EncodedBatch) -> Losses:
         objective = self.config.objective
         target, source_latents, text = self._encoded(batch)
-        draws, quartiles = self._draws(batch, target)
+        num_timesteps = self.schedule.config.num_train_timesteps
+        shape, shift = target.mean.shape[1:], objective.timestep_shift
+        draws = draw(self.config.run.seed, batch.indices, shape, num_timesteps, shift)
         hide_text, hide_source = hidden_conditions(draws.dropout, objective.dropout)
+        quartiles = draws.timesteps * QUARTILES // num_timesteps
         hidden = {
             "text": int((hide_text & ~hide_source).sum()),  # the instruction alone
             "image": int((hide_source & ~hide_text).sum()),
             "both": int((hide_text & hide_source).sum()),
         }
         draws = draws.to(self.device)
+        latents = self.vae_config.scale(target.sample(noise=draws.posterior_noise))
         text, source_latents = drop_conditions(
             text,
             source_latents,
@@ -104,7 +107,11 @@ class EditLearner(Learner):
             copy_to(hide_text, self.device),
             copy_to(hide_source, self.device),
         )
-        latents, _, prediction = self._predict(target, draws, text, source_latents)
+        noisy = self.schedule.add_noise(latents, draws.noise, draws.timesteps)
+        with torch.autocast(
+            self.device.type, self.precision, enabled=self.precision != torch.float32
+        ):
+            prediction = self.network(noisy, draws.timesteps.float(), text, source_latents)
         target = self.schedule.target(latents, draws.noise, draws.timesteps)
         losses = loss_per_sample(prediction, target)
         weighted = losses
@@ -113,19 +120,6 @@ class EditLearner(Learner):
             prediction_type = self.schedule.config.prediction_type
             weighted = losses * min_snr_weight(snr, objective.min_snr_gamma, prediction_type)
         return Losses(weighted, losses.detach(), quartiles, hidden)
-
-    @torch.no_grad()
-    def estimate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the model takes for the target where it sees it under the noise of a timestep.
-
-        With both conditions and without guidance, in one evaluation.
-        Returns: scaled latents, (B, 4, h, w), and quartiles as in `Losses`.
-        """
-        target, source_latents, text = self._encoded(batch)
-        draws, quartiles = self._draws(batch, target)
-        draws = draws.to(self.device)
-        _, noisy, prediction = self._predict(target, draws, text, source_latents)
-        return self.schedule.clean(prediction, noisy, draws.timesteps), quartiles
 
     def validate(self, averaged: nn.Module, raw: nn.Module, check: Callable[[], None]) -> Report:
         editor = self.editor(averaged)
@@ -178,25 +172,6 @@ class EditLearner(Learner):
         means = torch.tensor(self.world.merge(losses)).mean(0).tolist()
         return {f"loss_q{quartile}": value for quartile, value in enumerate(means, 1)}
 
-    def _draws(self, batch: Batch | EncodedBatch, target: Posterior) -> tuple[Draws, Tensor]:
-        """The random draws of a batch, on the CPU, and the quartiles of its timesteps."""
-        num_timesteps = self.schedule.config.num_train_timesteps
-        shape, shift = target.mean.shape[1:], self.config.objective.timestep_shift
-        draws = draw(self.config.run.seed, batch.indices, shape, num_timesteps, shift)
-        return draws, draws.timesteps * QUARTILES // num_timesteps
-
-    def _predict(
-        self, target: Posterior, draws: Draws, text: Tensor, source_latents: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The targets' scaled latents, the same with noise, and the network's prediction."""
-        latents = self.vae_config.scale(target.sample(noise=draws.posterior_noise))
-        noisy = self.schedule.add_noise(latents, draws.noise, draws.timesteps)
-        with torch.autocast(
-            self.device.type, self.precision, enabled=self.precision != torch.float32
-        ):
-            prediction = self.network(noisy, draws.timesteps.float(), text, source_latents)
-        return latents, noisy, prediction
-
     def _encoded(self, batch: Batch | EncodedBatch) -> tuple[Posterior, Tensor, Tensor]:
         """The targets' posterior, the sources' mode and the sentences' states, (B, 77, D)."""
         if isinstance(batch, EncodedBatch):
@@ -247,10 +222,7 @@ class AutoencoderLearner(Learner):
     def losses(self, batch: Batch) -> Losses:
         """L1 and L2 on pixels, KL per latent value."""
         pixels = copy_to(batch.target_pixels, self.device)
-        side = self.config.data.resolution // self.module.config.downscale
-        shape = (LATENT_CHANNELS, side, side)
-        seed = self.config.run.seed
-        noise = torch.stack([unit_noise(shape, seed, "objective", i) for i in batch.indices])
+        noise = posterior_noise(batch, self.module.config, self.config.run.seed)
         decoded, posterior = self.network(pixels, copy_to(noise, self.device))
         kl = posterior.kl() / noise[0].numel()
         losses = pixel_loss(decoded, pixels) + self.config.objective.kl_weight * kl
@@ -274,9 +246,9 @@ class AutoencoderLearner(Learner):
 class WrappingLearner(Learner):
     """Feature wrapping for the decoder of an edit model, whose own networks are all frozen.
 
-    The decoder gets `EditLearner.estimate`, and learns to give the target with the features of the
-    source. So it sees what the model makes up, as in arXiv:2305.07015 (sec. 3.3), at the cost of
-    one evaluation a sample: at high noise an edit in one step, at low noise nearly the target.
+    The decoder gets latents of the target, and learns to give the target with the features of the
+    source; with its own it would learn to copy. In arXiv:2305.07015 (sec. 3.3) the latents are
+    those of finished edits, each at the cost of a whole edit.
     """
 
     part = "wrapping"
@@ -303,11 +275,13 @@ class WrappingLearner(Learner):
         source_pixels, target_pixels = (
             copy_to(pixels, self.device) for pixels in (batch.source_pixels, batch.target_pixels)
         )
-        latents, quartiles = self.model.estimate(batch)
+        noise = posterior_noise(batch, self.vae.config, self.config.run.seed)
         with torch.no_grad():
+            posterior = self.vae.encode(target_pixels)
+            latents = self.vae.scale(posterior.sample(noise=copy_to(noise, self.device)))
             features = self.vae.features(source_pixels)
         losses = pixel_loss(self.network(self.vae, latents, features), target_pixels)
-        return Losses(losses, losses.detach(), quartiles)
+        return Losses(losses, losses.detach())
 
     def validate(self, averaged: nn.Module, raw: nn.Module, check: Callable[[], None]) -> Report:
         editors = (self.editor(module) for module in (averaged, raw))
@@ -329,6 +303,13 @@ class WrappingLearner(Learner):
         """The model with `module` as its feature wrapping."""
         frozen = self.model.module, *self.model.frozen.get()
         return Editor(*frozen, self.model.schedule, wrapping=module)
+
+
+def posterior_noise(batch: Batch, config: VAEConfig, seed: int) -> Tensor:
+    """Unit noise that samples the latents of a batch, (B, 4, h, w), on the CPU."""
+    height, width = (side // config.downscale for side in batch.target_pixels.shape[-2:])
+    shape = (LATENT_CHANNELS, height, width)
+    return torch.stack([unit_noise(shape, seed, "objective", i) for i in batch.indices])
 
 
 def pixel_loss(decoded: Tensor, pixels: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from ipx2p.data.loader import Framing, SampleStream, StepSampler
 from ipx2p.data.workers import micro_batches
-from ipx2p.diffusion.objective import draw
 from ipx2p.distributed import World
 from ipx2p.editing.decoding import decode
 from ipx2p.editing.editor import Editor
@@ -19,6 +18,7 @@ from ipx2p.fidelity import parse_fidelity
 from ipx2p.images import pixels01_from_pixels
 from ipx2p.models.vae import VAE
 from ipx2p.models.wrapping import FOLDER, FeatureWrapping, WrappingConfig
+from ipx2p.seeds import unit_noise
 from ipx2p.training.config import TrainConfig
 from ipx2p.training.learners import WrappingLearner, pixel_loss
 from ipx2p.training.loop import train
@@ -54,39 +54,26 @@ def wrapping_learner(config) -> WrappingLearner:
 # Training
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @torch.no_grad()
-def test_the_decoder_gets_the_estimate_and_features_of_the_source(make_config, prediction_type):
-    """A perfect network gives the target's latents; then the plain decoder sets the loss."""
+def test_the_decoder_gets_latents_of_the_target_and_features_of_the_source(make_config):
     learner = wrapping_learner(make_config(*QUICK_WRAPPING))
-    learner.model.schedule.config.prediction_type = prediction_type
     trained, _ = open_pairs(make_config().data)
-    [batch] = micro_batches(
-        SampleStream(trained, Framing(32), seed=0), StepSampler(range(1), 12), workers=0
-    )
-    draws = draw(0, batch.indices, (4, 4, 4), 1000)
-    source, target = (
-        learner.vae.encode(pixels) for pixels in (batch.source_pixels, batch.target_pixels)
-    )
-    latents = learner.vae.scale(target.sample(noise=draws.posterior_noise))
-
-    def network(noisy, timesteps, text, source_latents):
-        torch.testing.assert_close(source_latents, source.mode())  # both conditions, always
-        return learner.model.schedule.target(latents, draws.noise, draws.timesteps)
-
-    learner.model.network = network
-    estimate, quartiles = learner.model.estimate(batch)
-    torch.testing.assert_close(estimate, latents, atol=1e-3, rtol=1e-3)
-    assert torch.equal(quartiles, draws.timesteps // 250)
+    stream = SampleStream(trained, Framing(32), seed=0)
+    [batch] = micro_batches(stream, StepSampler(range(1), 4), workers=0)
+    noise = torch.stack([unit_noise((4, 4, 4), 0, "objective", i) for i in batch.indices])
+    vae = learner.vae
+    expected = vae.scale(vae.encode(batch.target_pixels).sample(noise=noise))
 
     def wrapping(vae, latents, features):
-        expected = vae.features(batch.source_pixels)
-        assert all(torch.equal(x, y) for x, y in zip(features, expected, strict=True))
+        assert torch.equal(latents, expected)
+        of_source = vae.features(batch.source_pixels)
+        assert all(torch.equal(x, y) for x, y in zip(features, of_source, strict=True))
         return vae.decode(latents)
 
+    plain = learner.losses(batch).weighted  # before any training
     learner.network = wrapping
-    plain = pixel_loss(learner.vae.decode(estimate), batch.target_pixels)
-    torch.testing.assert_close(learner.losses(batch).weighted, plain)
+    assert torch.equal(learner.losses(batch).weighted, plain)
+    torch.testing.assert_close(plain, pixel_loss(vae.decode(expected), batch.target_pixels))
 
 
 def test_a_run_leaves_the_edit_model_as_it_was_and_adds_the_wrapping(make_config, run_folder):
@@ -102,8 +89,6 @@ def test_a_run_leaves_the_edit_model_as_it_was_and_adds_the_wrapping(make_config
     assert score["psnr_edit"] != score["psnr_edit_plain"] and "psnr_edit_unguided" in score
     assert "plain dB" in score_table([score])
     assert editor.wrapping.blocks[0].conv_out.weight.abs().max() > 0
-    last = json.loads((run_folder / "metrics.jsonl").read_text().splitlines()[0])
-    assert any(name.startswith("loss_q") for name in last)
 
 
 def test_training_goes_on_from_the_wrapping_of_the_weights(make_config, wrapped):
@@ -218,8 +203,7 @@ def test_another_autoencoder_and_a_single_file_have_none(wrapped, tmp_path, caps
 def test_after_a_short_training_psnr_rises_with_the_weight(tmp_path, monkeypatch):
     """On held-out photographs, for latents of the target and for edits."""
     monkeypatch.chdir(ROOT)
-    short = ("data.resolution=64", "train.steps=150", "train.ema_decay=0.95", "train.device=cpu")
-    config = TrainConfig.load("configs/tiny_cfw.yaml", [f"run.dir={tmp_path}", *short])
+    config = TrainConfig.load("configs/tiny_cfw.yaml", [f"run.dir={tmp_path}", "train.device=cpu"])
     train(config)
     editor = Editor.load(tmp_path / "tiny_cfw" / "weights", device="cpu")
     for latents_of in (of_target, of_edit):
