@@ -91,7 +91,7 @@ def test_at_its_effective_scales_ip2p_is_the_same_stack():
 
 def test_a_stack_without_effective_scales_is_no_ip2p():
     """Least squares over all scales of ip2p leaves something over."""
-    outside = {"cads", "mask", "perp_neg"}
+    outside = {"cads", "mask", "perp_neg", "deepcache"}
     for spec, scales, parsed in stacks():
         names = {scheme.name for scheme in parsed.schemes}
         # These act outside the blend; and scales of 1 and less hold special cases.
