@@ -1,6 +1,6 @@
 """Compare ways to edit a picture that is larger than the model's size, with edits really made.
 
-    python tests/compare_windows.py assets/tiny PHOTO...
+    python -m tests.compare_windows assets/tiny PHOTO...
 
 Photographs are reduced to a long side of `--size` pixels, cut to whole windows, and degraded at
 that size. Then they are edited as a whole, in windows, in tiles of the same size that know nothing
