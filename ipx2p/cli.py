@@ -61,6 +61,8 @@ def add_how(add: Callable[..., object], *, several: bool = False) -> None:
     option("--image-guidance-scale", 1.5, "how closely to keep to the picture", **scale)
     knobs = 'what holds invented content down, as "start:strength=0.8+mask"'
     option("--fidelity", "none", knobs, metavar="STACK", **many)
+    parts = "edit in overlapping parts of N x N pixels; 0: as a whole"
+    option("--window", 0, parts, metavar="N", type=int, **many)
     add("--negative-instruction", metavar="TEXT", default="", help="what to steer away from")
     add("--weak-weights", metavar="WEIGHTS", help="a weaker model, for --guidance autoguidance")
     size = "the long side becomes N pixels (default: the model's)"

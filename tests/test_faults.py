@@ -50,6 +50,12 @@ FAULTS = {
         "shown = (scaled, timesteps, text, source_latents / math.sqrt(1 + sigma**2))",
         f"{EDIT}[euler-leading-True]",
     ),
+    "weights of a window off its centre": (
+        "ipx2p/diffusion/windows.py",
+        "(size - 1) / 2",
+        "size / 2",
+        "tests/diffusion/test_windows.py",
+    ),
     "a lost conv_in bias": (
         "ipx2p/weights/convert.py",
         "    with torch.device(\"meta\"):\n        wide",

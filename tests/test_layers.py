@@ -40,6 +40,7 @@ LAYERS = {
         *("ipx2p.models.tiling", "ipx2p.models.vae"),
         *("ipx2p.models.clip", "ipx2p.models.text"),
         *("ipx2p.diffusion.schedule", "ipx2p.diffusion.denoiser"),
+        "ipx2p.diffusion.windows",
         *("ipx2p.diffusion.guidance.branches", "ipx2p.diffusion.guidance.space"),
         *("ipx2p.diffusion.guidance.scheme", "ipx2p.diffusion.guidance.linear"),
         *("ipx2p.diffusion.guidance.over_time", "ipx2p.diffusion.guidance.pushes"),

@@ -53,6 +53,10 @@ examples:
   # a photograph of any size: its small copy is edited, and the original gets the edit
   python sample.py weights/ip2p --image photo.jpg --instruction "make it night" --full-size
 
+  # larger than the model's size: in overlapping parts of that size, which see every pixel
+  python sample.py weights/ip2p --image photo.jpg --instruction "denoise the photo" \\
+      --resolution 1024 --window 512
+
   # the picture changes too much: raise --image-guidance-scale; too little: raise --guidance-scale
   python sample.py weights/ip2p --image a.jpg --instruction "make it snow" \\
       --guidance-scale 9 --image-guidance-scale 1.2

@@ -121,6 +121,7 @@ def _eval_config(config: TrainConfig, models: Mapping[str, str], output: Path) -
         guidance_scale=[edit.guidance_scale],
         image_guidance_scale=[edit.image_guidance_scale],
         fidelity=[edit.fidelity],
+        window=[edit.window],
         sampler=[edit.sampler],
         spacing=edit.spacing,
         num_steps=[edit.num_steps],

@@ -18,6 +18,7 @@ from ipx2p.diffusion.guidance.branches import Conditions
 from ipx2p.diffusion.guidance.denoiser import GuidedDenoiser
 from ipx2p.diffusion.samplers import SAMPLERS
 from ipx2p.diffusion.schedule import Plan, Schedule, ScheduleConfig, Step
+from ipx2p.diffusion.windows import Windows
 from ipx2p.editing.decoding import check_wrapping, decode
 from ipx2p.editing.full_size import at_full_size, transfer_name
 from ipx2p.editing.settings import (
@@ -29,6 +30,9 @@ from ipx2p.editing.settings import (
     Request,
     check_instructions,
     check_needs,
+    check_noise,
+    check_unet,
+    check_window,
     in_batches,
     spread,
 )
@@ -78,7 +82,7 @@ class Editor:
         settings: FolderSettings | None = None,
         wrapping: FeatureWrapping | None = None,
     ) -> None:
-        _check_unet(unet, text)
+        check_unet(unet.config, text.width)
         self.unet = unet
         self.vae = vae
         self.text = text
@@ -128,13 +132,13 @@ class Editor:
                     f"{ours[name]!r}: the weak network must match it"
                 )
         unet = UNet.load(folder / "unet", self.dtype).to(self.device)
-        _check_unet(unet, self.text)
+        check_unet(unet.config, self.text.width)
         return unet
 
     def _check_weak(self, weak: UNet | None) -> None:
         if weak is None:
             return
-        _check_unet(weak, self.text)
+        check_unet(weak.config, self.text.width)
         ours, theirs = self.unet.conv_in.weight, weak.conv_in.weight
         for name in ("dtype", "device"):
             if getattr(ours, name) != getattr(theirs, name):
@@ -176,6 +180,7 @@ class Editor:
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
         fidelity: str | None = None,
+        window: int | None = None,
         seeds: int | Sequence[int] = 0,
         resolution: int | Literal["usual"] | None = "usual",
         full_size: bool | str = False,
@@ -194,8 +199,8 @@ class Editor:
         Args:
             images: Pillow pictures or paths, of any size and mode. Of images, instructions, seeds
                 and negative_instructions, give one for each edit, or one for all of them.
-            sampler, ..., image_guidance_scale: None is what `self.settings` say.
-            fidelity: likewise: knobs that hold invented content down, see `ipx2p.fidelity`.
+            sampler, ..., window: None is what `self.settings` say. Of the last two, see
+                `ipx2p.fidelity` and `ipx2p.diffusion.windows`.
             resolution: the long side becomes this; `usual` is what `self.settings` say; None, here
                 or there, keeps the picture's size. Each side is rounded to the VAE's multiple.
             full_size: carry the edit over to the original, by a transfer of `ipx2p.transfer`; True
@@ -213,7 +218,7 @@ class Editor:
         Raises: InputError for bad arguments, or when latents or pixels stop being finite.
         """
         scales = (guidance_scale, image_guidance_scale)
-        asked = (sampler, spacing, num_steps, guidance, *scales, fidelity)
+        asked = (sampler, spacing, num_steps, guidance, *scales, fidelity, window)
         names = (one.name for one in fields(EditSettings))
         settings = self.settings.but(dict(zip(names, asked, strict=True)))
         settings.check()
@@ -263,6 +268,7 @@ class Editor:
     ) -> list[Request]:
         """Bring the pictures to their final size, encode the sentences, and draw the noise."""
         check_instructions(instructions)
+        check_window(settings.window, self.vae.config, self.unet.config)
         for name, values in (("noise", noise), ("step_noise", step_noise)):
             if values is not None and len(values) != len(images):
                 raise InputError(f"{len(images)} edits but {len(values)} {name}, expected one each")
@@ -282,12 +288,12 @@ class Editor:
             width, height = fitted[key].size
             shape = (LATENT_CHANNELS, height // multiple, width // multiple)
             draw = partial(unit_noise, shape, seed)
-            first = draw("edit noise") if noise is None else _checked("noise", noise, i, shape)
+            first = draw("edit noise") if noise is None else check_noise("noise", noise, i, shape)
             if step_noise is None:
                 later = partial(draw, "edit step noise")
             else:
                 of_all = (settings.num_steps, *shape)
-                later = _checked("step_noise", step_noise, i, of_all).__getitem__
+                later = check_noise("step_noise", step_noise, i, of_all).__getitem__
             texts = (states[instructions[i]], states[negatives[i]])
             requests.append(Request(i, fitted[key], *texts, seed, first, later, settings.knobs))
         return requests
@@ -322,16 +328,7 @@ class Editor:
             latents=self.vae.config.scale(source_latents).float(),
             text_noise=lambda index: stack([r.text_noise(index) for r in requests]),
         )
-        guided = GuidedDenoiser(
-            self.unet,
-            self.schedule,
-            guidance,
-            conditions,
-            batch_branches=batch_branches,
-            weak=weak,
-            attention_layers=self.unet.attention_layers,
-            shallow_share=partial(shallow_share, self.unet.config),
-        )
+        guided = self._guided(settings, conditions, weak, batch_branches)
         finite: list[tuple[int, Tensor]] = []
 
         def denoiser(x: Tensor, sigma: float, step: Step) -> Tensor:
@@ -362,6 +359,25 @@ class Editor:
             )
         return x * plan.end_factor, guided
 
+    def _guided(
+        self, settings: EditSettings, shown: Conditions, weak: UNet | None, batch_branches: bool
+    ) -> GuidedDenoiser:
+        """What guides a batch; its networks see the picture in windows, if there are any."""
+        size = settings.window // self.vae.config.downscale
+        unet, weak = (Windows(n, size) if n and size else n for n in (self.unet, weak))
+        return GuidedDenoiser(
+            unet,
+            self.schedule,
+            settings.spec,
+            shown,
+            batch_branches=batch_branches,
+            weak=weak,
+            attention_layers=self.unet.attention_layers,
+            shallow_share=lambda h, w: shallow_share(
+                self.unet.config, *(min(side, size or side) for side in (h, w))
+            ),
+        )
+
     def _finish(
         self, request: Request, latents: Tensor, guided: GuidedDenoiser, place: int, shared_s: float
     ) -> Edited:
@@ -377,24 +393,3 @@ class Editor:
         pixels01 = request.knobs.apply(source01, pixels01)
         image, seconds = image_from_pixels01(pixels01), shared_s + time.perf_counter() - started_at
         return Edited(image, pixels01, latents[place].cpu(), guided.evaluations, seconds)
-
-
-def _check_unet(unet: UNet, text: TextEncoder) -> None:
-    if unet.config.in_channels != 2 * LATENT_CHANNELS:
-        raise InputError(
-            f"the U-Net has {unet.config.in_channels} input channels, an edit model needs 8: "
-            "run convert_weights.py with --edit, then train it on edits"
-        )
-    if unet.config.cross_attention_dim != text.width:
-        raise InputError(
-            f"the U-Net expects text states of width {unet.config.cross_attention_dim}, the "
-            f"text encoder gives {text.width}: these weights do not belong together"
-        )
-
-
-def _checked(name: str, values: Sequence[Tensor], index: int, shape: tuple[int, ...]) -> Tensor:
-    if tuple(values[index].shape) != shape:
-        raise InputError(
-            f"{name}[{index}] has shape {tuple(values[index].shape)}, expected {shape}"
-        )
-    return values[index].float()

@@ -82,7 +82,7 @@ def edit_files(
     settings.check()
     transfer = transfer_name(full_size)
     check_needs(settings, [negative_instruction], weak_weights is not None)
-    resolution, multiple, notes = pick_resolution(folder, resolution)
+    resolution, multiple, notes = pick_resolution(folder, resolution, settings.window)
     edits = read_edits(paths, instructions, seed, num_images, resolution, multiple)
     check_writable(output)
     for note in notes:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,7 +17,7 @@ from ipx2p.errors import InputError, suggestion
 from ipx2p.fidelity import PLAIN, FidelitySpec, Start, parse_fidelity
 from ipx2p.files import read_json
 from ipx2p.images import fit_size
-from ipx2p.models.unet import UNetConfig
+from ipx2p.models.unet import LATENT_CHANNELS, UNetConfig
 from ipx2p.models.vae import VAEConfig
 from ipx2p.names import check_names
 from ipx2p.photos import Photo
@@ -39,6 +40,7 @@ class EditSettings:
     guidance_scale: float = 7.0  # s_T: how strongly to follow the instruction
     image_guidance_scale: float = 1.5  # s_I: how closely to keep to the source
     fidelity: str = PLAIN  # what holds invented content down
+    window: int = 0  # side of overlapping parts, in pixels; 0: the picture as a whole
 
     def check(self) -> None:
         """Raise InputError for unknown names, impossible numbers or incompatible choices."""
@@ -90,7 +92,11 @@ class FolderSettings(EditSettings):
     `train.py` writes how the model was validated. What the file lacks has the defaults above.
     """
 
-    bounds: ClassVar[Bounds] = {"num_steps": (1, 1000), "resolution": (1, 8192)}
+    bounds: ClassVar[Bounds] = {
+        "num_steps": (1, 1000),
+        "window": (0, 8192),
+        "resolution": (1, 8192),
+    }
 
     resolution: int | None = None  # of the long side; None: what the U-Net was trained at
 
@@ -145,10 +151,10 @@ class EditResult:
 
     images: RGB pictures. pixels01: (3, H, W) in [0, 1]. latents: scaled, (4, h, w), as they were
     sampled: masks and knobs of pixels come after them. All on the CPU.
-    evaluations: of the network; those of a weak one count as much, those of the shallow part as
-    their share of the FLOPs. seconds: from encoding the source to decoding the result; edits of one
-    batch share its time. photos: None; or, at full size, the pictures at the depth of their
-    originals, with profile and EXIF, which `save` writes.
+    evaluations: of the network, in all windows; those of a weak one count as much, those of the
+    shallow part as their share of the FLOPs. seconds: from encoding the source to decoding the
+    result; edits of one batch share its time. photos: None; or, at full size, the pictures at the
+    depth of their originals, with profile and EXIF, which `save` writes.
     """
 
     images: list[Image.Image] = field(default_factory=list)
@@ -186,14 +192,44 @@ def check_needs(settings: EditSettings, negatives: Sequence[str] | None, has_wea
             )
 
 
-def pick_resolution(folder: Path, resolution: int | None) -> tuple[int, int, list[str]]:
+def check_unet(unet: UNetConfig, text_width: int) -> None:
+    """Raise InputError unless it is an edit model for text states of this width."""
+    if unet.in_channels != 2 * LATENT_CHANNELS:
+        raise InputError(
+            f"the U-Net has {unet.in_channels} input channels, an edit model needs 8: "
+            "run convert_weights.py with --edit, then train it on edits"
+        )
+    if unet.cross_attention_dim != text_width:
+        raise InputError(
+            f"the U-Net expects text states of width {unet.cross_attention_dim}, the "
+            f"text encoder gives {text_width}: these weights do not belong together"
+        )
+
+
+def check_window(window: int, vae: VAEConfig, unet: UNetConfig) -> None:
+    """Raise InputError for a window that the autoencoder and the U-Net cannot halve evenly."""
+    multiple = vae.downscale * 2 ** (unet.levels - 1)
+    if window < 0 or window % multiple:
+        raise InputError(
+            f"window is {window} pixels, expected a multiple of {multiple} for this model, or 0 "
+            "for the picture as a whole"
+        )
+
+
+def pick_resolution(
+    folder: Path, resolution: int | None, window: int = 0
+) -> tuple[int, int, list[str]]:
     """The long side to edit at: what is asked for, or what a weights folder says or was trained at.
 
     Returns: the resolution; the multiple that sides are rounded to, in pixels; and warnings about
-    rounding, or a size far from that of the training.
+    rounding, or a size far from that of the training, which the window has if there is one.
+    Raises: InputError for a size or window that cannot be.
     """
-    multiple = VAEConfig.read(folder / "vae" / "config.json").downscale
-    trained = (UNetConfig.read(folder / "unet" / "config.json").sample_size or 0) * multiple
+    vae = VAEConfig.read(folder / "vae" / "config.json")
+    unet = UNetConfig.read(folder / "unet" / "config.json")
+    check_window(window, vae, unet)
+    multiple = vae.downscale
+    trained = (unet.sample_size or 0) * multiple
     trained = FolderSettings.read(folder).resolution or trained
     if resolution is None:
         resolution = trained or USUAL_RESOLUTION
@@ -206,9 +242,10 @@ def pick_resolution(folder: Path, resolution: int | None) -> tuple[int, int, lis
             f"resolution {resolution} is rounded to {rounded}: the autoencoder needs a multiple of "
             f"{multiple}"
         )
-    if trained and not trained / FAR <= rounded <= trained * FAR:
+    name, seen = min(("resolution", rounded), ("window", window or rounded), key=itemgetter(1))
+    if trained and not trained / FAR <= seen <= trained * FAR:
         notes.append(
-            f"resolution {rounded} is far from the {trained} pixels that the model was trained at: "
+            f"{name} {seen} is far from the {trained} pixels that the model was trained at: "
             "edits may be poor"
         )
     return resolution, multiple, notes
@@ -230,6 +267,15 @@ class Request:
     def text_noise(self, step: int) -> Tensor:
         """Noise for the text states of the instruction at one step, (77, D)."""
         return unit_noise(self.text.shape, self.seed, "edit text noise", step)
+
+
+def check_noise(name: str, values: Sequence[Tensor], index: int, shape: tuple[int, ...]) -> Tensor:
+    """One of the tensors that are given as noise, float32; InputError for another shape."""
+    if tuple(values[index].shape) != shape:
+        raise InputError(
+            f"{name}[{index}] has shape {tuple(values[index].shape)}, expected {shape}"
+        )
+    return values[index].float()
 
 
 def check_instructions(instructions: Iterable[str]) -> None:

@@ -194,10 +194,11 @@ def pick_sizes(
 
     Raises: InputError for models whose edits would have different sizes.
     """
-    picked = {}
+    picked, notes = {}, {}
     for model in models:
-        if model.has_weights:
-            picked[model.name] = pick_resolution(model.folder, resolution)
+        for window in dict.fromkeys(one.window for one in model.settings):
+            picked[model.name] = pick_resolution(model.folder, resolution, window)
+            notes |= dict.fromkeys(picked[model.name][2])
     at_target = protocol.score_at_target
     if not picked:  # pictures that were made elsewhere
         return Sizes(resolution, 1, at_target), []
@@ -215,7 +216,6 @@ def pick_sizes(
                 f"{first} edits at {size} pixels, {other} at {picked[other][0]}: choose one "
                 "--resolution for both"
             )
-    notes = dict.fromkeys(note for _, _, more in picked.values() for note in more)
     return Sizes(None if native else size, multiple, at_target), [*notes]
 
 

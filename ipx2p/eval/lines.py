@@ -38,6 +38,7 @@ TOLD = {
     "guidance_scale": "guidance {:g}",
     "image_guidance_scale": "image {:g}",
     "fidelity": "{}",
+    "window": "window {}",
     "sampler": "{}",
     "spacing": "{}",
     "num_steps": "{} steps",

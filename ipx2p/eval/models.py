@@ -53,6 +53,7 @@ class EvalConfig:
     guidance_scale: list[float] | None = None
     image_guidance_scale: list[float] | None = None
     fidelity: list[str] | None = None
+    window: list[int] | None = None
     sampler: list[str] | None = None
     spacing: str | None = None
     num_steps: list[int] | None = None
@@ -79,7 +80,7 @@ class EvalConfig:
         Args:
             usual: of the model, where this says nothing. overrides: for it alone.
         """
-        names = ("guidance", "fidelity", "sampler", "num_steps", *reversed(SCALES))
+        names = ("guidance", "fidelity", "window", "sampler", "num_steps", *reversed(SCALES))
         values = {name: getattr(self, name) for name in names}
         values["spacing"] = self.spacing and [self.spacing]
         values |= {name: [value] for name, value in overrides.items()}
@@ -308,7 +309,7 @@ def make_trials(
         schemes = [one.spec.base, *(modifier.scheme for modifier in one.spec.acting)]
         digests = [digest_file(path) for path in files_of(schemes)]
         stacks = [one.spec.canonical, str(one.knobs.acting)]
-        guided = [one.sampler, one.spacing, one.num_steps, *stacks, digests]
+        guided = [one.sampler, one.spacing, one.num_steps, one.window, *stacks, digests]
         made = made_with
         if one.spec.needs("weak"):
             guided.append(weak)

@@ -29,8 +29,8 @@ MADE = {
     "weak_digest": "weak weights",
 }
 
-# In settings of records that are older than the knobs.
-BEFORE_KNOBS = dict.fromkeys(("fidelity", "fidelity_in_full"), PLAIN)
+# In settings of records that are older than these.
+FORMERLY = {"fidelity": PLAIN, "fidelity_in_full": PLAIN, "window": 0}
 
 
 def key_of(content: Any) -> str:
@@ -200,7 +200,7 @@ def read_records(folder: Path) -> list[Record]:
                 values = json.loads(line)
                 known = {name: value for name, value in values.items() if name in NAMES}
                 if known.get("settings"):
-                    known["settings"] = {**BEFORE_KNOBS, **known["settings"]}
+                    known["settings"] = {**FORMERLY, **known["settings"]}
                 record = Record(**known, folder=folder)
                 for name in ("case", "made_with", "scores", "scored_by", "computed_on"):
                     if not isinstance(getattr(record, name), dict):

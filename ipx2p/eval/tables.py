@@ -16,7 +16,16 @@ from ipx2p.eval.records import MADE, Record
 from ipx2p.eval.scores import METRICS
 from ipx2p.files import csv_text
 
-SETTINGS = ("guidance", *SCALES, *EFFECTIVE, "fidelity", "sampler", "spacing", "num_steps")
+SETTINGS = (
+    "guidance",
+    *SCALES,
+    *EFFECTIVE,
+    "fidelity",
+    "window",
+    "sampler",
+    "spacing",
+    "num_steps",
+)
 # Column -> heading with unit, and digits behind the point (None: as it is).
 COLUMNS: dict[str, tuple[str, int | None]] = {
     **{

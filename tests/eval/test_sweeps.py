@@ -32,6 +32,7 @@ def test_knobs_are_the_numbers_of_settings_and_of_the_parameters_of_guidance():
         "num steps": 20,
         "guidance scale": 7,
         "image guidance scale": 1.5,
+        "window": 0,
         "rescale phi": 0.3,
         "interval low": 1,
         "interval high": 2,
