@@ -46,8 +46,8 @@ FAULTS = {
     ),
     "a source scaled with the noise level": (
         "ipx2p/diffusion/denoiser.py",
-        "shown = (scaled, timesteps, text, source_latents)",
-        "shown = (scaled, timesteps, text, source_latents / math.sqrt(1 + sigma**2))",
+        "network(scaled, timesteps, text, source_latents, **more)",
+        "network(scaled, timesteps, text, source_latents / math.sqrt(1 + sigma**2), **more)",
         f"{EDIT}[euler-leading-True]",
     ),
     "weights of a window off its centre": (
