@@ -259,11 +259,8 @@ def load_checkpoint(
     """
     for kind, network in zip(KINDS, (average, module), strict=True):
         path = find_weights(folder / kind / part)
-        tensors = read_tensors(path)
-        check_fit(network.state_dict(), tensors, str(path))
-        with torch.no_grad():
-            for name, tensor in network.state_dict().items():
-                tensor.copy_(tensors[name])
+        # No name for what is read: it counts as this process's memory while it is mapped.
+        _copy(read_tensors(path), network.state_dict(), str(path))
     path = folder / "optimizer.safetensors"
     load_optimizer(module, optimizer, read_tensors(path), str(path))
     return read_json(folder / STATE)
@@ -288,9 +285,13 @@ def load_optimizer(
         step = torch.zeros((), device=parameter.device)  # where a fused optimizer counts
         state = (step, moment, torch.empty_like(moment))
         optimizer.state[parameter] = dict(zip(MOMENTS, state, strict=True))
-    expected = optimizer_tensors(module, optimizer)
-    check_fit(expected, tensors, where)
-    for name, tensor in expected.items():
+    _copy(tensors, optimizer_tensors(module, optimizer), where)
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor], where: str) -> None:
+    check_fit(held, tensors, where)
+    for name, tensor in held.items():
         tensor.copy_(tensors[name])
 
 
