@@ -6,10 +6,13 @@ Tensors are memory-mapped, so only those in use take memory. A mapped file may b
 tensors live, as the writers here do, but must not be overwritten in place.
 """
 
+import ctypes
 import json
+import mmap
 import os
 import pickle
 import stat
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -51,6 +54,7 @@ DTYPE_NAMES = {  # in safetensors files
     torch.uint8: "U8",
 }
 HEAD_SIZE = 512  # bytes that show what a file is
+MADV_PAGEOUT = 21  # of Linux 5.4 and later; others refuse it, and memory stays as it is
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
@@ -208,6 +212,33 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
     """
     check_fit(module.state_dict(), tensors, where)
     module.load_state_dict(tensors, strict=True, assign=True)
+
+
+def copy_tensors(held: Mapping[str, Tensor], path: Path) -> None:
+    """Copy the tensors of a file into those of the same names and shapes, which keep their dtype.
+
+    What is read of a mapped file counts as memory of this process; here each tensor's share is
+    given back once it is copied, so that a file takes no memory beside its copy.
+
+    Raises: InputError, see `check_fit`.
+    """
+    tensors = read_tensors(path)
+    check_fit(held, tensors, str(path))
+    with torch.no_grad():
+        for name, tensor in held.items():
+            tensor.copy_(tensors[name])
+            _give_back(tensors[name])
+
+
+def _give_back(tensor: Tensor) -> None:
+    """Let the system keep what was read of a mapped file; it is there again when it is used."""
+    if sys.platform != "linux":
+        return
+    page = mmap.PAGESIZE
+    start = -(-tensor.data_ptr() // page) * page
+    size = (tensor.data_ptr() + tensor.nbytes) // page * page - start
+    if size > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_PAGEOUT)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -29,13 +29,7 @@ from torch.optim import Optimizer
 from ipx2p.devices import free_memory
 from ipx2p.errors import InputError
 from ipx2p.files import flush_to_disk, read_json, remove_stale_temporaries, write_json
-from ipx2p.tensor_files.tensors import (
-    check_fit,
-    find_weights,
-    load_strict,
-    read_tensors,
-    save_tensors,
-)
+from ipx2p.tensor_files.tensors import copy_tensors, find_weights, load_strict, save_tensors
 from ipx2p.training.config import StepsConfig
 from ipx2p.weights.folder import Weights
 
@@ -258,11 +252,8 @@ def load_checkpoint(
     Raises: InputError for a damaged checkpoint, or one of a network of other sizes.
     """
     for kind, network in zip(KINDS, (average, module), strict=True):
-        path = find_weights(folder / kind / part)
-        # No name for what is read: it counts as this process's memory while it is mapped.
-        _copy(read_tensors(path), network.state_dict(), str(path))
-    path = folder / "optimizer.safetensors"
-    load_optimizer(module, optimizer, read_tensors(path), str(path))
+        copy_tensors(network.state_dict(), find_weights(folder / kind / part))
+    load_optimizer(module, optimizer, folder / "optimizer.safetensors")
     return read_json(folder / STATE)
 
 
@@ -275,24 +266,15 @@ def optimizer_tensors(module: nn.Module, optimizer: Optimizer) -> dict[str, Tens
     }
 
 
-def load_optimizer(
-    module: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], where: str
-) -> None:
-    """The inverse of `optimizer_tensors`. Moments get their parameter's device and memory layout,
+def load_optimizer(module: nn.Module, optimizer: Optimizer, path: Path) -> None:
+    """Read what `optimizer_tensors` gave. Moments get their parameter's device and memory layout,
     because a fused optimizer reads both in memory order."""
     for parameter in module.parameters():
         moment = torch.empty_like(parameter, requires_grad=False)
         step = torch.zeros((), device=parameter.device)  # where a fused optimizer counts
         state = (step, moment, torch.empty_like(moment))
         optimizer.state[parameter] = dict(zip(MOMENTS, state, strict=True))
-    _copy(tensors, optimizer_tensors(module, optimizer), where)
-
-
-@torch.no_grad()
-def _copy(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor], where: str) -> None:
-    check_fit(held, tensors, where)
-    for name, tensor in held.items():
-        tensor.copy_(tensors[name])
+    copy_tensors(optimizer_tensors(module, optimizer), path)
 
 
 def point_at(run: Path, checkpoint: Path) -> None:

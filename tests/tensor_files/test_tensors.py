@@ -25,6 +25,7 @@ from ipx2p.tensor_files.tensors import (
     NETWORK_STEMS,
     TEXT_STEMS,
     WEIGHTS_SUFFIXES,
+    copy_tensors,
     find_weights,
     load_strict,
     read_tensors,
@@ -448,3 +449,35 @@ def test_writing_takes_the_memory_of_one_tensor(tmp_path):
         peaks_kib.append(int(re.search(r"VmHWM:\s+(\d+)", status)[1]))
     assert peaks_kib[1] - peaks_kib[0] < 24 * 1024
     assert torch.equal(read_tensors(tmp_path / "a.safetensors")["3"], tensors["3"])
+
+
+def test_copying_a_file_keeps_dtypes_and_checks_names(tmp_path):
+    save_tensors(WEIGHTS, tmp_path / "w")
+    held = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in WEIGHTS.items()}
+    copy_tensors(held, tmp_path / "w")
+    assert all(torch.equal(held[name], WEIGHTS[name].float()) for name in WEIGHTS)
+    assert same(read_tensors(tmp_path / "w"), WEIGHTS)  # the file is as it was
+    del held["a.bias"]
+    with pytest.raises(InputError, match=r"1 extra \(a.bias"):
+        copy_tensors(held, tmp_path / "w")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is given back on Linux")
+def test_copying_a_file_takes_no_memory_beside_the_copy(tmp_path):
+    probe = (
+        "import resource, sys, torch\n"
+        "from ipx2p.tensor_files.tensors import copy_tensors, save_tensors\n"
+        "held = {str(i): torch.ones(1024, 1024) for i in range(64)}\n"
+        "save_tensors(held, sys.argv[1])\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "copy_tensors(held, sys.argv[1])\n"
+        "print(peak() - before)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", probe, str(tmp_path / "w")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(run.stdout) < 64 * 4096 / 4  # KiB: a quarter of the file

@@ -14,6 +14,7 @@ from ipx2p.distributed import World
 from ipx2p.errors import InputError
 from ipx2p.metrics import METRICS, Metric, l1
 from ipx2p.models.vae import VAE
+from ipx2p.tensor_files.tensors import save_tensors
 from ipx2p.training.checkpoint import MOMENTS, load_optimizer, optimizer_tensors
 from ipx2p.training.ema import EMA
 from ipx2p.training.learners import LEARNERS, EditLearner
@@ -57,7 +58,7 @@ def test_average_is_a_frozen_copy_of_float32_weights():
         EMA(nn.Linear(2, 2).bfloat16(), decay=0.9)
 
 
-def test_optimizer_state_survives_as_named_tensors(generator):
+def test_optimizer_state_survives_as_named_tensors(generator, tmp_path):
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
     optimizer = AdamW(module.parameters(), lr=0.1)
     inputs = torch.randn(4, 3, generator=generator)
@@ -70,29 +71,32 @@ def test_optimizer_state_survives_as_named_tensors(generator):
     step(module, optimizer)
     copied = copy.deepcopy(module)
     restored = AdamW(copied.parameters(), lr=0.1)
-    tensors = {key: tensor.clone() for key, tensor in optimizer_tensors(module, optimizer).items()}
+    tensors = optimizer_tensors(module, optimizer)
     assert "0.weight.exp_avg" in tensors and "1.bias.step" in tensors
-    load_optimizer(copied, restored, tensors, "here")
+    save_tensors(tensors, tmp_path / "here")
+    load_optimizer(copied, restored, tmp_path / "here")
     step(module, optimizer)
     step(copied, restored)
     for one, other in zip(module.parameters(), copied.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_restored_moments_have_the_memory_layout_of_their_weights():
+def test_restored_moments_have_the_memory_layout_of_their_weights(tmp_path):
     module = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
     optimizer = AdamW(module.parameters(), lr=0.1)
     tensors = {}
     for name, parameter in module.named_parameters():
         tensors |= {f"{name}.{key}": torch.randn(parameter.shape) for key in MOMENTS[1:]}
         tensors[f"{name}.step"] = torch.tensor(3.0)
-    load_optimizer(module, optimizer, tensors, "here")
+    save_tensors(tensors, tmp_path / "here")
+    load_optimizer(module, optimizer, tmp_path / "here")
     state = optimizer.state[module.weight]
     assert state["exp_avg"].stride() == module.weight.stride() != tensors["weight.exp_avg"].stride()
     assert torch.equal(state["exp_avg"], tensors["weight.exp_avg"])
     del tensors["bias.exp_avg"]
+    save_tensors(tensors, tmp_path / "here")
     with pytest.raises(InputError, match=r"here does not fit the model: 1 missing \(bias.exp_avg"):
-        load_optimizer(module, optimizer, tensors, "here")
+        load_optimizer(module, optimizer, tmp_path / "here")
 
 
 def test_validation_pairs_are_fixed_and_cover_the_tasks(make_config):
