@@ -12,19 +12,10 @@ from ipx2p.fidelity import KNOBS, parse_fidelity
 from ipx2p.images import fit, load_image, pixels01_from_image, pixels_from_pixels01
 from ipx2p.photos import read_photo
 from tests.conftest import GOLDEN
+from tests.editing.test_editor import pictures
 
 QUICK = {"num_steps": 4, "sampler": "euler_ancestral"}
 NEUTRAL = {name: f"{name}:{made.neutral[0]}={made.neutral[1]}" for name, made in KNOBS.items()}
-
-
-def pictures():
-    """Pictures of three sizes, two of them alike."""
-    source = torch.Generator().manual_seed(1)
-    sizes = [(32, 48), (32, 48), (48, 32), (16, 16)]
-    return [
-        Image.fromarray(torch.randint(256, (h, w, 3), generator=source, dtype=torch.uint8).numpy())
-        for w, h in sizes
-    ]
 
 
 def scaled_source(editor, image):
