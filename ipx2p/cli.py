@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import ClassVar, NoReturn
 
-from ipx2p.errors import InputError
+from ipx2p.errors import ERROR, InputError
 from ipx2p.names import METRICS
 
 BAD_INPUT = 2  # exit code, the same as argparse's own
@@ -135,7 +135,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {_one_line(message)}", file=sys.stderr)
+    print(f"{ERROR}{_one_line(message)}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""Several processes of one run, started by `torchrun`, and how they agree (layer 0).
+"""Several processes of one run, started by `torchrun` or `spread`, and how they agree (layer 0).
 
 Gradients travel over NCCL on CUDA and over gloo on the CPU. Small messages between the processes
 (agreement, scores, errors) always go over gloo, from CPU tensors, so that no device waits.
@@ -8,26 +8,37 @@ import ctypes
 import os
 import secrets
 import signal
+import socket
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ipx2p.errors import InputError
+from ipx2p.errors import ERROR, InputError
 
 # How long a process waits for the others. Validation and encoding are divided evenly, so this
 # allows for machines of different speed, not for work of a single process.
 TIMEOUT = timedelta(minutes=30)
+LAST_WORDS_S = 30.0  # how long a process may take to end that another one has lost
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+THIS_MACHINE = "127.0.0.1"
 # How gloo and NCCL report that another process has ended.
 CLOSED = ("closed by peer", "Connection reset", "Broken pipe", "remote process exited")
+LOST = "another process of this run has ended, see its message"
+
+
+class ProcessLost(InputError):
+    """Another process of the run has ended; its own message says why."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,70 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def count_cores() -> int:
+    """The CPU cores that this process may use."""
+    can_ask = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
+
+
+@contextmanager
+def spread(command: Sequence[str], count: int) -> Iterator[None]:
+    """Run what is inside in `count` processes of this machine, as `torchrun` would.
+
+    This one is rank 0, the others run `command`, which has to lead to the same place; they share
+    the cores. Only rank 0 reports errors. Under torchrun nothing is started.
+
+    Raises: InputError in place of `ProcessLost`, with what the lost process said.
+    """
+    if count == 1 or "RANK" in os.environ:
+        yield
+        return
+    with socket.create_server((THIS_MACHINE, 0)) as free:
+        port = free.getsockname()[1]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, count_cores() // count))
+    places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(places)}
+    shared = {"MASTER_ADDR": THIS_MACHINE, "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    first, *ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    with ExitStack() as opened:
+        others = []
+        for rank in ranks:
+            said = opened.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
+            options = {"stdin": subprocess.DEVNULL, "preexec_fn": end_with_parent}
+            other = subprocess.Popen(command, env=environment | rank, stderr=said, **options)
+            opened.callback(other.wait)
+            opened.callback(other.kill)  # before the wait; it may be waiting for this process
+            others.append((other, said))
+        opened.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(int(threads))
+        os.environ |= first
+        for name in first:
+            opened.callback(os.environ.pop, name)
+        try:
+            yield
+        except ProcessLost:
+            _raise_last_words(others)
+            raise
+        _raise_last_words(others)
+
+
+def _raise_last_words(others: Sequence[tuple[subprocess.Popen, IO[str]]]) -> None:
+    """Wait for processes to end; raise InputError with what the first that failed said."""
+    until = time.monotonic() + LAST_WORDS_S
+    while time.monotonic() < until and any(other.poll() is None for other, _ in others):
+        time.sleep(0.05)
+    for rank, (other, said) in enumerate(others, 1):
+        said.seek(0)
+        words = said.read().strip()
+        if not other.returncode or words.endswith(LOST):
+            continue
+        _, is_bad_input, last = words.rpartition(ERROR)
+        if is_bad_input and "\n" not in last:
+            raise InputError(last)
+        print(words, file=sys.stderr)
+        raise InputError(f"rank {rank} ended with exit code {other.returncode}")
+
+
 def _read_environment() -> World:
     names = {"RANK": None, "WORLD_SIZE": None, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": None}
     values = {name: os.environ.get(name, default) for name, default in names.items()}
@@ -174,7 +249,8 @@ def open_world(*, cuda: bool, timeout: timedelta = TIMEOUT) -> Iterator[World]:
     if dist.is_initialized():
         yield world
         return
-    end_with_parent()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     if cuda:
         if world.local_rank >= torch.cuda.device_count():
             raise InputError(
@@ -199,7 +275,5 @@ def open_world(*, cuda: bool, timeout: timedelta = TIMEOUT) -> Iterator[World]:
     except RuntimeError as error:
         if not any(sign in str(error) for sign in CLOSED):
             raise
-        raise InputError(
-            f"rank {world.rank}: another process of this run has ended, see its message"
-        ) from error
+        raise ProcessLost(f"rank {world.rank}: {LOST}") from error
     dist.destroy_process_group()  # only after success: a failed process must not wait here

@@ -8,6 +8,8 @@ its traceback.
 import difflib
 from collections.abc import Sequence
 
+ERROR = "error: "  # starts the line with which a command reports bad input
+
 
 class InputError(ValueError):
     """Bad input. The message names the file or key, the expected and found values, and the fix."""

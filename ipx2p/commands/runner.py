@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ipx2p.distributed import end_with_parent
+from ipx2p.distributed import count_cores, end_with_parent
 from ipx2p.errors import InputError
 
 POLL_S = 0.5
@@ -36,7 +36,7 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "ipx2p", "train", str(self.config)]
+        return [sys.executable, "-m", "ipx2p", "train", str(self.config), "train.processes=1"]
 
     @property
     def steps_done(self) -> int:
@@ -91,7 +91,7 @@ def run_jobs(jobs: Sequence[Job], processes: int | None) -> None:
     if not waiting:
         print(f"all {len(jobs)} runs are finished")
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = count_cores()
     count = min(processes or torch.cuda.device_count() or cores, len(waiting))
     free = [*range(count)]
     progress, failed = Progress(jobs), []

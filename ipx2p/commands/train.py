@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,14 +55,16 @@ def main(argv: list[str] | None = None) -> None:
     from ipx2p.config import read_settings
 
     read_settings(args.config, args.overrides)  # report slips before torch is imported
-    from ipx2p.distributed import open_world
+    from ipx2p.distributed import open_world, spread
     from ipx2p.training.config import TrainConfig
 
     config = TrainConfig.load(args.config, args.overrides)
     from ipx2p.commands.evaluation import check_evaluation, evaluate_run
     from ipx2p.training.loop import train
 
-    with open_world(cuda=config.train.uses_cuda) as world:
+    processes = 1 if args.dry_run else config.train.processes
+    again = [sys.executable, "-m", "ipx2p", "train", *(sys.argv[1:] if argv is None else argv)]
+    with spread(again, processes), open_world(cuda=config.train.uses_cuda) as world:
         if prepare_data(config, world, dry_run=args.dry_run):
             check_evaluation(config)
             train(config, dry_run=args.dry_run)

@@ -37,9 +37,9 @@ RANGES = {
     f"1 or more, at most {MAX_COUNT}": (
         lambda value: 1 <= value <= MAX_COUNT,
         "data.resolution data.draws train.steps train.batch_size train.accumulate "
-        "train.max_bad_steps train.keep_every train.log_every train.checkpoint_every "
-        "train.keep_checkpoints validation.every validation.pairs_per_task validation.resolution "
-        "validation.batch_size",
+        "train.processes train.max_bad_steps train.keep_every train.log_every "
+        "train.checkpoint_every train.keep_checkpoints validation.every validation.pairs_per_task "
+        "validation.resolution validation.batch_size",
     ),
     "0 or more, at most 256": (lambda value: 0 <= value <= 256, "data.workers"),
     "a number that is 0 or more": (
@@ -148,6 +148,7 @@ class StepsConfig:
     batch_size: int = 32  # samples of a step, over all processes and micro-batches
     accumulate: int = 1  # micro-batches of each process in a step
     ema_decay: float = 0.9999
+    processes: int = 1  # to start on this machine; torchrun's own number wins
     device: str = "auto"
     precision: str = "auto"  # of the trained network: bfloat16 is autocast over float32 weights
     channels_last: bool = True

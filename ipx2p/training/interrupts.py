@@ -26,6 +26,7 @@ class Interrupts:
     def __init__(self, world: World) -> None:
         self.world = world
         self.requested = False  # of this process
+        self.stopped = False  # on all processes
         self._first: tuple[int, float] = (0, 0.0)  # the signal, and when it arrived
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._agreement: dist.Work | None = None
@@ -34,15 +35,16 @@ class Interrupts:
     def listen(self) -> Iterator[None]:
         """Take SIGINT, SIGTERM and SIGUSR1 as a request to stop; a second one ends the process.
 
-        The same signal again within `REPEAT_S` counts as one. With several processes, signals are
-        ignored afterwards: one that stopped the others may arrive after this process has stopped.
+        The same signal again within `REPEAT_S` counts as one. Once several processes have stopped,
+        signals are ignored: one that stopped the others may arrive after this process has stopped.
         """
         earlier = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in earlier.items():
-                signal.signal(number, handler if self.world.size == 1 else signal.SIG_IGN)
+                is_over = self.stopped and self.world.size > 1
+                signal.signal(number, signal.SIG_IGN if is_over else handler)
 
     def agreed(self) -> bool:
         """Whether to stop now: the same answer on all processes, which must all ask.
@@ -61,6 +63,7 @@ class Interrupts:
         """Raise `Stopped` on all processes if any was asked to stop: for work that can be
         repeated. All processes must call it equally often; they wait for one another."""
         if self.world.any(self.requested):
+            self.stopped = True
             raise Stopped
 
     def settle(self) -> bool:
@@ -69,7 +72,8 @@ class Interrupts:
             return False
         self._agreement.wait()
         self._agreement = None
-        return bool(self._flag.item())
+        self.stopped |= bool(self._flag.item())
+        return self.stopped
 
     def _note(self, number: int, frame: object) -> None:
         first, since = self._first

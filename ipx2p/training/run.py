@@ -29,6 +29,7 @@ FREE = {
     *("run.dir", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"),
     *("train.keep_every", "train.max_bad_steps", "data.cache_dir", "data.on_error"),
     *("data.prepare", "data.workers", "validation.every", "validation.batch_size"),
+    "train.processes",  # `resume` compares their number itself
 }
 # These may change too, but then the weights differ in their last bits.
 ROUNDING = {
