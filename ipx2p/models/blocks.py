@@ -71,7 +71,7 @@ class Conv3x3(nn.Conv2d):
             weight, patches = weight.flatten(1), patches.transpose(0, 1)
         else:
             weight = weight.permute(0, 2, 3, 1).flatten(1)
-        product = torch.addmm(self.bias[:, None], weight, patches.flatten(0, 1).flatten(1))
+        product = linear(weight, patches.flatten(0, 1).flatten(1).t(), None) + self.bias[:, None]
         size = [(side + 2 * self.padding[0] - 3) // self.stride[0] + 1 for side in (height, width)]
         return product.view(-1, batch, *size).transpose(0, 1)
 
