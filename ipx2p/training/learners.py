@@ -22,6 +22,7 @@ from ipx2p.diffusion.objective import (
 )
 from ipx2p.diffusion.schedule import Schedule
 from ipx2p.editing.editor import Editor
+from ipx2p.editing.settings import check_window
 from ipx2p.errors import InputError
 from ipx2p.images import pixels_from_pixels01
 from ipx2p.models.flops import counted_flops
@@ -79,6 +80,7 @@ class EditLearner(Learner):
         self.module.config = copy.copy(self.module.config)
         self.module.config.sample_size = config.edit_resolution // vae.config.downscale
         self.module.config.check("data.resolution")
+        check_window(config.validation.edit.window, vae.config, self.module.config)
         self.precision = pick_dtype(config.train.precision, device)
         self.editor(self.module)  # raises if the parts do not fit together
         self.null_text = text.encode([""])
