@@ -159,15 +159,14 @@ class Upsample(nn.Module):
         Of three neighbouring rows in the enlarged map two are equal, so even and odd rows are each
         a convolution of the small map with two rows of weights, and so are columns.
         """
-        height, width = x.shape[-2:]
-        x, phases = F.pad(x, (1, 1, 1, 1)), []
+        batch, channels, height, width = x.shape
+        woven = x.new_empty(batch, channels, height, 2, width, 2)
+        x = F.pad(x, (1, 1, 1, 1))
         for row, of_row in enumerate(_phases(self.conv.weight, axis=2)):
             for column, weight in enumerate(_phases(of_row, axis=3)):
                 seen = x[..., row : row + height + 1, column : column + width + 1]
-                phases.append(F.conv2d(seen, weight, self.conv.bias))
-        # (4, B, C, H, W) -> (B, C, H, 2, W, 2) -> (B, C, 2H, 2W)
-        woven = torch.stack(phases).unflatten(0, (2, 2)).permute(2, 3, 4, 0, 5, 1)
-        return woven.flatten(4).flatten(2, 3)
+                woven[:, :, :, row, :, column] = F.conv2d(seen, weight, self.conv.bias)
+        return woven.flatten(4).flatten(2, 3)  # (B, C, H, 2, W, 2) -> (B, C, 2H, 2W)
 
 
 def _phases(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
