@@ -31,7 +31,8 @@ from ipx2p.errors import ERROR, InputError
 TIMEOUT = timedelta(minutes=30)
 LAST_WORDS_S = 30.0  # how long a process may take to end that another one has lost
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-THIS_MACHINE = "127.0.0.1"
+# Processes of one machine find one another without its name, which may be that of no address.
+THIS_MACHINE, LOOPBACK = "127.0.0.1", "lo0" if sys.platform == "darwin" else "lo"
 # How gloo and NCCL report that another process has ended.
 CLOSED = ("closed by peer", "Connection reset", "Broken pipe", "remote process exited")
 LOST = "another process of this run has ended, see its message"
@@ -160,9 +161,10 @@ def spread(command: Sequence[str], count: int) -> Iterator[None]:
     with socket.create_server((THIS_MACHINE, 0)) as free:
         port = free.getsockname()[1]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, count_cores() // count))
-    places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    places = filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
     environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(places)}
     shared = {"MASTER_ADDR": THIS_MACHINE, "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    shared["GLOO_SOCKET_IFNAME"] = LOOPBACK
     first, *ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
     with ExitStack() as opened:
         others = []

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     from ipx2p.commands.evaluation import check_evaluation, evaluate_run
     from ipx2p.training.loop import train
 
-    processes = 1 if args.dry_run else config.train.processes
+    processes = 1 if args.dry_run else config.train.num_processes
     again = [sys.executable, "-m", "ipx2p", "train", *(sys.argv[1:] if argv is None else argv)]
     with spread(again, processes), open_world(cuda=config.train.uses_cuda) as world:
         if prepare_data(config, world, dry_run=args.dry_run):

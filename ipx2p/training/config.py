@@ -148,7 +148,7 @@ class StepsConfig:
     batch_size: int = 32  # samples of a step, over all processes and micro-batches
     accumulate: int = 1  # micro-batches of each process in a step
     ema_decay: float = 0.9999
-    processes: int = 1  # to start on this machine; torchrun's own number wins
+    processes: int = 1  # of this machine, at most one for each GPU; torchrun's own number wins
     device: str = "auto"
     precision: str = "auto"  # of the trained network: bfloat16 is autocast over float32 weights
     channels_last: bool = True
@@ -166,6 +166,11 @@ class StepsConfig:
     def uses_cuda(self) -> bool:
         """Whether each process trains on a GPU."""
         return self.device != "cpu" and torch.cuda.is_available()
+
+    @property
+    def num_processes(self) -> int:
+        """How many there are to start."""
+        return min(self.processes, torch.cuda.device_count()) if self.uses_cuda else self.processes
 
 
 @dataclass

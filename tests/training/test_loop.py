@@ -429,7 +429,10 @@ def test_trained_autoencoder_gets_the_scale_of_its_latents(make_config, run_fold
         ("train.steps=99999999999999999999", r"train\.steps is 9+, expected 1 or more, at most"),
         ("train.device=meta", "device 'meta' is not available"),
         ("validation.edit.sampler=x", "unknown sampler 'x'"),
-        ("validation.edit.window=3", "window is 3 pixels, expected a multiple of 16 for this model"),
+        (
+            "validation.edit.window=3",
+            "window is 3 pixels, expected a multiple of 16 for this model",
+        ),
         ("validation.edit.guidance=apg:eta=2,norm=1+rescale", "eta is '2', out of range"),
         ("validation.edit.guidance=autoguidance", "needs a second, weaker network"),
         ("model.weights=/nowhere/x/y", "/nowhere/x/y does not exist"),
