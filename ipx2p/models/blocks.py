@@ -71,7 +71,8 @@ class Conv3x3(nn.Conv2d):
             weight, patches = weight.flatten(1), patches.transpose(0, 1)
         else:
             weight = weight.permute(0, 2, 3, 1).flatten(1)
-        product = linear(weight, patches.flatten(0, 1).flatten(1).t(), None) + self.bias[:, None]
+        product = linear(weight, patches.flatten(0, 1).flatten(1).t(), None)
+        product += self.bias[:, None]
         size = [(side + 2 * self.padding[0] - 3) // self.stride[0] + 1 for side in (height, width)]
         return product.view(-1, batch, *size).transpose(0, 1)
 
@@ -89,7 +90,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     On a CPU torch calls MKL, which AMD's cores run at 0.6 to 0.9 of the speed of oneDNN, above all
     where there are few tokens. Its operator for torch's compiler has no gradient.
     """
-    by_mkl = x.device.type == "cpu" and x.dtype == torch.float32 and HAS_MKL
+    by_mkl = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and HAS_MKL
     if by_mkl and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ipx2p.models import blocks
 from ipx2p.models.blocks import (
@@ -124,6 +125,18 @@ def test_a_convolution_as_a_matrix_product_is_the_same(
     # DDP wants gradients in the memory layout of their weights.
     (layer.as_product(x) * weights).sum().backward()
     assert layer.weight.grad.stride() == layer.weight.stride()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_product_under_autocast_is_nearly_the_convolution(grad):
+    torch.manual_seed(0)
+    layer, x = Conv3x3(16, 16), torch.randn(2, 16, 4, 4)
+    expected = nn.Conv2d.forward(layer, nn.Conv2d.forward(layer, x))
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16):
+        once = layer.as_product(x).bfloat16()
+        twice = layer.as_product(once)
+    assert (twice - expected).abs().max() < 0.02
+    assert twice.dtype == torch.bfloat16 or not grad
 
 
 def test_a_large_weight_is_multiplied_and_a_small_one_convolved(generator, monkeypatch):
