@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
 from ipx2p.distributed import spread
+from ipx2p.training.config import StepsConfig
 from tests.conftest import ROOT
 from tests.training.conftest import assert_same_run
 from tests.training.test_distributed import SHORT, launch  # noqa: F401, a fixture
@@ -124,3 +127,12 @@ def test_one_process_and_those_of_torchrun_start_no_others(monkeypatch):
     monkeypatch.delenv("RANK")
     with spread(["/no/such/program"], 1):
         pass
+
+
+def test_no_more_are_started_than_there_are_gpus(monkeypatch):
+    several = StepsConfig(steps=1, processes=4, device="auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert several.num_processes == 2 and replace(several, device="cpu").num_processes == 4
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert several.num_processes == 4
