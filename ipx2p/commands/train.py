@@ -61,8 +61,11 @@ def main(argv: list[str] | None = None) -> None:
     config = TrainConfig.load(args.config, args.overrides)
     from ipx2p.commands.evaluation import check_evaluation, evaluate_run
     from ipx2p.training.loop import train
+    from ipx2p.training.run import Run
 
-    processes = 1 if args.dry_run else config.train.num_processes
+    processes = config.train.num_processes
+    if processes > 1 and (args.dry_run or Run(config).is_finished):
+        processes = 1  # there is too little to do
     again = [sys.executable, "-m", "ipx2p", "train", *(sys.argv[1:] if argv is None else argv)]
     with spread(again, processes), open_world(cuda=config.train.uses_cuda) as world:
         if prepare_data(config, world, dry_run=args.dry_run):
