@@ -8,10 +8,9 @@ import warnings
 from collections.abc import Callable
 from typing import ClassVar, NoReturn
 
-from ipx2p.errors import ERROR, InputError
+from ipx2p.errors import BAD_INPUT, ERROR, InputError
 from ipx2p.names import METRICS
 
-BAD_INPUT = 2  # exit code, the same as argparse's own
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 BROKEN_PIPE = 141  # 128 + SIGPIPE, likewise
 # Read when torch starts, here and in child processes; docs/performance.md has the numbers.

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,12 +25,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ipx2p.errors import ERROR, InputError
+from ipx2p.errors import BAD_INPUT, ERROR, InputError
 
 # How long a process waits for the others. Validation and encoding are divided evenly, so this
 # allows for machines of different speed, not for work of a single process.
 TIMEOUT = timedelta(minutes=30)
-LAST_WORDS_S = 30.0  # how long a process may take to end that another one has lost
+# Between looks at other processes; how long each may take to notice that another one has ended.
+POLL_S, LAST_WORDS_S = 0.05, 15.0
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 # Processes of one machine find one another without its name, which may be that of no address.
 THIS_MACHINE, LOOPBACK = "127.0.0.1", "lo0" if sys.platform == "darwin" else "lo"
@@ -181,18 +183,45 @@ def spread(command: Sequence[str], count: int) -> Iterator[None]:
         for name in first:
             opened.callback(os.environ.pop, name)
         try:
-            yield
+            with _watching(others):
+                yield
         except ProcessLost:
             _raise_last_words(others)
             raise
         _raise_last_words(others)
 
 
+@contextmanager
+def _watching(others: Sequence[tuple[subprocess.Popen, IO[str]]]) -> Iterator[None]:
+    """End this process if another one has failed and this one does not notice: until all have met,
+    it waits for them where no exception reaches it."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not any(other.poll() for other, _ in others):
+            if is_over.wait(POLL_S):
+                return
+        if is_over.wait(LAST_WORDS_S):
+            return
+        try:
+            _raise_last_words(others)
+            raise ProcessLost(LOST)
+        except InputError as error:
+            print(f"{ERROR}{error}", file=sys.stderr, flush=True)
+        os._exit(BAD_INPUT)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
 def _raise_last_words(others: Sequence[tuple[subprocess.Popen, IO[str]]]) -> None:
     """Wait for processes to end; raise InputError with what the first that failed said."""
     until = time.monotonic() + LAST_WORDS_S
     while time.monotonic() < until and any(other.poll() is None for other, _ in others):
-        time.sleep(0.05)
+        time.sleep(POLL_S)
     for rank, (other, said) in enumerate(others, 1):
         said.seek(0)
         words = said.read().strip()
@@ -201,7 +230,8 @@ def _raise_last_words(others: Sequence[tuple[subprocess.Popen, IO[str]]]) -> Non
         _, is_bad_input, last = words.rpartition(ERROR)
         if is_bad_input and "\n" not in last:
             raise InputError(last)
-        print(words, file=sys.stderr)
+        if words:
+            print(words, file=sys.stderr)
         raise InputError(f"rank {rank} ended with exit code {other.returncode}")
 
 

@@ -8,7 +8,8 @@ its traceback.
 import difflib
 from collections.abc import Sequence
 
-ERROR = "error: "  # starts the line with which a command reports bad input
+# How a command reports bad input: the start of its line, and its exit code, the same as argparse's.
+ERROR, BAD_INPUT = "error: ", 2
 
 
 class InputError(ValueError):

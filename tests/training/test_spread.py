@@ -106,12 +106,16 @@ run_command(main)
         ("sys.exit('error: rank 1: file 7 is damaged')", "rank 1: file 7 is damaged", False),
         ("world.barrier(); raise KeyError('mine')", "rank 1 ended with exit code 1", True),
         ("sys.exit()", "rank 0: another process of this run has ended, see its message", False),
+        (None, "rank 1 ended with exit code 3", False),
     ],
-    ids=["refuses", "crashes", "leaves"],
+    ids=["refuses", "crashes", "leaves", "never comes"],
 )
 def test_what_one_of_them_says_is_reported_by_the_first(other, said, shown):
     head = "import sys\nfrom ipx2p.distributed import open_world\n"
-    script = f"OTHER = {head + 'with open_world(cuda=False) as world: ' + other!r}\n{FIRST}"
+    code = "import os; os._exit(3)"  # before it has met the first
+    if other is not None:
+        code = f"{head}with open_world(cuda=False) as world: {other}"
+    script = f"OTHER = {code!r}\n{FIRST}"
     result = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=MANY_S
     )
