@@ -103,12 +103,34 @@ run_command(main)
 @pytest.mark.parametrize(
     ("other", "said", "shown"),
     [
-        ("sys.exit('error: rank 1: file 7 is damaged')", "rank 1: file 7 is damaged", False),
-        ("world.barrier(); raise KeyError('mine')", "rank 1 ended with exit code 1", True),
-        ("sys.exit()", "rank 0: another process of this run has ended, see its message", False),
-        (None, "rank 1 ended with exit code 3", False),
+        pytest.param(
+            "sys.exit('error: rank 1: file 7 is damaged')",
+            "rank 1: file 7 is damaged",
+            False,
+            id="refuses",
+        ),
+        pytest.param(
+            "world.barrier(); raise KeyError('mine')",
+            "rank 1 ended with exit code 1",
+            True,
+            id="crashes",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "sys.exit()",
+            "rank 0: another process of this run has ended, see its message",
+            False,
+            id="leaves",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            None,
+            "rank 1 ended with exit code 3",
+            False,
+            id="never-comes",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["refuses", "crashes", "leaves", "never comes"],
 )
 def test_what_one_of_them_says_is_reported_by_the_first(other, said, shown):
     head = "import sys\nfrom ipx2p.distributed import open_world\n"
