@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import os
 from collections import ChainMap
 from contextlib import closing
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from torch.optim import AdamW
 from ipx2p.data.loader import StepSampler
 from ipx2p.data.workers import micro_batches
 from ipx2p.devices import advice_out_of_memory, pick_device
-from ipx2p.distributed import World, open_world
+from ipx2p.distributed import World, count_cores, open_world
 from ipx2p.errors import InputError
 from ipx2p.files import digest_bytes
 from ipx2p.training.checkpoint import (
@@ -201,7 +200,7 @@ def warnings(config: TrainConfig, world: World) -> list[str]:
             f"objective.dropout.{', objective.dropout.'.join(never)} is 0: guidance will use "
             "predictions that were never trained, which spoils the edits; 0.05 is usual"
         )
-    cores = os.cpu_count() or 1
+    cores = count_cores()
     workers = world.local_size * config.data.workers
     if world.local_size > 1 and workers > cores:
         found.append(

@@ -7,7 +7,7 @@ import pytest
 
 import ipx2p.training.interrupts
 from ipx2p.distributed import World
-from ipx2p.training.interrupts import REPEAT_S, Interrupts
+from ipx2p.training.interrupts import REPEAT_S, SIGNALS, Interrupts
 
 
 class Ended(Exception):
@@ -46,3 +46,17 @@ def test_another_signal_ends_at_once(interrupts):
     interrupts.send(signal.SIGTERM)
     with pytest.raises(Ended):
         interrupts.send(signal.SIGINT)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_only_processes_that_have_stopped_ignore_later_signals(stopped):
+    earlier = {number: signal.getsignal(number) for number in SIGNALS}
+    interrupts = Interrupts(World(0, 2))
+    try:
+        with interrupts.listen():
+            interrupts.stopped = stopped
+        for number, handler in earlier.items():
+            assert signal.getsignal(number) == (signal.SIG_IGN if stopped else handler)
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
